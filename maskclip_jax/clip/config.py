@@ -1,0 +1,168 @@
+"""What a checkpoint is (`CLIPConfig`) and how faithfully to repeat the released code (`Fidelity`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from maskclip_jax.errors import UserError
+
+Activation = Literal["quick_gelu", "gelu"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
+    """The released PyTorch code's habits, each a named field (`Differences from the released code` in the README).
+
+    The defaults are what CLIP was trained with and what the paper says; `Fidelity.released()` repeats the code
+    that produced the published numbers. The two differ in every field.
+
+    Fields:
+      activation: image tower's activation; "checkpoint" (QuickGELU for OpenAI weights) or exact "gelu".
+      layer_norm_eps: image tower's epsilon; None is the checkpoint's (1e-5), the released code has 1e-6.
+      keys: ViT keys `W_k y + b_k` ("k_proj") or passed on through the output projection ("out_proj").
+      key_normalization: keys of unit length over "channels" (a cosine) or over "positions" (`F.normalize`, dim=1).
+      image_statistics: mean/std of the "checkpoint" or of "imagenet".
+      probability_scale: None is `exp(logit_scale)`; the released code writes 100.
+      all_denoised: when every class would be denoised away, "keep_best" or "drop_all" (all logits -100).
+      upsample: logits "aligned" with the image's pixels, or the padded grid "stretched" over the unpadded image.
+      position_resize: resize position embeddings whenever the grid's "shape" differs, or only its token "count".
+    """
+
+    activation: Literal["checkpoint", "gelu"] = "checkpoint"
+    layer_norm_eps: float | None = None
+    keys: Literal["k_proj", "out_proj"] = "k_proj"
+    key_normalization: Literal["channels", "positions"] = "channels"
+    image_statistics: Literal["checkpoint", "imagenet"] = "checkpoint"
+    probability_scale: float | None = None
+    all_denoised: Literal["keep_best", "drop_all"] = "keep_best"
+    upsample: Literal["aligned", "stretched"] = "aligned"
+    position_resize: Literal["shape", "count"] = "shape"
+
+    @classmethod
+    def clip(cls) -> Fidelity:
+        """What CLIP was trained with and what the paper says."""
+        return cls()
+
+    @classmethod
+    def released(cls) -> Fidelity:
+        """What chongzhou96/MaskCLIP does, for its published numbers."""
+        return cls("gelu", 1e-6, "out_proj", "positions", "imagenet", 100.0, "drop_all", "stretched", "count")
+
+    @classmethod
+    def named(cls, value: str | Fidelity) -> Fidelity:
+        """`"clip"`, `"released"` or a `Fidelity` as it is."""
+        if isinstance(value, Fidelity):
+            return value
+        if value not in ("clip", "released"):
+            raise UserError(f"fidelity is 'clip', 'released' or a Fidelity, not {value!r}: choose one of them")
+        return getattr(cls, value)()
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """CLIP's Vision Transformer. `image_size` is the square side (pixels) its position embeddings were trained at."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: Activation = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    @property
+    def grid(self) -> int:
+        """Side of the trained patch grid."""
+        return self.image_size // self.patch_size
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one dense feature to the next."""
+        return self.patch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """CLIP's ModifiedResNet. `width` is the stem's (64 for RN50); `dense_stride` is where `encode_dense` reads out."""
+
+    image_size: int
+    width: int
+    layers: tuple[int, ...]
+    heads: int
+    dense_stride: Literal[8, 16, 32] = 32
+
+    @property
+    def grid(self) -> int:
+        """Side of the grid the attention pool's position embedding was trained at."""
+        return self.image_size // 32
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one dense feature to the next."""
+        return self.dense_stride
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """CLIP's causal text transformer; `eot_token_id` None takes the highest id in the prompt (OpenAI's `argmax`)."""
+
+    vocab_size: int
+    context_length: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: Activation = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eot_token_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Both towers, the width E they meet in, and the fidelity they are read with."""
+
+    vision: ViTConfig | ResNetConfig
+    text: TextConfig
+    embed_dim: int
+    fidelity: Fidelity = Fidelity()
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one dense feature to the next."""
+        return self.vision.stride
+
+    @property
+    def multiple(self) -> int:
+        """Image sides must be multiples of this: the patch, or the ResNet's whole stride."""
+        return self.vision.patch_size if isinstance(self.vision, ViTConfig) else 32
+
+
+_VITS = {  # image size, patch, width, layers, heads; embed_dim; text width, heads
+    "ViT-B/32": ((224, 32, 768, 12, 12), 512, (512, 8)),
+    "ViT-B/16": ((224, 16, 768, 12, 12), 512, (512, 8)),
+    "ViT-L/14": ((224, 14, 1024, 24, 16), 768, (768, 12)),
+    "ViT-L/14@336px": ((336, 14, 1024, 24, 16), 768, (768, 12)),
+}
+_RESNETS = {  # image size, width, layers, heads; embed_dim; text width, heads
+    "RN50": ((224, 64, (3, 4, 6, 3), 32), 1024, (512, 8)),
+    "RN101": ((224, 64, (3, 4, 23, 3), 32), 512, (512, 8)),
+    "RN50x4": ((288, 80, (4, 6, 10, 6), 40), 640, (640, 10)),
+    "RN50x16": ((384, 96, (6, 8, 18, 8), 48), 768, (768, 12)),
+    "RN50x64": ((448, 128, (3, 15, 36, 10), 64), 1024, (1024, 16)),
+}
+VARIANTS = (*_VITS, *_RESNETS)
+
+
+def variant(name: str) -> CLIPConfig:
+    """OpenAI's nine released architectures by the names OpenAI gave them, e.g. `variant("ViT-B/16")`."""
+    if name not in VARIANTS:
+        raise UserError(f"variant is one of {', '.join(VARIANTS)}, not {name!r}: choose one of them")
+    numbers, embed_dim, (text_width, text_heads) = (_VITS | _RESNETS)[name]
+    if name in _VITS:
+        vision = ViTConfig(*numbers, mlp_width=4 * numbers[2])
+    else:
+        vision = ResNetConfig(*numbers)
+    text = TextConfig(49408, 77, text_width, 12, text_heads, 4 * text_width)
+    return CLIPConfig(vision, text, embed_dim)

@@ -1,0 +1,255 @@
+"""The pieces both towers share. Parameter names follow OpenAI's checkpoints; kernels are `[in, out]` and HWIO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+Dtype = jnp.dtype | type
+
+
+def quick_gelu(x: Array) -> Array:
+    """OpenAI's fast GELU, `x · sigmoid(1.702 x)`."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU (with erf)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+
+class Linear(nn.Module):
+    """`x W + b` over the last axis, computed as one 2-D product: on CPU about twice as fast in training as over 3-D."""
+
+    features: int
+    use_bias: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        out = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            out = out + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return out.reshape(*x.shape[:-1], self.features)
+
+
+def layer_norm(epsilon: float) -> nn.LayerNorm:
+    """Layer normalisation in float32 whatever the dtype around it, with the two-pass variance of PyTorch's."""
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32)
+
+
+class Conv(nn.Module):
+    """A convolution without bias, kernel HWIO, padding `dilation · (k // 2)` on every side.
+
+    A 1×1 kernel is a matrix product over pixels, which XLA's CPU backend runs about 2.7 times faster both ways.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W i"], dilation: int = 1) -> Float[Array, "B H2 W2 o"]:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.size == 1:
+            x = x[:, :: self.stride, :: self.stride]
+            return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
+        pad = dilation * (self.size // 2)
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            ((pad, pad), (pad, pad)),
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose value and key projections can be read on their own (paper, section 3.1)."""
+
+    width: int
+    heads: int
+    dtype: Dtype = jnp.float32
+
+    def setup(self):
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(self.width, dtype=self.dtype) for _ in range(4))
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "#B 1 #T T"] | None = None) -> Float[Array, "B T D"]:
+        """`mask` is True where a query (third axis) may look at a key (fourth axis)."""
+        q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(self._merge(attend(q, k, v, mask)))
+
+    def value(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """`W_o (W_v x + b_v) + b_o`: what attention would give if every token looked only at itself (equation 4)."""
+        return self.out_proj(self.v_proj(x))
+
+    def _split(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+    def _merge(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:2], -1)
+
+
+def attend(
+    q: Float[Array, "B Q N d"],
+    k: Float[Array, "B K N d"],
+    v: Float[Array, "B K N d"],
+    mask: Bool[Array, "#B 1 #Q K"] | None = None,
+) -> Float[Array, "B Q N d"]:
+    """Softmax attention as plain batched products (on CPU faster than `jax.nn.dot_product_attention`)."""
+    scores = jnp.einsum("bqnd,bknd->bnqk", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bnqk,bknd->bqnd", weights, v)
+
+
+class MLP(nn.Module):
+    """`c_proj(act(c_fc(x)))`."""
+
+    width: int
+    hidden: int
+    activation: str
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        x = Linear(self.hidden, dtype=self.dtype, name="c_fc")(x)
+        return Linear(self.width, dtype=self.dtype, name="c_proj")(ACTIVATIONS[self.activation](x))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; `dense` is the same block with the attention matrix replaced by the identity."""
+
+    width: int
+    heads: int
+    mlp_width: int
+    activation: str
+    layer_norm_eps: float
+    dtype: Dtype = jnp.float32
+
+    def setup(self):
+        self.ln_1, self.ln_2 = layer_norm(self.layer_norm_eps), layer_norm(self.layer_norm_eps)
+        self.attn = Attention(self.width, self.heads, self.dtype)
+        self.mlp = MLP(self.width, self.mlp_width, self.activation, self.dtype)
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Array | None = None) -> Float[Array, "B T D"]:
+        x = x + self.attn(self.ln_1(x), mask)
+        return x + self.mlp(self.ln_2(x))
+
+    def dense(
+        self, x: Float[Array, "B L D"], keys: str, folded: dict | None
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+        """Tokens after the value path, and the keys for smoothing (method section 2)."""
+        y = self.ln_1(x)
+        z = x + (self.attn.value(y) if folded is None else apply_folded(folded, y, self.dtype))
+        k = self.attn.k_proj(y)
+        k = self.attn.out_proj(k) if keys == "out_proj" else k
+        return z + self.mlp(self.ln_2(z)), k
+
+
+def fold_linear(first: dict, second: dict) -> dict:
+    """One `{kernel, bias}` for `second(first(x))`: `W = W1 W2`, `b = b1 W2 + b2`."""
+    return {
+        "kernel": first["kernel"] @ second["kernel"],
+        "bias": first["bias"] @ second["kernel"] + second["bias"],
+    }
+
+
+def apply_folded(folded: dict, x: Float[Array, "*batch i"], dtype: Dtype) -> Float[Array, "*batch o"]:
+    """`x W + b` with the arrays `fold_linear` made."""
+    out = x.reshape(-1, x.shape[-1]).astype(dtype) @ folded["kernel"].astype(dtype) + folded["bias"].astype(dtype)
+    return out.reshape(*x.shape[:-1], -1)
+
+
+class Transformer(nn.Module):
+    """`resblocks_0 … resblocks_{n-1}`; the last block can be left to the caller."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: str
+    layer_norm_eps: float
+    dtype: Dtype = jnp.float32
+
+    def setup(self):
+        self.resblocks = [
+            Block(self.width, self.heads, self.mlp_width, self.activation, self.layer_norm_eps, self.dtype)
+            for _ in range(self.layers)
+        ]
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Array | None = None) -> Float[Array, "B T D"]:
+        return self.last(self.penultimate(x, mask), mask)
+
+    def penultimate(self, x: Float[Array, "B T D"], mask: Array | None = None) -> Float[Array, "B T D"]:
+        """All blocks but the last."""
+        for block in self.resblocks[:-1]:
+            x = block(x, mask)
+        return x
+
+    def last(self, x: Float[Array, "B T D"], mask: Array | None = None) -> Float[Array, "B T D"]:
+        """The last block, as it was trained."""
+        return self.resblocks[-1](x, mask)
+
+    def last_dense(self, x: Float[Array, "B L D"], keys: str, folded: dict | None) -> tuple[Array, Array]:
+        """The last block, read through its values."""
+        return self.resblocks[-1].dense(x, keys, folded)
+
+
+def resize_positions(
+    table: Float[Array, "n D"], trained: int, grid: Float[Array, "B 2"] | None, shape: tuple[int, int]
+) -> Float[Array, "#B h w D"]:
+    """Position embeddings of a `trained × trained` grid at another size: bicubic, a = -0.75, no antialias.
+
+    The interpolation is separable and linear, so two small matrices do it. They are made from `grid`, the *traced*
+    valid size `(h, w)` of every image inside a padded batch of static `shape`: one compiled program serves them all.
+    Beyond an image's valid size the result is meaningless (those tokens are masked).
+    """
+    h, w = shape
+    grid = jnp.asarray([[h, w]], jnp.float32) if grid is None else grid.astype(jnp.float32)
+    rows = jax.vmap(lambda n: cubic_matrix(trained, n, h))(grid[:, 0])
+    columns = jax.vmap(lambda n: cubic_matrix(trained, n, w))(grid[:, 1])
+    square = table.reshape(trained, trained, -1)
+    with jax.default_matmul_precision("highest"):
+        return jnp.einsum("bhi,bwj,ijd->bhwd", rows, columns, square)
+
+
+def cubic_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, "rows n_in"]:
+    """`rows` rows of the matrix that interpolates `n_in` samples at `n_out` centres, as `F.interpolate(bicubic)` does.
+
+    Unlike `maskclip_jax.data.preprocess.interpolation_matrix`, which makes the same matrix on the host, `n_out` is traced.
+    """
+    a = -0.75
+    x = (jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5
+    base = jnp.floor(x)
+    matrix = jnp.zeros((rows, n_in))
+    for tap in (-1, 0, 1, 2):
+        d = jnp.abs(x - (base + tap))
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = a * (((d - 5) * d + 8) * d - 4)
+        weight = jnp.where(d <= 1, near, jnp.where(d < 2, far, 0.0))
+        source = jnp.clip(base + tap, 0, n_in - 1).astype(jnp.int32)
+        matrix += weight[:, None] * jax.nn.one_hot(source, n_in)
+    return matrix
+
+
+def valid_mask(grid: Array | None, shape: tuple[int, int]) -> Bool[Array, "B h w"] | None:
+    """True on the part of a padded `shape` that each image's `grid` (h, w) covers; None when nothing is padded."""
+    if grid is None:
+        return None
+    rows = jnp.arange(shape[0])[None, :, None] < grid[:, 0, None, None]
+    columns = jnp.arange(shape[1])[None, None, :] < grid[:, 1, None, None]
+    return rows & columns
