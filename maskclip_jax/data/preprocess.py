@@ -1,0 +1,257 @@
+"""RGB picture -> normalised, padded array for the image tower, and the matrices that bring its grid back to pixels.
+
+Everything here is NumPy on the host. Resampling is linear and separable, so it is a matrix per axis: given to a
+compiled program as an argument, one program serves every image size of a bucket.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+from PIL import Image
+
+from maskclip_jax.data.buckets import bucket_shape as bucket_shape
+from maskclip_jax.errors import UserError
+
+_PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_HF_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the integers of preprocessor_config.json are Pillow's
+_OPEN_CLIP_KEYS = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
+SHORT_SIDE, LONG_SIDE = 512, 2048  # VOC and COCO-Stuff, the paper's protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How pixels become the tower's input. Sides in pixels; mean and std per RGB channel in units of 0..1.
+
+    Exactly one of three sizes: `short_side` (with `long_side` as its cap), `within` (the largest that fits this height
+    and width), or neither (the original size).
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    short_side: int | None = SHORT_SIDE
+    long_side: int | None = LONG_SIDE
+    within: tuple[int, int] | None = None
+    multiple: int = 1
+    image_size: int | None = None  # the side the checkpoint was trained at, as its own config says; for information
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise UserError(f"an image {name} has three finite numbers, but {values} came: check the checkpoint")
+        if min(self.std) <= 0 or max(self.mean) > 1.5:
+            raise UserError(
+                f"image mean and std are fractions of white (0..1), but {self.mean} / {self.std} came: divide by 255"
+            )
+        if self.interpolation not in _PIL_FILTERS:
+            raise UserError(f"interpolation is bilinear or bicubic, but {self.interpolation!r} came: choose one")
+        if self.within is not None and self.short_side is not None:
+            raise UserError(
+                f"an image is sized by short_side or within, but both came ({self.short_side}, {self.within}): "
+                "set the other to None"
+            )
+        sides = (self.short_side, self.long_side, self.multiple, *(self.within or ()))
+        if any(side is not None and side < 1 for side in sides):
+            raise UserError(f"sides are at least one pixel, but {sides} came: use positive numbers")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], **overrides: Any) -> "Preprocess":
+        """From the dict of a Hugging Face `preprocessor_config.json`.
+
+        The crop and size written there are those of classification and become `image_size` only; `overrides` are
+        fields of this class. Raises UserError when a needed key is missing or asks for something else than CLIP does.
+        """
+        needed = ("image_mean", "image_std", "resample", "size")
+        _require(config, needed, "preprocessor_config.json")
+        if "do_normalize" in config and not config["do_normalize"]:
+            raise UserError("preprocessor_config.json must normalise, but do_normalize is false: set it to true")
+        if "do_rescale" in config and not config["do_rescale"]:
+            raise UserError("preprocessor_config.json must rescale by 1/255, but do_rescale is false: set it to true")
+        if "rescale_factor" in config and abs(config["rescale_factor"] * 255 - 1) > 1e-5:
+            raise UserError(f"rescale_factor must be 1/255, but {config['rescale_factor']} came: correct the config")
+        if config["resample"] not in _HF_RESAMPLE:
+            raise UserError(f"resample must be 2 or 3 (bilinear, bicubic), but {config['resample']} came: correct it")
+        fields = {
+            "mean": _triple(config["image_mean"], "image_mean"),
+            "std": _triple(config["image_std"], "image_std"),
+            "interpolation": _HF_RESAMPLE[config["resample"]],
+            "image_size": _side(config["size"]),
+        }
+        return cls(**(fields | overrides))
+
+    @classmethod
+    def from_open_clip(cls, preprocess_cfg: Mapping[str, Any], **overrides: Any) -> "Preprocess":
+        """From the `preprocess_cfg` of an `open_clip_config.json`. Raises UserError on unknown or missing keys."""
+        _require(preprocess_cfg, ("mean", "std"), "preprocess_cfg")
+        unknown = sorted(set(preprocess_cfg) - _OPEN_CLIP_KEYS)
+        if unknown:
+            raise UserError(f"preprocess_cfg holds {', '.join(sorted(_OPEN_CLIP_KEYS))}, but {unknown} came: remove it")
+        if "mode" in preprocess_cfg and preprocess_cfg["mode"] != "RGB":
+            raise UserError(f"preprocess_cfg's mode must be RGB, but {preprocess_cfg['mode']!r} came: correct it")
+        fields: dict[str, Any] = {
+            "mean": _triple(preprocess_cfg["mean"], "mean"),
+            "std": _triple(preprocess_cfg["std"], "std"),
+        }
+        # The files that OpenAI's weights come with leave these two out; open_clip then resizes bicubically.
+        if "interpolation" in preprocess_cfg:
+            fields["interpolation"] = preprocess_cfg["interpolation"]
+        if "size" in preprocess_cfg:
+            fields["image_size"] = _side(preprocess_cfg["size"])
+        return cls(**(fields | overrides))
+
+
+class PreparedImage(NamedTuple):
+    """An image ready for the tower, and what is needed to bring its masks back."""
+
+    pixels: Float32[np.ndarray, "Hp Wp 3"]  # normalised, padded right and bottom with zeros
+    valid: tuple[int, int]  # height and width in pixels before padding
+    original: tuple[int, int]  # height and width of the picture that came in
+
+
+def resize_shape(
+    height: int,
+    width: int,
+    *,
+    short_side: int | None = None,
+    long_side: int | None = None,
+    within: tuple[int, int] | None = None,
+) -> tuple[int, int]:
+    """Height and width after the resize, aspect ratio kept, each at least 1 (method of mmsegmentation's `Resize`).
+
+    `short_side` scales the short side to it unless the long side would pass `long_side`; `within=(h, w)` gives the
+    largest size that fits; with neither, the size stays, except that `long_side` still caps it.
+    """
+    if within is not None:
+        scale = min(within[0] / height, within[1] / width)
+    elif short_side is not None:
+        scale = short_side / min(height, width)
+    else:
+        scale = 1.0
+    if long_side is not None:
+        scale = min(scale, long_side / max(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def prepare(rgb: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, multiple: int | None = None) -> PreparedImage:
+    """Resizes (Pillow's antialiased filter on 8-bit pixels, as CLIP's own preprocessing), normalises, then pads.
+
+    Args:
+      rgb: the picture.
+      preprocess: sizes and statistics.
+      multiple: pad to a multiple of this many pixels; `preprocess.multiple` when None.
+    """
+    original = rgb.shape[:2]
+    multiple = preprocess.multiple if multiple is None else multiple
+    valid = resize_shape(
+        *original, short_side=preprocess.short_side, long_side=preprocess.long_side, within=preprocess.within
+    )
+    if valid != original:
+        rgb = np.asarray(Image.fromarray(rgb).resize(valid[::-1], _PIL_FILTERS[preprocess.interpolation]))
+    mean, std = np.asarray(preprocess.mean, np.float32), np.asarray(preprocess.std, np.float32)
+    pixels = (rgb.astype(np.float32) / np.float32(255) - mean) / std
+    image = PreparedImage(pixels, valid, original)
+    return pad_image(image, (_round_up(valid[0], multiple), _round_up(valid[1], multiple)))
+
+
+def pad_image(image: PreparedImage, shape: tuple[int, int]) -> PreparedImage:
+    """Pads with zeros (the mean colour: it is after normalisation) on the right and bottom to `shape` in pixels."""
+    height, width = image.pixels.shape[:2]
+    if shape[0] < height or shape[1] < width:
+        raise ValueError(f"an image is padded to a shape at least its own, {height}x{width}, but {shape} came")
+    return image._replace(pixels=np.pad(image.pixels, ((0, shape[0] - height), (0, shape[1] - width), (0, 0))))
+
+
+def interpolation_matrix(
+    n_in: int, n_out: int, *, method: Literal["bilinear", "bicubic"] = "bilinear"
+) -> Float32[np.ndarray, "n_out n_in"]:
+    """The matrix of `torch.nn.functional.interpolate(align_corners=False, antialias=False)` along one axis.
+
+    `W_h @ image @ W_w.T` resizes. "bicubic" is Keys' kernel with a = −0.75 and the border repeated, which CLIP's
+    position embeddings need; `jax.image.resize(..., "cubic")` has a = −0.5 and antialiases: another function.
+    """
+    coordinates = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
+    return _sampling_matrix(coordinates, n_in, method)
+
+
+def upsample_matrix(
+    grid: int, patch: int, valid: int, original: int, *, aligned: bool = True, columns: int | None = None
+) -> Float32[np.ndarray, "original columns"]:
+    """Patch grid -> pixels of the original image along one axis, bilinear, the padding cropped away.
+
+    Pixel y of the original lies at (y + ½)·valid/original − ½ in the resized image and at (that + ½)/patch − ½ in the
+    grid. Where original == valid this is "upsample the padded grid to padded pixels and crop".
+
+    Args:
+      grid: cells that hold image, ⌈valid / patch⌉ (or more: cells of padding then blend in at the border).
+      patch: pixels a cell spans, the patch size or the output stride.
+      valid: pixels of the resized image before padding.
+      original: pixels of the picture that came in.
+      aligned: False stretches the padded grid over the unpadded image, as the released code does: masks are off by up
+        to half a patch (a 520 px image has 33 cells = 528 px).
+      columns: cells of the array that the matrix multiplies, when a bucket holds more than `grid`; they weigh zero.
+    """
+    if grid * patch < valid:
+        raise ValueError(f"a grid must cover the image, but {grid} cells of {patch} px are less than {valid} px")
+    if aligned:
+        matrix = _sampling_matrix((np.arange(original) + 0.5) * (valid / original) / patch - 0.5, grid, "bilinear")
+    else:
+        matrix = interpolation_matrix(grid, original)
+    if columns is None:
+        return matrix
+    if columns < grid:
+        raise ValueError(f"the array must hold the grid, but {columns} columns are fewer than {grid} cells")
+    return np.pad(matrix, ((0, 0), (0, columns - grid)))
+
+
+def _sampling_matrix(
+    coordinates: Float64[np.ndarray, "n_out"], n_in: int, method: Literal["bilinear", "bicubic"]
+) -> Float32[np.ndarray, "n_out n_in"]:
+    """Rows that sample a signal of `n_in` cells at `coordinates` (cell centres at 0, 1, …), its border repeated."""
+    first = np.floor(coordinates).astype(int)
+    t = coordinates - first
+    if method == "bilinear":
+        offsets, weights = (0, 1), (1 - t, t)
+    elif method == "bicubic":
+        offsets, weights = (-1, 0, 1, 2), (_keys(1 + t), _keys(t), _keys(1 - t), _keys(2 - t))
+    else:
+        raise ValueError(f"method must be 'bilinear' or 'bicubic', but {method!r} came")
+    matrix = np.zeros((len(coordinates), n_in))
+    for offset, weight in zip(offsets, weights, strict=True):
+        np.add.at(matrix, (np.arange(len(coordinates)), np.clip(first + offset, 0, n_in - 1)), weight)
+    return matrix.astype(np.float32)
+
+
+def _keys(distance: Float64[np.ndarray, "n"], a: float = -0.75) -> Float64[np.ndarray, "n"]:
+    """Keys' cubic convolution kernel (1981) at distances 0..2."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, far)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _require(config: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    missing = [key for key in keys if key not in config]
+    if missing:
+        raise UserError(f"{where} must hold {', '.join(keys)}, but lacks {', '.join(missing)}: take the original file")
+
+
+def _triple(values: Any, name: str) -> tuple[float, float, float]:
+    if not isinstance(values, Sequence) or len(values) != 3:
+        raise UserError(f"{name} has one number per RGB channel, but {values!r} came: take the original file")
+    return tuple(float(value) for value in values)
+
+
+def _side(size: Any) -> int:
+    """224, {"shortest_edge": 224}, {"height": 224, "width": 224} or [224, 224] -> 224."""
+    sides = list(size.values()) if isinstance(size, Mapping) else list(size) if isinstance(size, Sequence) else [size]
+    if not sides or any(side != sides[0] or not isinstance(side, int) for side in sides):
+        raise UserError(f"a checkpoint's image size is one whole number, but {size!r} came: take the original file")
+    return sides[0]

@@ -1,0 +1,245 @@
+"""Words: class sets, prompt templates, zero-shot splits and label maps (all in `class_sets.json`), and class colours.
+
+The names and templates are those of the published numbers (Zhou et al., "Extract Free Dense Labels from CLIP").
+"""
+
+import functools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Integer, UInt8
+
+from maskclip_jax.data.scene_classes import SCENE_CLASSES
+from maskclip_jax.errors import UserError
+
+MAX_CLASSES = 65535  # what a 16-bit label file can hold beside its ignore value
+
+_ALIASES = {  # after `_key`; the right side is the name in class_sets.json
+    "voc": "pascal_voc20",
+    "voc20": "pascal_voc20",
+    "context59": "pascal_context59",
+    "context459": "pascal_context459",
+    "cocostuff": "coco_stuff171",
+    "cityscapes": "cityscapes19",
+    "ade150": "ade20k150",
+    "ade20k": "ade20k150",
+    "scenes": "scenes66",
+}
+
+
+class ClassName(tuple[str, ...]):
+    """One class: its synonyms in order. It prints as the first of them, the name that is displayed."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, entry: "str | Sequence[str] | ClassName") -> "ClassName":
+        """From "sofa, couch" or ("sofa", "couch"). Raises UserError when a synonym is empty or given twice."""
+        words = entry.split(",") if isinstance(entry, str) else list(entry)
+        words = [" ".join(word.split()) for word in words]
+        if not words or not all(words):
+            raise UserError(f"a class needs a name, but {entry!r} has an empty one: remove the extra comma")
+        folded = [word.casefold() for word in words]
+        for index, word in enumerate(folded):
+            if word in folded[:index]:
+                raise UserError(f"a class's synonyms must differ, but {entry!r} has {words[index]!r} twice: keep one")
+        return cls(words)
+
+    @property
+    def name(self) -> str:
+        """The name to display."""
+        return self[0]
+
+    def __str__(self) -> str:
+        return self[0]
+
+
+def as_classes(entries: Iterable[str | Sequence[str]]) -> tuple[ClassName, ...]:
+    """Class entries of a Python caller, e.g. `["dog", "sofa,couch"]`, checked.
+
+    Raises:
+      UserError: no entry, an empty name, more than 65,535 entries, or one word in two classes (in any case).
+    """
+    if isinstance(entries, str):
+        raise UserError(f"classes must be a list of names, but it is the text {entries!r}: use parse_classes for text")
+    classes = tuple(ClassName.of(entry) for entry in entries)
+    if not classes:
+        raise UserError("at least one class is needed, but none was given: name one, for example 'dog'")
+    if len(classes) > MAX_CLASSES:
+        raise UserError(f"at most {MAX_CLASSES} classes fit a label file, but {len(classes)} came: use fewer")
+    owner: dict[str, ClassName] = {}
+    for entry in classes:
+        for word in entry:
+            if word.casefold() in owner:
+                raise UserError(
+                    f"a name may be in one class only, but {word!r} is in {', '.join(owner[word.casefold()])!r} "
+                    f"and in {', '.join(entry)!r}: keep one"
+                )
+        owner.update(dict.fromkeys((word.casefold() for word in entry), entry))
+    return classes
+
+
+def parse_classes(text: str) -> tuple[ClassName, ...]:
+    """What a person types after `--classes`.
+
+    In this order: the name of a class set (`voc20`, `coco-stuff171` …); the path of a text file, one class a line,
+    synonyms separated by commas, empty lines and lines starting with # skipped; a list. A list is separated by commas,
+    or, where it holds a semicolon, by semicolons, and then commas separate synonyms: "sofa, couch; dog".
+
+    Raises:
+      UserError: as `as_classes`; also for a file that is missing or not UTF-8 text.
+    """
+    if _key(text) in _names():
+        return class_set(text)
+    path = text.strip()
+    looks_like_path = path.lower().endswith(".txt") or os.sep in path
+    if os.path.isfile(path) and (looks_like_path or "." in path):
+        return as_classes(_read_lines(Path(path)))
+    if path.lower().endswith(".txt"):
+        raise UserError(f"a class file must exist, but there is no {path}: check the path, or list the names")
+    if ";" in text:
+        return as_classes(_without_last_empty(text.split(";")))
+    return as_classes((word,) for word in _without_last_empty(text.split(",")))
+
+
+def class_set_names() -> tuple[str, ...]:
+    """The names that `class_set` takes, aliases left out."""
+    return (*_data()["class_sets"], "scenes66")
+
+
+def class_set(name: str) -> tuple[ClassName, ...]:
+    """The classes of a data set in label order: "voc20", "context59", "context459", "coco-stuff171", "cityscapes19",
+    "ade20k150", "scenes66" (the embedded scenes), or one of the paper's web vocabularies ("batman", "car-color" …).
+
+    Case, spaces, hyphens and underscores do not matter. Raises UserError for an unknown name.
+    """
+    key = _canonical(name)
+    return as_classes(SCENE_CLASSES if key == "scenes66" else _data()["class_sets"][key])
+
+
+def unseen_classes(name: str) -> tuple[str, ...]:
+    """The unseen classes of the zero-shot split of "voc20" (5), "context59" (10) or "coco-stuff171" (15)."""
+    splits = _data()["zero_shot_unseen"]
+    key = _canonical(name)
+    if key not in splits:
+        raise UserError(f"a zero-shot split exists for {', '.join(splits)}, but not for {name!r}: list the names")
+    return tuple(splits[key])
+
+
+def prompt_templates(kind: str = "maskclip") -> tuple[str, ...]:
+    """Sentences with one `{}` for the class name.
+
+    Args:
+      kind: "imagenet" (CLIP's 80), "scene" (5, "there is a {} in the scene."), "maskclip" (all 85, as published) or
+        "single" ("a photo of a {}.").
+    """
+    templates = tuple(_data()["prompt_templates"])
+    kinds = {
+        "imagenet": templates[:80],
+        "scene": templates[80:],
+        "maskclip": templates,
+        "single": ("a photo of a {}.",),
+    }
+    if kind not in kinds:
+        raise UserError(f"prompt templates must be one of {', '.join(kinds)}, but {kind!r} came: choose one")
+    return kinds[kind]
+
+
+def coco_stuff_label_map() -> UInt8[np.ndarray, "256"]:
+    """Pixel value of a stuffthingmaps PNG (COCO-Stuff 164k) -> class index 0..170; 255 (ignore) for all others."""
+    table = np.full(256, 255, np.uint8)
+    for value, index in _data()["coco_stuff164k_png_value_to_index"].items():
+        table[int(value)] = index
+    return table
+
+
+def context_label_map(*, background: bool) -> UInt8[np.ndarray, "460"]:
+    """Value of Pascal Context's 459-class LabelMap -> class index.
+
+    With `background` the indices are 0..59 and 0 is everything outside the 59 classes; without it they are 0..58 and
+    the background is 255 (ignore).
+    """
+    table = np.zeros(460, np.uint8)
+    for index, value in enumerate(_data()["pascal_context_459_value_to_60_sorted"]):
+        table[value] = index
+    return table if background else (table - 1).astype(np.uint8)  # uint8: 0 - 1 wraps to 255, the ignore value
+
+
+def palette(count: int) -> UInt8[np.ndarray, "count 3"]:
+    """`count` RGB colours, class by class the one farthest from all before it (in Oklab), so the first are the most
+    distinct. Black, white and grey are kept free: they are shadows, skies and roads. `palette(n)[:m] == palette(m)`.
+    """
+    if not 0 < count <= MAX_CLASSES:
+        raise UserError(f"a palette has 1 to {MAX_CLASSES} colours, but {count} were asked for: ask for fewer")
+    colours = _colours()
+    if count <= len(colours):
+        return colours[:count].copy()
+    # Nobody tells more than some hundred colours apart: beyond them it is enough that neighbours differ.
+    index = np.arange(len(colours), count)[:, None]
+    more = 256 * np.modf(index * np.array([0.8191725, 0.6710436, 0.5497005]))[0]  # the R3 low-discrepancy sequence
+    return np.concatenate([colours, more.astype(np.uint8)])
+
+
+@functools.cache
+def _colours() -> UInt8[np.ndarray, "n 3"]:
+    levels = np.array([0, 64, 112, 160, 208, 255])
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    spread = candidates.max(-1) - candidates.min(-1)
+    candidates = candidates[(spread >= 112) & (candidates.max(-1) >= 160)]  # vivid: neither greyish nor dark
+    lab = _oklab(candidates)
+    distance = np.linalg.norm(lab[:, None] - _oklab(np.array([[0, 0, 0], [128, 128, 128], [255, 255, 255]])), axis=-1)
+    nearest = distance.min(-1)
+    chosen = []
+    following = int(np.argmin(np.abs(candidates - np.array([255, 64, 64])).sum(-1)))  # start with a red
+    for _ in range(len(candidates)):
+        chosen.append(following)
+        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[following], axis=-1))
+        nearest[following] = -1
+        following = int(np.argmax(nearest))
+    return candidates[chosen].astype(np.uint8)
+
+
+def _oklab(rgb: Integer[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    """sRGB 0..255 -> Oklab (Ottosson 2020), in which equal distances look equally different."""
+    srgb = rgb / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    cones = linear @ np.array([[0.4122215, 0.5363325, 0.0514460], [0.2119035, 0.6806995, 0.1073970],
+                               [0.0883025, 0.2817188, 0.6299787]]).T  # fmt: skip
+    return np.cbrt(cones) @ np.array([[0.2104543, 0.7936178, -0.0040720], [1.9779985, -2.4285922, 0.4505937],
+                                      [0.0259040, 0.7827718, -0.8086758]]).T  # fmt: skip
+
+
+def _without_last_empty(entries: list[str]) -> list[str]:
+    return entries[:-1] if len(entries) > 1 and not entries[-1].strip() else entries  # a trailing separator is no class
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"a class file must be UTF-8 text, but {path} is not ({error}): save it as text") from error
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+@functools.cache
+def _data() -> dict:
+    return json.loads(Path(__file__).with_name("class_sets.json").read_text(encoding="utf-8"))
+
+
+def _key(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter not in " -_")
+
+
+@functools.cache
+def _names() -> dict[str, str]:
+    return {_key(name): name for name in class_set_names()} | _ALIASES
+
+
+def _canonical(name: str) -> str:
+    names = _names()
+    if _key(name) not in names:
+        raise UserError(f"a class set is one of {', '.join(class_set_names())}, but {name!r} came: choose one")
+    return names[_key(name)]
