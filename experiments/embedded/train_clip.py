@@ -1,0 +1,257 @@
+"""Trains the CLIP that ships with the project, from captions alone.
+
+    python -m experiments.embedded.make_scenes --train 40000 --out data/scenes
+    python -m experiments.embedded.train_clip --tower resnet --scenes data/scenes --out out/clip-resnet
+
+Two contrastive terms on the pooled image embedding, CLIP's own and one over noun phrases:
+
+- captions: symmetric InfoNCE between images and captions that name a random subset of what is visible (CLIP).
+- phrases: the same with every noun phrase of the captions as a text of its own, in a random prompt template. An image
+  may have several right phrases; each is contrasted with the wrong ones only (multi-positive InfoNCE).
+
+Masks are never read here, except to draw the curve (`mIoU` of dense predictions on held-out scenes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import serialization
+
+from experiments.embedded.prompts import (
+    CAPTION_TOKENS,
+    CLASSES,
+    CONTEXT_LENGTH,
+    PHRASE_TOKENS,
+    PHRASES,
+    Mentions,
+    corpus,
+    load_tokenizer,
+    make_tokenizer,
+)
+from experiments.embedded.scenes import caption
+from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.clip.model import CLIP
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+COLOURED_SLOTS = 46  # coloured phrases contrasted at each step, beside all class names
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One run; written beside its results, and resumed only by the same."""
+
+    tower: str = "resnet"
+    steps: int = 4000
+    batch: int = 128
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    warmup: int = 150
+    sizes: tuple[int, ...] = (64, 96, 96, 128)  # image side of a step, drawn at random
+    keep: float = 1.0  # share of patches the ViT reads (FLIP)
+    caption_weight: float = 0.3
+    seed: int = 0
+
+
+def clip_config(tower: str, vocab_size: int) -> CLIPConfig:
+    """The two embedded architectures."""
+    if tower == "resnet":
+        vision = ResNetConfig(image_size=96, width=16, layers=(1, 1, 2, 1), heads=8, dense_stride=8)
+    else:
+        vision = ViTConfig(image_size=96, patch_size=8, width=128, layers=4, heads=2, mlp_width=512)
+    text = TextConfig(vocab_size, CONTEXT_LENGTH, width=128, layers=3, heads=2, mlp_width=512)
+    return CLIPConfig(vision, text, embed_dim=128)
+
+
+def multi_positive(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+    """Mean over the positives of -log(e^s / (e^s + Σ over negatives e^s')), row by row."""
+    others = jax.nn.logsumexp(jnp.where(negative, scores, -1e9), axis=1, keepdims=True)
+    loss = jax.nn.softplus(others - scores)
+    return (loss * positive).sum() / jnp.maximum(positive.sum(), 1)
+
+
+def augment(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
+    """uint8 scenes → normalised float32 at `size` pixels, flipped and tinted a little at random."""
+    flip, gain, shift = jax.random.split(key, 3)
+    x = images.astype(jnp.float32) / 255
+    if size != x.shape[1]:
+        x = jax.image.resize(x, (x.shape[0], size, size, 3), "linear", antialias=True)
+    x = jnp.where(jax.random.bernoulli(flip, 0.5, (x.shape[0], 1, 1, 1)), x[:, :, ::-1], x)
+    x = x * jax.random.uniform(gain, (x.shape[0], 1, 1, 3), minval=0.9, maxval=1.1)
+    x = x + jax.random.uniform(shift, (x.shape[0], 1, 1, 1), minval=-0.08, maxval=0.08)
+    return (x - MEAN) / STD
+
+
+def losses(model: CLIP, run: Training, params, batch_stats, key, batch, size: int):
+    """The two terms for one batch; also the new batch statistics."""
+    augment_key, keep_key = jax.random.split(key)
+    images = augment(augment_key, batch["images"], size)
+    variables = {"params": params, "batch_stats": batch_stats}
+    if run.tower == "resnet":
+        embedding, new = model.apply(variables, images, train=True, method="encode_image", mutable=["batch_stats"])
+        batch_stats = new["batch_stats"]
+    else:
+        patches = (size // model.config.vision.patch_size) ** 2
+        order = jax.random.uniform(keep_key, (images.shape[0], patches)).argsort(axis=1)
+        keep = None if run.keep == 1 else order[:, : int(patches * run.keep)]
+        embedding = model.apply(variables, images, keep=keep, method="encode_image")
+    texts = [model.apply(variables, batch[k], method="encode_text") for k in ("phrases", "captions")]
+    image, phrase, sentence = (e / jnp.linalg.norm(e, axis=-1, keepdims=True) for e in (embedding, *texts))
+    scale = jnp.exp(jnp.minimum(params["logit_scale"], np.log(100.0)))
+    named, wrong = batch["named"], ~batch["named"] & ~batch["unknown"]
+    scores = scale * image @ phrase.T
+    by_phrase = (multi_positive(scores, named, wrong) + multi_positive(scores.T, named.T, wrong.T)) / 2
+    scores = scale * image[: len(sentence)] @ sentence.T
+    same = jnp.eye(len(sentence), dtype=bool)
+    by_caption = (multi_positive(scores, same, ~same) + multi_positive(scores.T, same, ~same)) / 2
+    return by_phrase + run.caption_weight * by_caption, (batch_stats, by_phrase, by_caption)
+
+
+def optimizer(run: Training) -> optax.GradientTransformation:
+    """AdamW on matrices, Adam on the rest, warm-up and cosine to zero."""
+    schedule = optax.warmup_cosine_decay_schedule(0, run.learning_rate, run.warmup, run.steps)
+    decay = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.98, weight_decay=run.weight_decay, mask=decay),
+    )
+
+
+@partial(jax.jit, static_argnames=("model", "run", "size"), donate_argnames="state")
+def train_step(state, batch, *, model: CLIP, run: Training, size: int):
+    """One step of AdamW; the key is a function of the seed and the step, so that a resumed run repeats itself."""
+    key = jax.random.fold_in(jax.random.key(run.seed), state["step"])
+    objective = lambda p: losses(model, run, p, state["batch_stats"], key, batch, size)  # noqa: E731
+    (_, (batch_stats, *terms)), gradient = jax.value_and_grad(objective, has_aux=True)(state["params"])
+    updates, opt_state = optimizer(run).update(gradient, state["opt_state"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "step": state["step"] + 1}
+    return new, jnp.stack(terms)
+
+
+class Batches:
+    """`batches(step)` is a pure function of the seed and the step; read ahead by one thread."""
+
+    def __init__(self, run: Training, scenes: Path, tokenize, templates: list[str]):
+        self.run, self.tokenize = run, tokenize
+        self.images = np.load(scenes / "images.npy", mmap_mode="r")
+        self.scenes = json.loads((scenes / "scenes.json").read_text())["scenes"]
+        self.mentions = Mentions(self.scenes)
+        templates = [*templates, "{}", "a {}", "a photo of a {}.", "a photo of {}."]
+        filled = [t.format(p) for p in PHRASES for t in templates]
+        self.table = tokenize(filled, PHRASE_TOKENS).reshape(len(PHRASES), len(templates), PHRASE_TOKENS)
+
+    def __call__(self, step: int) -> tuple[dict[str, np.ndarray], int]:
+        run, rng = self.run, np.random.default_rng([self.run.seed, step])
+        rows = np.sort(rng.choice(len(self.images), run.batch, replace=False))
+        rows = rows[rng.permutation(run.batch)]
+        named, unknown = self.mentions.named[rows], self.mentions.unknown[rows]
+        coloured = rng.permutation(np.flatnonzero(named.any(0)))
+        coloured = [i for i in coloured if i >= len(CLASSES)][:COLOURED_SLOTS]
+        others = rng.permutation(np.setdiff1d(np.arange(len(CLASSES), len(PHRASES)), coloured))
+        slots = np.r_[np.arange(len(CLASSES)), coloured, others[: COLOURED_SLOTS - len(coloured)]].astype(int)
+        phrases = self.table[slots, rng.integers(self.table.shape[1], size=len(slots))]
+        sentences = [caption(tuple(self.scenes[r]["phrases"]), rng, subset=True) for r in rows[: run.batch // 2]]
+        batch = {
+            "images": self.images[rows],
+            "phrases": phrases,
+            "captions": self.tokenize(sentences, CAPTION_TOKENS),
+            "named": named[:, slots],
+            "unknown": unknown[:, slots],
+        }
+        return batch, run.sizes[rng.integers(len(run.sizes))]
+
+
+def save(path: Path, data: bytes) -> None:
+    """Writes to a temporary name, then renames."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.rename(path)
+
+
+def main() -> None:
+    from experiments.embedded.evaluate_clip import dense_scores
+    from maskclip_jax.data.vocabulary import class_set, prompt_templates
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--evaluate-every", type=int, default=500)
+    for field in dataclasses.fields(Training):
+        kind = int if field.type == "int" else float if field.type == "float" else str
+        if field.name != "sizes":
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    parser.add_argument("--sizes", type=lambda s: tuple(map(int, s.split(","))), default=Training.sizes)
+    args = parser.parse_args()
+    run = Training(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Training)})
+    args.out.mkdir(parents=True, exist_ok=True)
+    settings = args.out / "training.json"
+    wanted = json.loads(json.dumps(dataclasses.asdict(run)))
+    if settings.exists() and json.loads(settings.read_text()) != wanted:
+        raise SystemExit(f"{args.out} holds a run with other settings: choose another --out, or its settings")
+    save(settings, json.dumps(wanted, indent=1).encode())
+
+    scenes = args.scenes / "train"
+    templates = list(prompt_templates("maskclip"))
+    if not (args.out / "tokenizer.json").exists():
+        names = [str(n) for s in ("voc20", "context59", "coco-stuff171", "ade20k150") for n in class_set(s)]
+        make_tokenizer(args.out, corpus(json.loads((scenes / "scenes.json").read_text())["scenes"], templates, names))
+    tokenize = load_tokenizer(args.out)
+    batches = Batches(run, scenes, tokenize, templates)
+    vocabulary = json.loads((args.out / "vocab.json").read_text())
+    model = CLIP(clip_config(run.tower, len(vocabulary)))
+    variables = jax.jit(model.init)(
+        jax.random.key(run.seed), jnp.zeros((2, 96, 96, 3)), jnp.zeros((2, CONTEXT_LENGTH), jnp.int32)
+    )
+    state = {
+        "params": variables["params"],
+        "batch_stats": variables.get("batch_stats", {}),
+        "opt_state": optimizer(run).init(variables["params"]),
+        "step": jnp.zeros((), jnp.int32),
+    }
+    checkpoint, curve = args.out / "state.msgpack", args.out / "curve.jsonl"
+    if checkpoint.exists():
+        state = jax.tree.map(jnp.asarray, serialization.from_bytes(state, checkpoint.read_bytes()))
+        print(f"goes on after step {int(state['step'])}", flush=True)
+    with ThreadPoolExecutor(1) as pool:
+        first = int(state["step"])
+        ahead, began, recent = pool.submit(batches, first), time.time(), []
+        for step in range(first + 1, run.steps + 1):
+            batch, size = ahead.result()
+            ahead = pool.submit(batches, step)
+            state, terms = train_step(state, batch, model=model, run=run, size=size)
+            recent.append(terms)
+            if step % 50 == 0:
+                rate = (step - first) / (time.time() - began)
+                by_phrase, by_caption = np.mean(np.stack(recent), axis=0)
+                recent = []
+                print(
+                    f"step {step}/{run.steps}  phrases {by_phrase:.3f}  captions {by_caption:.3f}  "
+                    f"scale {float(jnp.exp(state['params']['logit_scale'])):.1f}  "
+                    f"{rate * run.batch:.0f} images/s  ETA {(run.steps - step) / rate / 60:.0f} min",
+                    flush=True,
+                )
+            if step % args.evaluate_every == 0 or step == run.steps:
+                save(checkpoint, serialization.to_bytes(jax.device_get(state)))
+                scores = dense_scores(
+                    model, {k: state[k] for k in ("params", "batch_stats")}, tokenize, args.scenes / "heldout.npz", 200
+                )
+                print(f"step {step}  " + "  ".join(f"{k} {v:.1f}" for k, v in scores.items()), flush=True)
+                with curve.open("a") as file:
+                    file.write(json.dumps({"step": step, "seconds": time.time() - began, **scores}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
