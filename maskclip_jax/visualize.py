@@ -33,7 +33,7 @@ def overlay(
     labels: Integer[np.ndarray, "H W"],
     palette: UInt8[np.ndarray, "C 3"],
     *,
-    opacity: int | float = 0.5,
+    opacity: int | float = 0.6,
     border: int = 1,
     ignore: int = IGNORE,
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -48,8 +48,10 @@ def overlay(
             f"every label needs a colour, but {labels[wrong][0]} came with {len(palette)} colours: pass a longer one"
         )
     colour = palette[np.where(known, labels, 0)].astype(np.float32)
-    tinted = rgb + opacity * (colour - rgb)
-    if border > 0:
+    # Half the photo's own colour goes, else a pink mask on a green field is neither, and the legend names neither.
+    grey = (rgb @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+    tinted = (1 - opacity) * (0.5 * rgb + 0.5 * grey) + opacity * colour
+    if border > 0 and _near_edge(labels, border).mean() < 0.5:  # confetti would be all border
         # A class's own colour just inside its edge, and white where two classes meet, show on any photo.
         tinted = np.where(_near_edge(labels, 2 * border)[..., None], colour, tinted)
         tinted = np.where(_near_edge(labels, border)[..., None], np.float32(255), tinted)
@@ -59,10 +61,10 @@ def overlay(
 def overlay_with_legend(
     rgb: UInt8[np.ndarray, "H W 3"],
     labels: Integer[np.ndarray, "H W"],
-    names: Sequence[str],
+    names: Sequence[str | vocabulary.ClassName],
     palette: UInt8[np.ndarray, "C 3"] | None = None,
     *,
-    opacity: int | float = 0.5,
+    opacity: int | float = 0.6,
     smallest: int = 512,
     most: int = 24,
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
@@ -71,13 +73,13 @@ def overlay_with_legend(
     Args:
       rgb, labels: image and class indices; 255 (unless a class) is left untinted.
       names: display name of each class.
-      palette: one colour per class; `vocabulary.palette` when None.
+      palette: one colour per class; `vocabulary.class_palette` when None.
       opacity: of the tint, 0..1.
       smallest: images with a shorter long side are enlarged by a whole factor, so that borders and text stay readable.
       most: legend lines; the remaining classes are summed in a last one.
     """
     if palette is None:
-        palette = vocabulary.palette(len(names))
+        palette = vocabulary.class_palette(names)
     if len(palette) != len(names):
         raise UserError(
             f"each class has one colour, but {len(names)} names and {len(palette)} colours came: match them"
@@ -93,7 +95,11 @@ def overlay_with_legend(
 
 
 def area_legend(
-    labels: Integer[np.ndarray, "H W"], names: Sequence[str], palette: UInt8[np.ndarray, "C 3"], *, most: int = 24
+    labels: Integer[np.ndarray, "H W"],
+    names: Sequence[str | vocabulary.ClassName],
+    palette: UInt8[np.ndarray, "C 3"],
+    *,
+    most: int = 24,
 ) -> list[LegendEntry]:
     """Legend entries of the classes present, with their share of all pixels, largest first; at most `most` lines."""
     counts = np.bincount(labels[(labels >= 0) & (labels < len(names))].ravel(), minlength=len(names))

@@ -6,7 +6,7 @@ the arithmetic of the padding; the padding is masked, so results do not change.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Shape = tuple[int, int]
 
@@ -75,7 +75,7 @@ class ShapeBuckets:
         return math.ceil(side / self.multiple) * self.multiple
 
 
-def plan_buckets(counts: Counter[Shape], limit: int, multiple: int) -> list[Shape]:
+def plan_buckets(counts: Mapping[Shape, int], limit: int, multiple: int) -> list[Shape]:
     """At most `limit` shapes that hold all given shapes, chosen greedily to pad the least area.
 
     Starts with a bucket per shape and merges the pair that adds the least padding until few enough are left.

@@ -32,7 +32,7 @@ class Preprocess:
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    interpolation: str = "bicubic"  # or "bilinear"
     short_side: int | None = SHORT_SIDE
     long_side: int | None = LONG_SIDE
     within: tuple[int, int] | None = None

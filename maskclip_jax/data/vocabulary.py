@@ -4,6 +4,7 @@ The names and templates are those of the published numbers (Zhou et al., "Extrac
 """
 
 import functools
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,20 @@ _ALIASES = {  # after `_key`; the right side is the name in class_sets.json
     "ade150": "ade20k150",
     "ade20k": "ade20k150",
     "scenes": "scenes66",
+}
+
+
+_NATURAL = {  # a green sky would only confuse; everything else has no colour of its own
+    "grass": (60, 170, 60),
+    "sky": (110, 190, 255),
+    "water": (30, 110, 220),
+    "sea": (20, 90, 200),
+    "river": (40, 130, 230),
+    "sand": (225, 195, 120),
+    "snow": (235, 245, 255),
+    "road": (120, 115, 125),
+    "ground": (150, 115, 80),
+    "background": (80, 80, 80),
 }
 
 
@@ -181,6 +196,18 @@ def palette(count: int) -> UInt8[np.ndarray, "count 3"]:
     index = np.arange(len(colours), count)[:, None]
     more = 256 * np.modf(index * np.array([0.8191725, 0.6710436, 0.5497005]))[0]  # the R3 low-discrepancy sequence
     return np.concatenate([colours, more.astype(np.uint8)])
+
+
+def class_palette(names: Sequence[str | ClassName]) -> UInt8[np.ndarray, "C 3"]:
+    """One colour per class name: grass, sky, water and the like in their own, the others from `palette`, in order,
+    less what looks like a colour already given away. Takes strings or `ClassName`s (their display names)."""
+    names = [str(name) for name in names]
+    natural = np.array([_NATURAL[name] for name in names if name in _NATURAL]).reshape(-1, 3)
+    # half a palette is lost to its neighbours at worst, so twice the classes are enough to choose from
+    colours = palette(min(2 * len(names) + 32, MAX_CLASSES))
+    distance = np.linalg.norm(_oklab(colours)[:, None] - _oklab(natural)[None], axis=-1)
+    free = itertools.cycle(colours[(distance > 0.1).all(-1)])
+    return np.array([_NATURAL[name] if name in _NATURAL else next(free) for name in names], np.uint8)
 
 
 @functools.cache

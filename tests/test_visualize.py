@@ -1,0 +1,148 @@
+"""Pictures: colours where the masks are, legends that tell the truth, sheets whose panels lie where they should."""
+
+import numpy as np
+import pytest
+
+from maskclip_jax import visualize as vi
+from maskclip_jax.errors import UserError
+
+PALETTE = np.array([[255, 0, 0], [0, 200, 0], [0, 0, 255]], np.uint8)
+
+
+def test_overlay_tints_masks_and_leaves_the_ignored():
+    rgb = np.full((20, 30, 3), 100, np.uint8)
+    labels = np.zeros((20, 30), int)
+    labels[:, 20:] = 1
+    labels[15:, :10] = 255
+    picture = vi.overlay(rgb, labels, PALETTE, opacity=0.5, border=1)
+    assert picture.shape == rgb.shape
+    assert picture[5, 5].tolist() == [178, 50, 50]  # (100 + 255)/2 = 177.5 rounded to even, 100/2
+    assert picture[5, 25].tolist() == [50, 150, 50]
+    assert picture[18, 3].tolist() == [100, 100, 100]
+    assert picture[5, 19].tolist() == picture[5, 20].tolist() == [255, 255, 255]  # the border, on both sides
+    assert picture[5, 18].tolist() == PALETTE[0].tolist()  # inside it each class's own colour
+    assert picture[5, 21].tolist() == PALETTE[1].tolist()
+    assert picture[0, 0].tolist() == [178, 50, 50]  # the image's edge is no border
+
+
+def test_overlay_keeps_texture():
+    rgb = np.zeros((4, 4, 3), np.uint8)
+    rgb[0] = 200
+    picture = vi.overlay(rgb, np.zeros((4, 4), int), PALETTE)
+    assert (picture[0].astype(int) - picture[1] > 50).all()
+
+
+def test_overlay_does_not_mutate_and_takes_255_as_a_class():
+    rgb = np.zeros((2, 2, 3), np.uint8)
+    palette = np.tile(np.arange(256, dtype=np.uint8)[:, None], (1, 3))
+    picture = vi.overlay(rgb, np.full((2, 2), 255), palette, opacity=1.0)
+    assert (picture == 255).all()
+    assert not rgb.any()
+
+
+@pytest.mark.parametrize("bad", [3, -1, 254])
+def test_a_label_without_a_colour_is_refused(bad):
+    with pytest.raises(UserError, match=f"{bad} came with 3 colours"):
+        vi.overlay(np.zeros((2, 2, 3), np.uint8), np.array([[0, bad], [1, 255]]), PALETTE)
+
+
+def test_area_legend_is_sorted_and_honest():
+    labels = np.array([[0, 2, 2, 2], [255, 255, 0, 2], [2, 2, 2, 2]])
+    entries = vi.area_legend(labels, ["a", "b", "c"], PALETTE)
+    assert entries == [("c", (0, 0, 255), "66.7%"), ("a", (255, 0, 0), "16.7%")]
+    many = np.arange(12).reshape(3, 4)
+    entries = vi.area_legend(many, [f"n{i}" for i in range(12)], np.zeros((12, 3), np.uint8), most=3)
+    assert [(e.name, e.note) for e in entries] == [("n0", "8.3%"), ("n1", "8.3%"), ("and 10 more", "83.3%")]
+    rare = np.zeros((100, 100), int)
+    rare[0, 0] = 1
+    assert vi.area_legend(rare, ["a", "b"], PALETTE)[1].note == "<0.1%"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (37, 501), (501, 37), (96, 96), (900, 1200)])
+def test_overlay_with_legend_at_any_size(shape):
+    labels = np.zeros(shape, int)
+    labels[:, shape[1] // 2 :] = 2
+    picture = vi.overlay_with_legend(np.zeros((*shape, 3), np.uint8), labels, ["dog", "cat", "sky"], PALETTE)
+    factor = max(1, 512 // max(shape))
+    height = shape[0] * factor
+    assert picture.shape[1] >= max(shape[1] * factor, 280)  # room for text under any image
+    legend = picture[height:]
+    assert (legend < 100).all(-1).sum() > 20  # there is ink
+    for index in set(labels.ravel().tolist()):
+        assert (legend == PALETTE[index]).all(-1).sum() > 50  # and a swatch per class present
+    assert not (legend == PALETTE[1]).all(-1).any()
+
+
+def test_a_picture_is_not_mirrored():
+    rgb = np.zeros((60, 90, 3), np.uint8)
+    labels = np.zeros((60, 90), int)
+    labels[:20, :30] = 1  # top left only
+    picture = vi.overlay_with_legend(rgb, labels, ["a", "b", "c"], PALETTE, smallest=1)
+    green = (picture[:60, :90, 1] > picture[:60, :90, 0]) & (picture[:60, :90, 2] < 50)
+    rows, columns = np.nonzero(green)
+    assert rows.max() < 21
+    assert columns.max() < 31
+
+
+def test_names_and_colours_must_match():
+    with pytest.raises(UserError, match="2 names and 3 colours"):
+        vi.overlay_with_legend(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), int), ["a", "b"], PALETTE)
+
+
+def test_long_legends_stay_inside():
+    entries = [vi.LegendEntry("a name that never ends " * 9, (1, 2, 3), "99.9%")] * 3
+    assert vi.draw_legend(entries, 200).shape[1] == 200
+    assert (vi.draw_legend(entries, 200)[:, -1] == 255).all()
+    assert (vi.draw_legend([], 50) == 255).all()
+
+
+def test_comparison_sheet_puts_panels_in_reading_order():
+    def flat(value):
+        return np.full((10, 10, 3), value, np.uint8)
+
+    rows = [[flat(10), flat(20)], [flat(30), flat(40)]]
+    sheet = vi.comparison_sheet(["left", "right"], rows, panel=50)
+    centres = {}
+    for value in (10, 20, 30, 40):
+        where = np.argwhere((sheet == value).all(-1))
+        assert len(where) >= 2500
+        centres[value] = np.median(where, axis=0)
+    assert centres[10][1] < centres[20][1]
+    assert centres[10][0] == centres[20][0]
+    assert centres[10][0] < centres[30][0]
+    assert centres[10][1] == centres[30][1]
+    more = vi.comparison_sheet(
+        ["left", "right"],
+        rows,
+        captions=[["", "4.1"], ["x", "y"]],
+        legend=[vi.LegendEntry("dog", (250, 1, 2))],
+        heading="a heading",
+        panel=50,
+    )
+    assert more.shape[0] > sheet.shape[0]
+    assert more.shape[1] == sheet.shape[1]
+    assert (more == np.array([250, 1, 2])).all(-1).any()
+
+
+def test_comparison_sheet_keeps_the_aspect_and_refuses_gaps():
+    wide = np.full((10, 40, 3), 7, np.uint8)
+    where = np.argwhere((vi.comparison_sheet(["a"], [[wide]], panel=80) == 7).all(-1))
+    assert (where.max(0) - where.min(0) + 1).tolist() == [20, 80]
+    with pytest.raises(UserError, match="one picture per column"):
+        vi.comparison_sheet(["a", "b"], [[wide]])
+    with pytest.raises(UserError, match="captions"):
+        vi.comparison_sheet(["a"], [[wide]], captions=[])
+
+
+def test_heat_map_is_brightest_where_the_score_is():
+    scores = np.zeros((40, 60), np.float32)
+    scores[5:15, 40:55] = 0.8
+    scores[0, 0] = np.nan
+    picture = vi.heat_map(np.full((40, 60, 3), 128, np.uint8), scores, name="dog", smallest=1)[:40, :60].astype(int)
+    assert picture[10, 48].sum() > picture[30, 10].sum() + 100
+    assert picture[10, 48, 0] > picture[10, 48, 2]  # yellow there,
+    assert picture[30, 10, 2] > picture[30, 10, 1]  # violet elsewhere
+    flat = vi.heat_map(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.float32))
+    assert flat.dtype == np.uint8
+    with pytest.raises(UserError, match="finite"):
+        vi.heat_map(np.zeros((1, 1, 3), np.uint8), np.full((1, 1), np.nan, np.float32))
