@@ -54,9 +54,12 @@ class ShapeBuckets:
         counts = Counter((self._round(height), self._round(width)) for height, width in sizes)
         waiting = Counter({shape: n for shape, n in counts.items() if not self._fits(shape, 1 + self.tolerance)})
         free = self.limit - len(self.shapes) - 2
-        if len(counts) == len(waiting) == 1 and free > 0 and self.short_side is not None:
-            # a stream of single images tells nothing about the next: leave room around this one
-            self.shapes.append(bucket_shape(*next(iter(waiting)), self.multiple, short_side=self.short_side))
+        if len(counts) == len(waiting) == 1 and free > -1 and self.short_side is not None:
+            # A stream of single images tells nothing about the next: leave room around this one. The ladder has seven
+            # shapes between aspect 1:3 and 3:1, so it may use one of the two in reserve.
+            rung = bucket_shape(*next(iter(waiting)), self.multiple, short_side=self.short_side)
+            if rung not in self.shapes:  # it may be there and waste more than `tolerance`: the ladder has no closer one
+                self.shapes.append(rung)
         elif waiting and free > 0:
             self.shapes += plan_buckets(waiting, free, self.multiple)
         elif any(not self._fits(shape) for shape in waiting):
