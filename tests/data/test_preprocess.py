@@ -249,7 +249,7 @@ def _holds(buckets, sizes, multiple):
 @pytest.mark.parametrize("kind", ["short side 512", "original"])
 def test_200_images_of_60_sizes_fit_8_buckets(kind, multiple, record_property):
     # Mean overhead in area (seeds 0-2, multiple 16), all sizes known / one by one: short side 512 0.14 / 0.18;
-    # original sizes 0.40 / 0.67. The fixed ladder alone: 0.19 at short side 512 (at most 7 shapes), 18-21 shapes otherwise.
+    # original sizes 0.40 / 0.67. The fixed ladder alone: 0.19 at short side 512 (≤ 7 shapes), else 18-21 shapes.
     rng = np.random.default_rng(0)
     sizes = _sizes(kind, rng)
     own = sum(-(-h // multiple) * -(-w // multiple) * multiple**2 for h, w in sizes)
