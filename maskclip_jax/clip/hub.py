@@ -1,0 +1,41 @@
+"""The Hugging Face hub: fetches what a checkpoint needs and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskclip_jax.clip.files import read_json
+from maskclip_jax.clip.folders import SMALL_FILES, candidates
+from maskclip_jax.errors import UserError
+
+
+def download(name: str) -> Path:
+    """The local folder of hub id `name`: its configs, its tokenizer, and one kind of weights.
+
+    Raises UserError when the hub cannot be reached and the cache lacks it, or there is no such id.
+    """
+    folder = snapshot(name, SMALL_FILES)
+    _, names = candidates(folder)
+    for file in names:
+        if not (folder / file).is_file() and not file.endswith(".json"):
+            folder = snapshot(name, (*SMALL_FILES, file))
+        if (folder / file).is_file():
+            if file.endswith(".index.json"):
+                shards = sorted(set(read_json(folder / file)["weight_map"].values()))
+                folder = snapshot(name, (*SMALL_FILES, *shards))
+            return folder
+    raise UserError(f"{name} on the hub holds none of {', '.join(names)}: give another model")
+
+
+def snapshot(name: str, patterns: tuple[str, ...]) -> Path:
+    """The cached folder of `name` with the files that match `patterns`."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise UserError(
+            f"{name!r} is neither a path here nor to be had from the hub ({type(error).__name__}): "
+            "check the spelling and the network, or give the path of a downloaded folder"
+        ) from error

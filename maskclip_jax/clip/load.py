@@ -1,0 +1,182 @@
+"""`load_clip`: a hub id, folder, file or mapping of arrays -> everything a CLIP needs to see and to read."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskclip_jax.clip import infer, orbax_io
+from maskclip_jax.clip import model as clip_model
+from maskclip_jax.clip.config import CLIPConfig, Fidelity, ViTConfig
+from maskclip_jax.clip.files import SUFFIXES, shapes_of
+from maskclip_jax.clip.folders import SMALL_FILES, Parts, Reading, from_file, from_folder, from_mapping
+from maskclip_jax.clip.hub import download, snapshot
+from maskclip_jax.clip.layers import Dtype
+from maskclip_jax.clip.model import CLIP
+from maskclip_jax.clip.tokenizer import MissingTokenizer, load_tokenizer
+from maskclip_jax.clip.weights import to_variables
+from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.errors import UserError
+
+EMBEDDED = {"embedded": "clip_resnet", "embedded-vit": "clip_vit"}  # the checkpoints in maskclip_jax/assets
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPENAI_LOGIT_SCALE = float(np.log(100.0))  # where OpenAI's models end up: their training clips it there
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint, ready: `p.model.apply(p.variables, images, method="encode_dense")`.
+
+    Fields:
+      model: the module; holds no arrays.
+      variables: `params` (float32), for ResNets `batch_stats`, and (unless `fold=False`) `folded`.
+      config: architecture and fidelity.
+      tokenizer: prompts -> int32 ids [N, T].
+      preprocess: statistics and sizes for `maskclip_jax.data.preprocess.prepare`.
+      reading: the checkpoint's recommended settings; its `dense_stride` is the one the model has.
+    """
+
+    model: CLIP
+    variables: dict[str, Any]
+    config: CLIPConfig
+    tokenizer: Callable
+    preprocess: Preprocess
+    reading: Reading
+
+
+def load_clip(
+    source: str | Path | Mapping[str, Any],
+    *,
+    fidelity: str | Fidelity = "clip",
+    dense_stride: int | None = None,
+    dtype: Dtype = jnp.float32,
+    fold: bool = True,
+    tokenizer: str | Path | Callable | None = None,
+) -> Pretrained:
+    """Loads a CLIP from wherever it is.
+
+    Args:
+      source: one of
+        "embedded" (ResNet) or "embedded-vit", the small CLIPs that ship with the project;
+        a hub id ("openai/clip-vit-base-patch16", "timm/resnet50_clip.openai");
+        a folder: Hugging Face's, open_clip's, or one that `orbax_io.save_converted` wrote;
+        a file: `.safetensors`, `.msgpack`, `.bin`, OpenAI's `.pt` (configs and tokenizer are looked for beside it);
+        a mapping of OpenAI-named arrays.
+      fidelity: "clip", "released" or a `Fidelity`; its image statistics go into `preprocess`.
+      dense_stride: pixels between dense features of a ResNet, 8, 16 or 32; None takes the checkpoint's `maskclip.json`,
+        else 32. A ViT has its patch size.
+      dtype: what the towers compute in.
+      fold: multiply the value path's two projections into one (`maskclip_jax.clip.model.fold`).
+      tokenizer: a folder or hub id to take tokenizer files from ("openai/clip-vit-base-patch32" is OpenAI's), or a
+        function prompts -> ids [N, T]; None takes the checkpoint's own.
+
+    Raises:
+      UserError: one line on what is missing, broken, unknown or does not fit.
+    """
+    fidelity = Fidelity.named(fidelity)
+    variables = None
+    if isinstance(source, Mapping):
+        parts = from_mapping(source)
+    else:
+        path = _located(source)
+        if orbax_io.is_converted(path):
+            parts, variables = orbax_io.load_converted(path)
+        else:
+            parts = from_folder(path) if path.is_dir() else from_file(path)
+    if variables is None:
+        variables = to_variables(parts.arrays, parts.config)
+    config = dataclasses.replace(parts.config, fidelity=fidelity)
+    config = with_stride(config, parts.reading.dense_stride if dense_stride is None else dense_stride)
+    if fold:
+        variables = folded(config, variables)
+    return Pretrained(
+        CLIP(config, dtype),
+        variables,
+        config,
+        parts.tokenizer if tokenizer is None else _other_tokenizer(tokenizer, config),
+        _preprocess(parts, config),
+        dataclasses.replace(parts.reading, dense_stride=config.stride),
+    )
+
+
+def load_visual(
+    arrays: Mapping[str, Any], *, fidelity: str | Fidelity = "clip", dense_stride: int | None = None, fold: bool = True
+) -> tuple[CLIP, dict[str, Any]]:
+    """A model and its variables from an image tower alone (OpenAI-named `visual.…` arrays).
+
+    `encode_image` and `encode_dense` work, `encode_text` does not. `logit_scale` is OpenAI's, log 100.
+    """
+    vision, embed_dim = infer.vision_from_shapes(shapes_of(arrays))
+    config = with_stride(CLIPConfig(vision, infer.NO_TEXT, embed_dim, Fidelity.named(fidelity)), dense_stride)
+    variables = to_variables(arrays, config, towers=("visual",))
+    variables["params"]["logit_scale"] = jnp.asarray(OPENAI_LOGIT_SCALE)
+    return CLIP(config), folded(config, variables) if fold else variables
+
+
+def with_stride(config: CLIPConfig, dense_stride: int | None) -> CLIPConfig:
+    """`config` read out at `dense_stride` pixels; None leaves it. Raises UserError where the tower cannot."""
+    if dense_stride is None or dense_stride == config.stride:
+        return config
+    if isinstance(config.vision, ViTConfig):
+        raise UserError(
+            f"a ViT reads out at its patch size, {config.stride}, not at {dense_stride}: leave the stride out"
+        )
+    if dense_stride not in (8, 16, 32):
+        raise UserError(f"a ResNet reads out at stride 8, 16 or 32, not {dense_stride}: choose one of them")
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, dense_stride=dense_stride))
+
+
+def folded(config: CLIPConfig, variables: dict[str, Any]) -> dict[str, Any]:
+    """`maskclip_jax.clip.model.fold` in full precision, which TPUs and GPUs would otherwise cut: it happens once."""
+    with jax.default_matmul_precision("highest"):
+        return clip_model.fold(config, variables)
+
+
+def _preprocess(parts: Parts, config: CLIPConfig) -> Preprocess:
+    changes: dict[str, Any] = {"multiple": config.multiple, "short_side": parts.reading.short_side}
+    if config.fidelity.image_statistics == "imagenet":
+        changes |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return dataclasses.replace(parts.preprocess, **changes)
+
+
+def _located(source: str | Path) -> Path:
+    if source in EMBEDDED:
+        folder = Path(str(resources.files("maskclip_jax") / "assets" / EMBEDDED[source]))
+        if not folder.is_dir():
+            raise UserError(f"the embedded checkpoint {folder} is missing: install the package again")
+        return folder
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if _hub_id(str(source)):
+        return download(str(source))
+    raise UserError(
+        f"a model is {', '.join(EMBEDDED)}, a hub id (owner/name), or a folder or file that exists, "
+        f"but {str(source)!r} came: check the spelling"
+    )
+
+
+def _hub_id(name: str) -> bool:
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not name.endswith(SUFFIXES)
+
+
+def _other_tokenizer(tokenizer: str | Path | Callable, config: CLIPConfig) -> Callable:
+    if callable(tokenizer):
+        return tokenizer
+    folder = Path(tokenizer).expanduser()
+    if not folder.is_dir():
+        if not _hub_id(str(tokenizer)):
+            raise UserError(f"a tokenizer is a folder, a hub id or a function, but {str(tokenizer)!r} is none of these")
+        folder = snapshot(str(tokenizer), SMALL_FILES)
+    found = load_tokenizer(folder, config.text)
+    if isinstance(found, MissingTokenizer):
+        raise UserError(f"{folder} has no tokenizer.json, nor vocab.json and merges.txt: give another tokenizer")
+    return found

@@ -1,0 +1,152 @@
+"""A CLIP as an orbax checkpoint folder, which loads memory-mapped: what `run.py convert` writes.
+
+`arrays/` is an ordinary orbax checkpoint of float32 arrays, one uncompressed file each, so that on a CPU the model's
+parameters *are* the files' pages, read when first touched and shared between processes. Beside it lie `clip.json` (the
+architecture), `preprocess.json`, `maskclip.json` (the reading) and `tokenizer.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.clip.files import read_json
+from maskclip_jax.clip.folders import Parts, read_reading
+from maskclip_jax.clip.tokenizer import Tokenizer, load_tokenizer
+from maskclip_jax.clip.weights import abstract_variables
+from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from maskclip_jax.clip.load import Pretrained
+
+_TOWERS = {"vit": ViTConfig, "resnet": ResNetConfig}
+
+
+def is_converted(path: Path) -> bool:
+    """Whether `path` is a folder that `save_converted` wrote."""
+    return (path / "clip.json").is_file()
+
+
+def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
+    """Writes a checkpoint folder at `path`, whole or not at all, and returns it.
+
+    Fidelity is how a checkpoint is read, not what it is, so it is not stored: load with the default first.
+
+    Raises:
+      UserError: `path` exists, or `pretrained` has other image statistics than its checkpoint.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.exists():
+        raise UserError(f"a checkpoint is written to a new folder, but {path} exists: choose another name")
+    if pretrained.config.fidelity.image_statistics != "checkpoint":
+        raise UserError("a checkpoint is converted with its own image statistics: load it with fidelity='clip'")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        _write_arrays(temporary / "arrays", pretrained.variables)
+        _write_json(temporary / "clip.json", _config_to_json(pretrained.config))
+        _write_json(temporary / "preprocess.json", dataclasses.asdict(pretrained.preprocess))
+        _write_json(temporary / "maskclip.json", dataclasses.asdict(pretrained.reading))
+        if isinstance(pretrained.tokenizer, Tokenizer):
+            pretrained.tokenizer.save(temporary)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def load_converted(path: Path) -> tuple[Parts, dict[str, Any]]:
+    """What `save_converted` wrote: its parts (without `arrays`) and its variables."""
+    config = _config_from_json(read_json(path / "clip.json"), path)
+    content = read_json(path / "preprocess.json")
+    try:
+        content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        preprocess = Preprocess(**content)
+    except TypeError as error:
+        raise UserError(f"{path / 'preprocess.json'} does not fit this version ({error}): convert again") from error
+    variables = load_variables(path / "arrays", config)
+    return Parts({}, config, load_tokenizer(path, config.text), preprocess, read_reading(path)), variables
+
+
+def load_variables(path: Path, config: CLIPConfig) -> dict[str, Any]:
+    """The variables in an orbax checkpoint, memory-mapped where its arrays are plain files, else through orbax.
+
+    Raises UserError when they are not this architecture's.
+    """
+    if not (path / "_METADATA").is_file():
+        raise UserError(f"{path} is not a whole orbax checkpoint: convert the model again")
+    wanted = abstract_variables(config)
+    filled = {name: _mapped(path / name.replace("/", "."), expected.shape) for name, expected in wanted.items()}
+    if any(array is None for array in filled.values()):
+        filled = _restored(path)
+    misfit = sorted(set(wanted) ^ set(filled)) or [k for k in wanted if np.shape(filled[k]) != wanted[k].shape]
+    if misfit:
+        raise UserError(f"{path} does not hold this architecture's arrays ({', '.join(misfit[:4])}): convert again")
+    # On a CPU this copies nothing: a file's pages are aligned as XLA wants its buffers.
+    return unflatten_dict({name: jax.device_put(array) for name, array in filled.items()}, sep="/")
+
+
+def _mapped(folder: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The one uncompressed float32 chunk of a zarr array of this shape; None when it is stored in another way."""
+    header, chunk = folder / ".zarray", folder / (".".join("0" * len(shape)) or "0")
+    if not header.is_file() or not chunk.is_file():
+        return None
+    zarr = read_json(header)
+    plain = {"shape": list(shape), "chunks": list(shape), "dtype": "<f4", "compressor": None, "filters": None}
+    if any(key not in zarr or zarr[key] != value for key, value in plain.items()) or zarr["order"] != "C":
+        return None
+    if chunk.stat().st_size != 4 * int(np.prod(shape)):
+        raise UserError(f"{chunk} is truncated: convert the model again")
+    return np.asarray(np.memmap(chunk, np.float32, "r", shape=shape or (1,))).reshape(shape)
+
+
+def _restored(path: Path) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.restore(path)
+    except Exception as error:  # orbax and tensorstore raise what they meet
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} is not a whole orbax checkpoint ({reason}): convert the model again") from error
+    return {name: np.asarray(array, np.float32) for name, array in flatten_dict(tree, sep="/").items()}
+
+
+def _write_arrays(path: Path, variables: dict[str, Any]) -> None:
+    import orbax.checkpoint as ocp
+
+    kept = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
+    kept = jax.tree.map(lambda array: np.asarray(array, np.float32), kept)
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False, use_compression=False)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(kept))
+
+
+def _config_to_json(config: CLIPConfig) -> dict[str, Any]:
+    kind = next(name for name, cls in _TOWERS.items() if isinstance(config.vision, cls))
+    vision = {"kind": kind, **dataclasses.asdict(config.vision)}
+    return {"embed_dim": config.embed_dim, "vision": vision, "text": dataclasses.asdict(config.text)}
+
+
+def _config_from_json(content: dict[str, Any], path: Path) -> CLIPConfig:
+    try:
+        vision = dict(content["vision"])
+        cls = _TOWERS[vision.pop("kind")]
+        vision = {key: tuple(value) if isinstance(value, list) else value for key, value in vision.items()}
+        return CLIPConfig(cls(**vision), TextConfig(**content["text"]), content["embed_dim"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path / 'clip.json'} does not fit this version ({error}): convert again") from error
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,138 @@
+"""Named arrays -> variables of `CLIP`, checked on both sides: every key used once, every parameter filled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from maskclip_jax.clip.config import CLIPConfig
+from maskclip_jax.clip.model import CLIP
+from maskclip_jax.clip.tables import IGNORED, SIGNATURE, Naming, Tower, entries
+from maskclip_jax.errors import UserError
+
+Arrays = Mapping[str, Any]  # name -> array; values may be read from disk as they are asked for
+SHOWN = 4  # names listed on each side of a mismatch
+_WRAPPERS = ("module.", "_orig_mod.")  # left in names by DistributedDataParallel and torch.compile
+
+
+def naming_of(names: Iterable[str]) -> Naming:
+    """Which table these names belong to. Raises UserError, with a few of them, when to none."""
+    names = set(names)
+    for naming, key in SIGNATURE.items():
+        if key in names:
+            return naming
+    came = _some(sorted(names)) if names else "nothing"
+    raise UserError(
+        f"a checkpoint has OpenAI's names ({SIGNATURE['openai']}) or transformers' ({SIGNATURE['hf']}), "
+        f"but {came} came: give a whole CLIP, both towers"
+    )
+
+
+def plain_names(arrays: Arrays) -> dict[str, str]:
+    """Plain OpenAI or HF name -> the key it has in `arrays`: without wrappers' prefixes and open_clip's `text.`."""
+    keys = list(arrays)
+    prefix = next((p for p in _WRAPPERS if keys and all(key.startswith(p) for key in keys)), "")
+    names = {key.removeprefix(prefix): key for key in keys}
+    # open_clip's CustomTextCLIP keeps the same text tower under `text.`; HF's names never start with it.
+    plain = {name.removeprefix("text."): key for name, key in names.items()}
+    return plain if len(plain) == len(names) else names
+
+
+def to_variables(
+    arrays: Arrays, config: CLIPConfig, *, towers: tuple[Tower, ...] = ("visual", "text")
+) -> dict[str, Any]:
+    """Reads `arrays` into `{"params": …}` (ResNets: and `"batch_stats"`), as float32 device arrays.
+
+    Args:
+      arrays: names -> arrays of any float type under any known naming; read one at a time.
+      config: the architecture they must be.
+      towers: the towers they must hold; an image tower alone has no `logit_scale` either.
+
+    Raises:
+      UserError: names missing, left over or of another shape: all three, with what the model needs.
+    """
+    names = plain_names(arrays)
+    naming = naming_of(names)
+    if naming != "openai" and not hasattr(config.vision, "patch_size"):
+        raise UserError(f"a ResNet has OpenAI's names, but {naming} names came: the config belongs to other weights")
+    wanted = abstract_variables(config)
+    table = {entry.key: entry for entry in entries(config, naming, towers)}
+    ignored = re.compile("|".join(IGNORED[naming]))
+    left_over = [name for name in names if name not in table and not ignored.fullmatch(name)]
+    missing = [name for name in table if name not in names]
+    filled, misshapen = {}, []
+    for name, entry in table.items():
+        if name not in names:
+            continue
+        array = np.asarray(arrays[names[name]])
+        shapes = [wanted[path].shape for path in entry.paths]
+        try:
+            parts = entry.layout.read(array)
+        except ValueError:  # cannot even be laid out: a wrong rank, or a fused array that does not split in three
+            parts = []
+        if [part.shape for part in parts] != shapes:
+            theirs = entry.layout.write([np.broadcast_to(np.float32(0), shape) for shape in shapes]).shape
+            misshapen.append(f"{name} {_size(array.shape)}, not {_size(theirs)}")
+        elif not misshapen and not left_over and not missing:
+            for path, part in zip(entry.paths, parts, strict=True):
+                filled[path] = jax.device_put(np.require(part, np.float32, "C"))
+    _report(missing, left_over, misshapen)
+    unfilled = [path for path in wanted if path not in filled and _tower(path) in towers]
+    if unfilled:
+        raise AssertionError(f"tables.py gives no key for {_some(unfilled)}")
+    return unflatten_dict(filled, sep="/")
+
+
+def to_names(variables: Mapping[str, Any], config: CLIPConfig, naming: Naming) -> dict[str, np.ndarray]:
+    """The inverse of `to_variables`: NumPy arrays under OpenAI's ("openai") or transformers' ("hf", "flax") names."""
+    flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats") if name in variables}, sep="/")
+    out = {}
+    for key, paths, layout in entries(config, naming):
+        array = layout.write([np.asarray(flat.pop(path)) for path in paths])
+        out[key] = np.require(array, requirements="C")
+    if flat:
+        raise UserError(f"{naming} names have no place for {_some(list(flat))}: use naming 'openai'")
+    return out
+
+
+def abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path ("params/visual/…") -> shape and dtype of everything the model holds; nothing is computed."""
+    side = config.vision.image_size
+    images, ids = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    variables = jax.eval_shape(CLIP(config).init, jax.random.key(0), images, ids)
+    return flatten_dict(variables, sep="/")
+
+
+def _report(missing: list[str], left_over: list[str], misshapen: list[str]) -> None:
+    sides = []
+    if missing:
+        sides.append(f"{len(missing)} missing ({_some(missing)})")
+    if left_over:
+        sides.append(f"{len(left_over)} unknown ({_some(left_over)})")
+    if misshapen:
+        sides.append(f"{len(misshapen)} of another shape ({_some(misshapen)})")
+    if sides:
+        raise UserError(
+            f"weights must fit the model exactly, but of their names {'; '.join(sides)}: "
+            "check that config and weights belong together"
+        )
+
+
+def _tower(path: str) -> str:
+    part = path.split("/")[1]
+    return part if part in ("visual", "text") else "text"  # logit_scale comes with the text
+
+
+def _some(names: list[str]) -> str:
+    more = f", … {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
