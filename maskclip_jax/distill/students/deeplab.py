@@ -5,6 +5,7 @@ Both stop one layer short of a segmentation network: the last 1×1 classifier is
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskclip_jax.distill.students.layers import ConvBNReLU, SeparableConv, adaptive_average_pool, resize_bilinear
@@ -22,7 +23,7 @@ class DeepLabV2(nn.Module):
     width: int
     dilations: tuple[int, ...] = (6, 12, 18, 24)
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, stages: Stages, train: bool) -> Float[Array, "B h w E"]:
@@ -48,7 +49,7 @@ class DeepLabV3Plus(nn.Module):
     dilations: tuple[int, ...] = (1, 12, 24, 36)
     low_level_width: int = 48
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, stages: Stages, train: bool) -> Float[Array, "B h w E"]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskclip_jax.errors import UserError
@@ -50,7 +51,7 @@ class Conv(nn.Module):
     stride: int = 1
     dilation: int = 1
     depthwise: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W c"]) -> Float[Array, "B h w d"]:
@@ -143,7 +144,7 @@ class ConvBNReLU(nn.Module):
     dilation: int = 1
     depthwise: bool = False
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W c"], train: bool) -> Float[Array, "B h w d"]:
@@ -157,7 +158,7 @@ class SeparableConv(nn.Module):
     features: int
     dilation: int = 1
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"], train: bool) -> Float[Array, "B h w d"]:

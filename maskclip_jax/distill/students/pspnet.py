@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskclip_jax.distill.students.layers import ConvBNReLU, adaptive_average_pool, resize_bilinear
@@ -19,7 +20,7 @@ class PSPHead(nn.Module):
     width: int
     pool_scales: tuple[int, ...] = (1, 2, 3, 6)
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, stages: Stages, train: bool) -> Float[Array, "B h w E"]:

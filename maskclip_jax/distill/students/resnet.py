@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskclip_jax.distill.students.layers import BatchNorm, Conv, average_pool, max_pool
@@ -69,7 +70,7 @@ class Bottleneck(nn.Module):
     project: bool = False  # the first block of a stage: 1×1 convolution on the shortcut
     zero_init_residual: bool = True
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W c"], train: bool) -> Float[Array, "B h w d"]:
@@ -104,7 +105,7 @@ class ResNet(nn.Module):
     stem: Stem = "v1c"
     zero_init_residual: bool = True
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool) -> Stages:

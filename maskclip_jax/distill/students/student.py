@@ -1,7 +1,7 @@
 """The student as one module: backbone, head, classifier, chosen by a frozen config that can be written as JSON."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from maskclip_jax.distill.students.deeplab import DeepLabV2, DeepLabV3Plus
 from maskclip_jax.distill.students.pspnet import PSPHead
-from maskclip_jax.distill.students.resnet import STAGES, ResNet, Stages, Stem, Variant, variant
-from maskclip_jax.distill.students.text_head import LearnedHead, MapperKind, TextHead
+from maskclip_jax.distill.students.resnet import STAGES, ResNet, Stages, Variant, variant
+from maskclip_jax.distill.students.text_head import LearnedHead, TextHead
 from maskclip_jax.errors import UserError
 
 CHOICES = {
@@ -47,25 +47,25 @@ class StudentConfig:
         dtype: "float32" or "bfloat16", of the computation; parameters are always float32.
 
     Raises:
-        UserError: for a value outside these.
+        UserError: for a value outside these (choices are plain strings, so that this speaks before any type checker).
     """
 
     width: int
-    head: Literal["deeplabv2", "deeplabv3plus", "pspnet"] = "deeplabv2"
+    head: str = "deeplabv2"
     backbone: str = "resnet101"
     layers: tuple[int, int, int, int] | None = None
     base_width: int | None = None
     expansion: int | None = None
-    stem: Stem = "v1c"
+    stem: str = "v1c"
     output_stride: int = 8
     rates: tuple[int, ...] | None = None
     low_level_width: int = 48
     dropout: float = 0.1
     background: bool = False
-    classifier: Literal["text", "learned"] = "text"
+    classifier: str = "text"
     num_classes: int | None = None
     norm_feat: bool = False
-    mapper: MapperKind = "identity"
+    mapper: str = "identity"
     zero_init_residual: bool = True
     bn_axis_name: str | None = None
     dtype: str = "float32"

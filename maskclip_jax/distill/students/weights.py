@@ -1,8 +1,8 @@
 """State dicts of other projects -> a student's parameters: one table per format, checked from both sides.
 
 A table lists (their module, our module) as regular expressions and replacements. A module of ours whose last name
-starts with `bn`, or is `downsample_1`, is a batch norm, any other a convolution; that settles the leaves. Every key of theirs
-must be used exactly once or be declared ignorable, and every one of our leaves must be filled, with its shape.
+starts with `bn`, or is `downsample_1`, is a batch norm, any other a convolution: that settles the leaves. Every key of
+theirs must be used exactly once or be declared ignorable, and every one of our leaves must be filled, with its shape.
 """
 
 import re
