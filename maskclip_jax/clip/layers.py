@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Dtype = jnp.dtype | type
 
@@ -210,7 +210,7 @@ class Transformer(nn.Module):
 
 
 def resize_positions(
-    table: Float[Array, "n D"], trained: int, grid: Float[Array, "B 2"] | None, shape: tuple[int, int]
+    table: Float[Array, "n D"], trained: int, grid: Int[Array, "B 2"] | None, shape: tuple[int, int]
 ) -> Float[Array, "#B h w D"]:
     """Position embeddings of a `trained × trained` grid at another size: bicubic, a = -0.75, no antialias.
 
@@ -230,7 +230,7 @@ def resize_positions(
 def cubic_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, "rows n_in"]:
     """`rows` rows of the matrix that interpolates `n_in` samples at `n_out` centres, as `F.interpolate(bicubic)` does.
 
-    Unlike `maskclip_jax.data.preprocess.interpolation_matrix`, which makes the same matrix on the host, `n_out` is traced.
+    `maskclip_jax.data.preprocess.interpolation_matrix` makes the same matrix on the host; here `n_out` is traced.
     """
     a = -0.75
     x = (jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5
