@@ -45,7 +45,7 @@ class Reading:
 
     dense_stride: int | None = None
     short_side: int = 512
-    prompt_denoising: float | None = None
+    prompt_denoising: float | int | None = None
     templates: str | None = None
 
 
@@ -129,15 +129,15 @@ def read_reading(folder: Path) -> Reading:
     unknown = sorted(set(content) - set(names))
     if unknown:
         raise UserError(f"{path} holds {', '.join(names)}, but {', '.join(unknown)} came: remove it")
-    reading = Reading(**content)
-    threshold = reading.prompt_denoising
-    if not isinstance(reading.short_side, int) or reading.short_side < 1:
-        raise UserError(f"{path}: short_side is a number of pixels, not {reading.short_side!r}: correct it")
-    if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
-        raise UserError(f"{path}: prompt_denoising is a threshold in 0..1 or null, not {threshold!r}: correct it")
-    if reading.templates is not None and not isinstance(reading.templates, str):
-        raise UserError(f"{path}: templates is the name of a template set, not {reading.templates!r}: correct it")
-    return reading
+    for name, fits, rule in (
+        ("dense_stride", lambda x: x is None or isinstance(x, int), "a number of pixels or null"),
+        ("short_side", lambda x: isinstance(x, int) and x > 0, "a number of pixels"),
+        ("prompt_denoising", lambda x: x is None or (isinstance(x, int | float) and 0 <= x <= 1), "in 0..1 or null"),
+        ("templates", lambda x: x is None or isinstance(x, str), "the name of a template set or null"),
+    ):
+        if name in content and not fits(content[name]):
+            raise UserError(f"{path}: {name} is {rule}, not {content[name]!r}: correct it")
+    return Reading(**content)
 
 
 def _parts(arrays: Mapping[str, Any], config: CLIPConfig, folder: Path, preprocess: Preprocess) -> Parts:

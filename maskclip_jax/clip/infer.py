@@ -20,7 +20,7 @@ def from_hf(config: Mapping[str, Any]) -> CLIPConfig:
     check_model_type(config)
     try:
         full = transformers().CLIPConfig.from_dict(dict(config))
-    except (TypeError, ValueError, AttributeError) as error:  # transformers validates types, and head counts
+    except Exception as error:  # transformers checks types and head counts, with exceptions of its own
         raise UserError(f"config.json is not one transformers can read: {_line(error)}") from error
     v, t = full.vision_config, full.text_config
     if v.num_channels != 3:

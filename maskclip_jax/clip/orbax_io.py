@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -88,7 +89,7 @@ def load_variables(path: Path, config: CLIPConfig) -> dict[str, Any]:
     wanted = abstract_variables(config)
     filled = {name: _mapped(path / name.replace("/", "."), expected.shape) for name, expected in wanted.items()}
     if any(array is None for array in filled.values()):
-        filled = _restored(path)
+        filled = _restored(path, wanted)
     misfit = sorted(set(wanted) ^ set(filled)) or [k for k in wanted if np.shape(filled[k]) != wanted[k].shape]
     if misfit:
         raise UserError(f"{path} does not hold this architecture's arrays ({', '.join(misfit[:4])}): convert again")
@@ -99,23 +100,24 @@ def load_variables(path: Path, config: CLIPConfig) -> dict[str, Any]:
 def _mapped(folder: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The one uncompressed float32 chunk of a zarr array of this shape; None when it is stored in another way."""
     header, chunk = folder / ".zarray", folder / (".".join("0" * len(shape)) or "0")
-    if not header.is_file() or not chunk.is_file():
+    if not header.is_file():
         return None
     zarr = read_json(header)
     plain = {"shape": list(shape), "chunks": list(shape), "dtype": "<f4", "compressor": None, "filters": None}
     if any(key not in zarr or zarr[key] != value for key, value in plain.items()) or zarr["order"] != "C":
         return None
-    if chunk.stat().st_size != 4 * int(np.prod(shape)):
-        raise UserError(f"{chunk} is truncated: convert the model again")
+    if not chunk.is_file() or chunk.stat().st_size != 4 * int(np.prod(shape)):
+        raise UserError(f"{chunk} is missing or truncated: convert the model again")
     return np.asarray(np.memmap(chunk, np.float32, "r", shape=shape or (1,))).reshape(shape)
 
 
-def _restored(path: Path) -> dict[str, np.ndarray]:
+def _restored(path: Path, wanted: dict[str, Any]) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
+    as_numpy = unflatten_dict({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted}, sep="/")
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.restore(path)
+            tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except Exception as error:  # orbax and tensorstore raise what they meet
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path} is not a whole orbax checkpoint ({reason}): convert the model again") from error
@@ -128,8 +130,14 @@ def _write_arrays(path: Path, variables: dict[str, Any]) -> None:
     kept = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
     kept = jax.tree.map(lambda array: np.asarray(array, np.float32), kept)
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False, use_compression=False)
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(kept))
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)  # orbax warns that there is nothing for it to merge
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(path, args=ocp.args.PyTreeSave(kept))
+    finally:
+        log.setLevel(level)
 
 
 def _config_to_json(config: CLIPConfig) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Names in other people's checkpoints -> our parameters: one table per naming.
 
-A row reads "their module, our module, what kind of module it is". The kind says which arrays such a module holds and how
-each is laid out, once for PyTorch (`TORCH`) and once for Flax (`FLAX`), so the same HF table serves `model.safetensors`
-and `flax_model.msgpack`. Every layout knows its inverse: the tables also write checkpoints (`weights.to_names`).
+A row reads "their module, our module, what kind of module it is". The kind says which arrays such a module holds and
+how each is laid out, once for PyTorch (`TORCH`) and once for Flax (`FLAX`), so the same HF table serves
+`model.safetensors` and `flax_model.msgpack`. Every layout knows its inverse: the tables also write checkpoints
+(`weights.to_names`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,65 @@
+"""Prompts -> ids: start, tokens, end-of-text, zeros; long prompts cut with their end kept."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from maskclip_jax.clip.config import TextConfig
+from maskclip_jax.clip.load import load_clip
+from maskclip_jax.clip.tokenizer import MissingTokenizer, load_tokenizer
+from maskclip_jax.clip.weights import to_names
+from maskclip_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, checkpoints):
+    checkpoints.write_tokenizer(tmp_path)
+    return tmp_path
+
+
+def test_padding_and_truncation(folder, checkpoints):
+    tokenizer = load_tokenizer(folder, checkpoints.TEXT)
+    ids = tokenizer(["a cat", "a photo of the dog the cat a a a", ""])
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, [[8, 1, 4, 9, 0, 0, 0, 0], [8, 1, 2, 3, 7, 5, 7, 9], [8, 9, 0, 0, 0, 0, 0, 0]])
+    assert tokenizer([]).shape == (0, 8)
+    with pytest.raises(UserError, match="prompts are a list of strings"):
+        tokenizer("a cat")
+
+
+def test_openai_style_vocabulary_files(tmp_path):
+    """`vocab.json` and `merges.txt` with byte-pair merges; lower-cased, spaces collapsed, as CLIP's are."""
+    tokens = ["a", "c", "t", "a</w>", "c</w>", "t</w>", "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    tokenizer = load_tokenizer(tmp_path, TextConfig(10, 6, 64, 1, 1, 256))
+    np.testing.assert_array_equal(tokenizer(["A   Cat", "act"]), [[8, 3, 7, 9, 0, 0], [8, 0, 1, 5, 9, 0]])
+
+
+def test_a_tokenizer_of_another_model(folder, checkpoints):
+    with pytest.raises(UserError, match="knows 9 tokens, but the tokenizer's ids go up to 9"):
+        load_tokenizer(folder, dataclasses.replace(checkpoints.TEXT, vocab_size=9))
+    with pytest.raises(UserError, match="reads its feature at token 7, but the tokenizer ends prompts with 9"):
+        load_tokenizer(folder, dataclasses.replace(checkpoints.TEXT, eot_token_id=7))
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_tokenizer(folder, checkpoints.TEXT)
+
+
+def test_no_tokenizer_is_an_error_only_when_one_is_needed(tmp_path, folder, checkpoints):
+    config, variables = checkpoints.random_clip("vit")
+    arrays = to_names(variables, config, "openai")
+    bare = load_clip(arrays)
+    assert isinstance(bare.tokenizer, MissingTokenizer)
+    with pytest.raises(UserError, match=r"put tokenizer\.json .* beside the weights, or give load_clip"):
+        bare.tokenizer(["a cat"])
+    assert load_clip(arrays, tokenizer=folder).tokenizer(["a cat"])[0, 1] == 1
+    own = load_clip(arrays, tokenizer=lambda prompts: np.zeros((len(prompts), 8), np.int32))
+    assert own.tokenizer(["a"]).shape == (1, 8)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="give another tokenizer"):
+        load_clip(arrays, tokenizer=tmp_path / "empty")
+    with pytest.raises(UserError, match="a tokenizer is a folder, a hub id or a function"):
+        load_clip(arrays, tokenizer="nowhere")
