@@ -31,10 +31,9 @@ def _exact():
         (6, 6, 3, 2, 1, True),
     ],
 )
-@pytest.mark.parametrize("size", [(8, 12), (9, 7)])
-def test_every_route_is_the_same_convolution(channels, features, kernel, stride, dilation, depthwise, size):
+def test_every_route_is_the_same_convolution(channels, features, kernel, stride, dilation, depthwise):
     conv = layers.Conv(features, kernel, stride, dilation, depthwise)
-    x = jax.random.normal(KEY, (2, *size, channels))
+    x = jax.random.normal(KEY, (2, 9, 12, channels))
     variables = conv.init(KEY, x)
     assert variables["params"]["kernel"].shape == (kernel, kernel, 1 if depthwise else channels, features)
 

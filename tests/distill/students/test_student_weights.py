@@ -13,11 +13,14 @@ from maskclip_jax.errors import UserError
 
 LAYERS, BASE = (2, 1, 1, 1), 4
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+TEXT = jax.ShapeDtypeStruct((2, 8), jnp.float32)
 
 
 def variables_for(stem):
     config = StudentConfig(width=8, backbone="resnet50", layers=LAYERS, base_width=BASE, stem=stem, rates=(1,))
-    return jax.jit(create_student(config).init)(jax.random.key(0), jnp.zeros(IMAGES.shape), jnp.ones((2, 8)))
+    shapes = jax.eval_shape(create_student(config).init, jax.random.key(0), IMAGES, TEXT)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
 def conv(rng, name, out, inp, k):
@@ -150,9 +153,7 @@ def test_tables_cover_the_full_size_backbones(depth, blocks3):
     """Keys of the real files, without their arrays: every one of ours is named once."""
     for stem, make in (("v1c", timm), ("v1", huggingface)):
         student = create_student(StudentConfig(width=8, backbone=depth, stem=stem))
-        ours = traverse_util.flatten_dict(
-            jax.eval_shape(student.init, jax.random.key(0), IMAGES, jax.ShapeDtypeStruct((2, 8), jnp.float32))
-        )
+        ours = traverse_util.flatten_dict(jax.eval_shape(student.init, jax.random.key(0), IMAGES, TEXT))
         table = W.FORMATS[W.detect_format(make(np.random.default_rng(0)))][1]
         layers = (3, 4, blocks3, 3)
         names = real_names(stem, layers)
