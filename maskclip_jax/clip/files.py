@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -99,14 +100,19 @@ def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return arrays.shapes() if isinstance(arrays, SafetensorsFile) else {k: np.shape(v) for k, v in arrays.items()}
 
 
-def _read_shards(index: Path) -> Shards:
+def shard_map(index: Path) -> dict[str, str]:
+    """Name of every array -> the file that holds it, from a `….safetensors.index.json`; files are its neighbours."""
     content = read_json(index)
     if "weight_map" not in content or not isinstance(content["weight_map"], dict):
         raise UserError(f"{index} must hold a weight_map from names to files: take the original file")
-    where = content["weight_map"]
-    for name in set(where.values()):
+    for name in set(content["weight_map"].values()):
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"a shard is a file in the folder of {index}, not {name!r}: take the original file")
+    return content["weight_map"]
+
+
+def _read_shards(index: Path) -> Shards:
+    where = shard_map(index)
     opened = {name: read_arrays(index.parent / name) for name in sorted(set(where.values()))}
     for key, name in where.items():
         if key not in opened[name]:
@@ -143,12 +149,17 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         if zipped and _is_torchscript(path):
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+            with warnings.catch_warnings():  # newer torch deprecates TorchScript, which OpenAI's files are
+                warnings.simplefilter("ignore", FutureWarning)
+                warnings.simplefilter("ignore", DeprecationWarning)
+                state = torch.jit.load(str(path), map_location="cpu").state_dict()
         else:
             state = torch.load(str(path), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler meets
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} cannot be read as PyTorch weights ({reason}): download it again") from error
+    except Exception as error:  # torch raises whatever its unpickler meets, and then advises to unpickle unsafely
+        raise UserError(
+            f"{path} is not a whole PyTorch file of plain tensors (damaged, or it holds other objects): "
+            "download it again, or save `model.state_dict()`"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskclip_jax.clip.files import read_json
+from maskclip_jax.clip.files import shard_map
 from maskclip_jax.clip.folders import SMALL_FILES, candidates
 from maskclip_jax.errors import UserError
 
@@ -21,7 +21,7 @@ def download(name: str) -> Path:
             folder = snapshot(name, (*SMALL_FILES, file))
         if (folder / file).is_file():
             if file.endswith(".index.json"):
-                shards = sorted(set(read_json(folder / file)["weight_map"].values()))
+                shards = sorted(set(shard_map(folder / file).values()))
                 folder = snapshot(name, (*SMALL_FILES, *shards))
             return folder
     raise UserError(f"{name} on the hub holds none of {', '.join(names)}: give another model")

@@ -50,6 +50,35 @@ def from_hf(config: Mapping[str, Any]) -> CLIPConfig:
     return CLIPConfig(vision, text, full.projection_dim)
 
 
+def to_hf(config: CLIPConfig) -> dict[str, Any]:
+    """`config` as transformers' `config.json`: what `from_hf` reads back. ViTs only."""
+    v, t = config.vision, config.text
+    if isinstance(v, ResNetConfig):
+        raise UserError("transformers' CLIP has no ResNet: write an open_clip folder")
+    widths = lambda c: {  # noqa: E731
+        "hidden_size": c.width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "intermediate_size": c.mlp_width,
+        "hidden_act": c.activation,
+        "layer_norm_eps": c.layer_norm_eps,
+        "projection_dim": config.embed_dim,
+    }
+    vision = {"image_size": v.image_size, "patch_size": v.patch_size, "num_channels": 3}
+    text = {
+        "vocab_size": t.vocab_size,
+        "max_position_embeddings": t.context_length,
+        "eos_token_id": 2 if t.eot_token_id is None else t.eot_token_id,
+    }
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.embed_dim,
+        "vision_config": widths(v) | vision,
+        "text_config": widths(t) | text,
+    }
+
+
 def check_model_type(config: Mapping[str, Any]) -> None:
     """Raises UserError unless a `config.json` is of transformers' `CLIPModel`."""
     came = config.get("model_type")

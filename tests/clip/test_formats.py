@@ -1,6 +1,8 @@
 """One set of parameters, written as every kind of checkpoint, is one model."""
 
+import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import jax
@@ -146,6 +148,13 @@ def test_open_clip_config_there_and_back(name):
     assert infer.from_open_clip(json.loads(json.dumps(infer.to_open_clip(variant(name))))) == variant(name)
 
 
+@pytest.mark.parametrize("name", ["ViT-B/32", "ViT-L/14@336px"])
+def test_hf_config_there_and_back(name):
+    assert infer.from_hf(json.loads(json.dumps(infer.to_hf(variant(name))))) == variant(name)
+    text = dataclasses.replace(variant(name).text, eot_token_id=49407)
+    assert infer.from_hf(infer.to_hf(dataclasses.replace(variant(name), text=text))).text == text
+
+
 def test_fidelity_and_reading(tmp_path, checkpoints):
     folder = checkpoints.write_folder(tmp_path / "resnet", "resnet", "open_clip")
     plain = load_clip(folder)
@@ -200,7 +209,9 @@ def test_openai_torchscript_archive(tmp_path, checkpoints):
                 module.add_module(parent, Holder())
             module = getattr(module, parent)
         module.register_parameter(leaf, torch.nn.Parameter(torch.tensor(array).half()))
-    torch.jit.trace(root, torch.zeros(1)).save(str(tmp_path / "ViT-tiny.pt"))
+    with warnings.catch_warnings():  # newer torch deprecates TorchScript, which OpenAI's files are
+        warnings.simplefilter("ignore")
+        torch.jit.trace(root, torch.zeros(1)).save(str(tmp_path / "ViT-tiny.pt"))
     pretrained = load_clip(tmp_path / "ViT-tiny.pt")
     assert pretrained.config == config
     checkpoints.assert_same(
