@@ -93,7 +93,9 @@ def write_train(out: Path, count: int, npm: str, workers: int, split: str = "tra
     return folder
 
 
-def write_heldout(out: Path, count: int, npm: str, workers: int) -> dict[str, tuple[np.ndarray, np.ndarray, list[dict]]]:
+def write_heldout(
+    out: Path, count: int, npm: str, workers: int
+) -> dict[str, tuple[np.ndarray, np.ndarray, list[dict]]]:
     """Writes `<out>/heldout.npz` and `<out>/heldout_twemoji.npz` and returns what is in them and the records."""
     out.mkdir(parents=True, exist_ok=True)
     made = {}
@@ -133,7 +135,9 @@ def encode_png(labels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def ship(made: dict[str, tuple[np.ndarray, np.ndarray, list[dict]]], archive: Path = ZIP, assets: Path = ASSETS) -> None:
+def ship(
+    made: dict[str, tuple[np.ndarray, np.ndarray, list[dict]]], archive: Path = ZIP, assets: Path = ASSETS
+) -> None:
     """Packs the held-out scenes: `<split>/{images/0000.jpg,labels/0000.png}`, `classes.json`, `scenes.json`."""
     classes = json.dumps(SCENE_CLASSES, indent=0)
     records = {split: scenes for split, (_, _, scenes) in made.items()}
@@ -164,7 +168,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train", type=int, default=0, metavar="N", help="write N training scenes")
     parser.add_argument("--closeup", type=int, default=0, metavar="N", help="write N close-ups: one large object each")
-    parser.add_argument("--heldout", type=int, default=0, metavar="N", help="write N held-out scenes, in style and Twemoji")
+    parser.add_argument(
+        "--heldout", type=int, default=0, metavar="N", help="write N held-out scenes, in style and Twemoji"
+    )
     parser.add_argument("--ship", action="store_true", help="with --heldout: also write heldout.zip and the assets")
     parser.add_argument("--out", type=Path, default=Path("scenes"))
     parser.add_argument("--npm", default="/tmp/npm", help="folder with the iconify-json-*.tgz tarballs")
