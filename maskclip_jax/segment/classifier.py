@@ -1,0 +1,177 @@
+"""Words -> text classifier [C, E]: prompts embedded and averaged per class (method, section 4), cached on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int
+
+from maskclip_jax.clip.config import TextConfig
+from maskclip_jax.clip.load import Pretrained
+from maskclip_jax.clip.model import CLIP
+from maskclip_jax.data.images import atomic_path
+from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes, prompt_templates
+from maskclip_jax.errors import UserError
+
+CACHE_VARIABLE = "MASKCLIP_JAX_CACHE"
+_FORMAT = "maskclip_jax text classifier 1"  # part of the fingerprint: change it whenever the computation changes
+_LENGTH_STEP = 16  # prompts are cut to a multiple of this many tokens, so that few lengths are ever compiled
+
+Classes = str | Sequence[str | Sequence[str]]
+Templates = str | Sequence[str] | None
+
+
+def text_classifier(
+    pretrained: Pretrained,
+    classes: Classes,
+    templates: Templates = None,
+    *,
+    batch_size: int = 256,
+    cache: bool | str | Path = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float32[np.ndarray, "C E"]:
+    """One unit vector per class: every prompt of the class embedded, normalised, averaged, normalised again.
+
+    Args:
+      pretrained: its text tower and tokenizer are used.
+      classes: names, a name with synonyms being "sofa,couch" or ("sofa", "couch"); or what a person would type, as
+        `parse_classes` takes it ("voc20", "dog, cat"). All prompts of all synonyms count alike.
+      templates: sentences with one "{}", or the name of a set of them (`prompt_templates`); None takes the
+        checkpoint's recommendation, else the published 85.
+      batch_size: prompts embedded at once; the last batch is filled up, so that one program serves all.
+      cache: whether and where to keep the result: True is $MASKCLIP_JAX_CACHE, else ~/.cache/maskclip_jax. The file's
+        name is a fingerprint of the text tower's parameters and the token ids. A damaged file is computed again.
+      progress: called with (prompts done, prompts in all).
+
+    Raises:
+      UserError: a class or a template is not usable, or the checkpoint came without a tokenizer.
+    """
+    classes = named_classes(classes)
+    templates = filled_templates(pretrained, templates)
+    prompts = [[template.replace("{}", word) for word in entry for template in templates] for entry in classes]
+    counts = [len(entry) for entry in prompts]
+    ids = trimmed(np.asarray(pretrained.tokenizer([p for entry in prompts for p in entry])), pretrained.config.text)
+
+    path = None
+    if cache is not False:
+        folder = cache_folder() if cache is True else Path(cache)
+        path = folder / f"{fingerprint(pretrained, ids, counts)}.npy"
+        stored = _stored(path, (len(classes), pretrained.config.embed_dim))
+        if stored is not None:
+            return stored
+
+    unit = _embed_all(pretrained, ids, batch_size, progress)
+    starts = np.cumsum([0, *counts[:-1]])
+    classifier = _unit(np.add.reduceat(unit, starts, axis=0))
+    if path is not None:
+        try:
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, classifier, allow_pickle=False)
+        except UserError as error:  # a read-only home is no reason to fail: only to be slow again next time
+            warnings.warn(f"the text classifier is not cached: {error}", stacklevel=2)
+    return classifier
+
+
+def classifier_from_embeddings(embeddings: Float[Array, "C N E"]) -> Float[Array, "C E"]:
+    """Embeddings of N prompts per class -> unit vectors: normalised, averaged, normalised again. Pure."""
+    unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))  # noqa: E731
+    return unit(unit(embeddings.astype(jnp.float32)).mean(axis=1))
+
+
+def named_classes(classes: Classes) -> tuple[ClassName, ...]:
+    """`as_classes` for lists, `parse_classes` for text."""
+    return parse_classes(classes) if isinstance(classes, str) else as_classes(classes)
+
+
+def filled_templates(pretrained: Pretrained, templates: Templates) -> tuple[str, ...]:
+    """The sentences that `templates` stands for. Raises UserError when one has not exactly one "{}"."""
+    if templates is None:
+        templates = "maskclip" if pretrained.reading.templates is None else pretrained.reading.templates
+    templates = prompt_templates(templates) if isinstance(templates, str) and "{}" not in templates else templates
+    templates = (templates,) if isinstance(templates, str) else tuple(templates)
+    if not templates:
+        raise UserError("at least one prompt template is needed, but none was given: try 'a photo of a {}.'")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UserError(f"a prompt template has one {{}} for the name, but {template!r} has not: write it once")
+    return templates
+
+
+def trimmed(ids: Int[np.ndarray, "N T"], config: TextConfig) -> Int[np.ndarray, "N t"]:
+    """`ids` without the columns that lie behind every prompt's end: the tower is causal, so they never count.
+
+    Class names are short and contexts long (77 tokens): this is most of the arithmetic.
+    """
+    eot = config.eot_token_id
+    ends = ids.argmax(axis=1) if eot is None else (ids == eot).argmax(axis=1)
+    length = -(-(int(ends.max()) + 1) // _LENGTH_STEP) * _LENGTH_STEP
+    return ids[:, :length]
+
+
+def fingerprint(pretrained: Pretrained, ids: Int[np.ndarray, "N T"], counts: Sequence[int]) -> str:
+    """Hash of all that the classifier depends on: parameters, architecture and dtype of the text tower, token ids.
+
+    The ids stand for names, templates and tokenizer at once; `counts` are prompts per class.
+    """
+    config = pretrained.config
+    digest = hashlib.blake2b(digest_size=20)
+    digest.update(repr((_FORMAT, config.text, config.embed_dim, jnp.dtype(pretrained.model.dtype).name)).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(pretrained.variables["params"]["text"]):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.view(np.uint8).reshape(-1).data if array.size else b"")
+    digest.update(repr((ids.shape, list(counts))).encode())
+    digest.update(np.ascontiguousarray(ids, np.int32).data)
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """$MASKCLIP_JAX_CACHE, else ~/.cache/maskclip_jax."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named) if named else Path.home() / ".cache" / "maskclip_jax"
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _embed(model: CLIP, variables: Any, ids: Int[Array, "N T"]) -> Float[Array, "N E"]:
+    embeddings = model.apply(variables, ids, method="encode_text").astype(jnp.float32)
+    return embeddings * jax.lax.rsqrt(jnp.maximum(jnp.square(embeddings).sum(-1, keepdims=True), 1e-24))
+
+
+def _embed_all(
+    pretrained: Pretrained, ids: Int[np.ndarray, "N T"], batch_size: int, progress: Callable[[int, int], None] | None
+) -> Float32[np.ndarray, "N E"]:
+    variables = jax.device_put({"params": pretrained.variables["params"]})
+    batch = min(batch_size, 1 << (len(ids) - 1).bit_length())  # three words need no batch of 256
+    out = []
+    for start in range(0, len(ids), batch):
+        part = ids[start : start + batch]
+        filled = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
+        out.append(np.asarray(_embed(pretrained.model, variables, filled))[: len(part)])
+        if progress is not None:
+            progress(start + len(part), len(ids))
+    return np.concatenate(out)
+
+
+def _stored(path: Path, shape: tuple[int, int]) -> Float32[np.ndarray, "C E"] | None:
+    """The classifier in a cache file; None when there is none or when it is not what we would have written."""
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray) and found.dtype == np.float32 and found.shape == shape:
+            lengths = np.linalg.norm(found, axis=1)
+            if np.abs(lengths - 1).max() < 1e-4:  # NaN fails too
+                return found
+    return None
+
+
+def _unit(x: Float32[np.ndarray, "C E"]) -> Float32[np.ndarray, "C E"]:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

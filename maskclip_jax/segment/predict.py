@@ -1,0 +1,180 @@
+"""Images of any size and words -> masks: whole images or sliding windows, one compiled program per shape bucket.
+
+    resize, normalise, pad   data.preprocess      on the host
+    dense logits             segment.dense        one program per bucket, padding masked exactly
+    denoising, smoothing     segment.refine       in the same program
+    pixels, argmax           segment.upsample     one program for all sizes
+
+`segment_images` is all that most callers need. For streams, make `prediction_settings` once and loop over
+`iter_segmentations`; for experiments, the pure functions of `segment.dense` are re-exported here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, Integer
+
+from maskclip_jax.clip.load import Pretrained
+from maskclip_jax.data.images import read_image
+from maskclip_jax.errors import UserError
+from maskclip_jax.segment.classifier import Classes, Templates
+from maskclip_jax.segment.dense import dense_logits as dense_logits
+from maskclip_jax.segment.dense import predict_probabilities as predict_probabilities
+from maskclip_jax.segment.dense import predict_scores as predict_scores
+from maskclip_jax.segment.settings import PredictionSettings
+from maskclip_jax.segment.settings import prediction_settings as prediction_settings
+from maskclip_jax.segment.upsample import PixelMaps, label_pixels
+from maskclip_jax.segment.whole import Upsampled, whole_scores
+from maskclip_jax.segment.windowed import window_scores
+
+Image = np.ndarray | str | os.PathLike
+LOOKAHEAD = 256  # images whose sizes are looked at together
+
+
+class ClassScore(NamedTuple):
+    """How much of an image a class has, and how sure that is."""
+
+    area: float  # share of the image's pixels, 0..1
+    confidence: float  # mean probability over the pixels it has; NaN where it has none
+
+
+class Segmentation(NamedTuple):
+    """The answer for one image, in its original size."""
+
+    labels: Integer[np.ndarray, "H W"]  # indices into `classes`: uint8, or uint16 beyond 255 classes
+    scores: dict[str, ClassScore]  # of every class, by name
+    classes: tuple[str, ...]  # names to display; "background" first if there is one
+    confidence: Float32[np.ndarray, "H W"]  # probability of each pixel's class
+    probabilities: Float32[np.ndarray, "H W K"] | None  # of every class, if asked for
+
+
+def segment_images(
+    images: Sequence[Image],
+    classes: Classes,
+    pretrained: Pretrained,
+    *,
+    templates: Templates = None,
+    classifier: Float[np.ndarray, "words E"] | None = None,
+    prompt_denoising: float | int | None = None,
+    key_smoothing: float | int | bool | None = None,
+    naive: bool = False,
+    short_side: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    background: Classes | None = None,
+    background_threshold: float | int | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+    return_probabilities: bool = False,
+    cache: bool | str | Path = True,
+) -> list[Segmentation]:
+    """Finds the named things in images of any sizes (MaskCLIP: paper, section 3).
+
+    Args:
+      images: uint8 RGB arrays [H, W, 3], or paths of image files.
+      classes: names, "sofa,couch" or a tuple being synonyms; or one text, as `parse_classes` takes it.
+      pretrained: from `load_clip`; its fidelity decides the habits.
+      templates, cache: as in `text_classifier`.
+      classifier: [words, E] of unit vectors to use instead of the text tower: background words, then classes.
+      prompt_denoising: threshold in 0..1 (paper: 0.5); None is off.
+      key_smoothing: threshold in 0..1, True being 1 (paper); None is off.
+      naive: the paper's baseline, the unmodified last layer.
+      short_side: pixels that the short side is resized to; None takes `pretrained.preprocess`.
+      window, stride: sides and distance of sliding windows, in pixels of the resized image; the stride is half the
+        window unless given. Logits are averaged where windows overlap; denoising looks at all windows of an image
+        together, smoothing at one window at a time, and then its probabilities are averaged.
+      background: names of what is not wanted; their words compete as classes do, and all of them are one class,
+        "background", the first.
+      background_threshold: pixels whose class is less probable become "background" (and keep that confidence).
+      batch_size: images (or windows) at once, at most; large images take less.
+      progress: called with (images done, images in all).
+      return_probabilities: also return the probability of every class at every pixel, in float32.
+
+    Returns:
+      One `Segmentation` per image, in order.
+
+    Raises:
+      UserError: one line, on the first input or option that cannot be used.
+    """
+    settings = prediction_settings(
+        classes,
+        pretrained,
+        templates=templates,
+        classifier=classifier,
+        prompt_denoising=prompt_denoising,
+        key_smoothing=key_smoothing,
+        naive=naive,
+        short_side=short_side,
+        window=window,
+        stride=stride,
+        background=background,
+        background_threshold=background_threshold,
+        batch_size=batch_size,
+        return_probabilities=return_probabilities,
+        cache=cache,
+    )
+    if isinstance(images, str | os.PathLike):
+        raise UserError(f"images must be a list, but one path came ({images}): write [path]")
+    total, out = len(images), []
+    report = (lambda done: progress(done, total)) if progress is not None else None
+    out.extend(iter_segmentations(images, settings, report))
+    return out
+
+
+def iter_segmentations(
+    images: Iterable[Image], settings: PredictionSettings, progress: Callable[[int], None] | None = None
+) -> Iterator[Segmentation]:
+    """`segment_images` for any number of images: reads `LOOKAHEAD` of them at a time and answers in order.
+
+    `progress` is called with the number of images done.
+    """
+    done, images = 0, iter(images)
+    while chunk := [_pixels(image) for image in itertools.islice(images, LOOKAHEAD)]:
+        results: list[Segmentation | None] = [None] * len(chunk)
+        scores = whole_scores if settings.windows is None else window_scores
+        for index, upsampled in scores(chunk, settings):
+            results[index] = _segmentation(upsampled, settings)
+            done += 1
+            if progress is not None:
+                progress(done)
+        yield from results
+
+
+def _segmentation(upsampled: Upsampled, settings: PredictionSettings) -> Segmentation:
+    maps = label_pixels(
+        *upsampled,
+        np.asarray(settings.word_class),
+        scale=settings.scale,
+        smoothed=settings.smoothing is not None,
+        least=settings.least,
+        with_probabilities=settings.return_probabilities,
+    )
+    return Segmentation(maps.labels, _class_scores(maps, settings.names), settings.names, *maps[1:])
+
+
+def _class_scores(maps: PixelMaps, names: Sequence[str]) -> dict[str, ClassScore]:
+    labels, size = maps.labels.ravel(), maps.labels.size
+    pixels = np.bincount(labels, minlength=len(names))
+    sums = np.bincount(labels, maps.confidence.ravel(), minlength=len(names))
+    mean = np.full(len(names), np.nan)
+    np.divide(sums, pixels, out=mean, where=pixels > 0)
+    return {n: ClassScore(float(a) / size, float(c)) for n, a, c in zip(names, pixels, mean, strict=True)}
+
+
+def _pixels(image: Image) -> np.ndarray:
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"an image is an array or a path, but {type(image).__name__} came: use numpy.asarray(image)")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise UserError(
+            f"an image array is uint8 [height, width, 3] and not empty, but {image.dtype} {list(image.shape)} came: "
+            "convert it to 8-bit RGB"
+        )
+    return image

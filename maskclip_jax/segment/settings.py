@@ -1,0 +1,143 @@
+"""What a prediction is asked to do, checked once and kept for any number of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from maskclip_jax.clip.config import CLIPConfig
+from maskclip_jax.clip.load import Pretrained
+from maskclip_jax.clip.model import CLIP
+from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.vocabulary import ClassName, as_classes
+from maskclip_jax.errors import UserError
+from maskclip_jax.segment.classifier import Classes, Templates, named_classes, text_classifier
+from maskclip_jax.segment.windows import check_windows
+
+BACKGROUND = "background"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PredictionSettings:
+    """Everything about a prediction but the images. Made by `prediction_settings`.
+
+    Fields:
+      model, variables, preprocess: the checkpoint's; variables lie on the device.
+      classifier: [words, E], on the device.
+      names: classes to display.
+      word_class: the class of each of the classifier's words.
+      scale: what logits are multiplied by before a softmax.
+      denoising, smoothing: thresholds; None is off.
+      naive: read the unmodified last layer.
+      windows: (window, stride) in pixels of the resized image; None is whole images.
+      least: below this probability a pixel is class 0; 0 is never.
+      batch_size: images or windows at once, at most.
+      return_probabilities: keep the probability of every class.
+    """
+
+    model: CLIP
+    variables: Any
+    preprocess: Preprocess
+    classifier: Any
+    names: tuple[str, ...]
+    word_class: tuple[int, ...]
+    scale: np.float32
+    denoising: np.float32 | None
+    smoothing: np.float32 | None
+    naive: bool
+    windows: tuple[int, int] | None
+    least: float
+    batch_size: int
+    return_probabilities: bool
+
+    @property
+    def config(self) -> CLIPConfig:
+        """The model's."""
+        return self.model.config
+
+
+def prediction_settings(
+    classes: Classes,
+    pretrained: Pretrained,
+    *,
+    templates: Templates = None,
+    classifier: Float[np.ndarray | Array, "words E"] | None = None,
+    prompt_denoising: float | int | None = None,
+    key_smoothing: float | int | bool | None = None,
+    naive: bool = False,
+    short_side: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    background: Classes | None = None,
+    background_threshold: float | int | None = None,
+    batch_size: int = 8,
+    return_probabilities: bool = False,
+    cache: bool | str | Path = True,
+) -> PredictionSettings:
+    """Checks the options of `segment_images` (see there) and makes the text classifier. Raises UserError."""
+    names, words, word_class = _words(named_classes(classes), background, background_threshold is not None)
+    if isinstance(key_smoothing, bool):
+        key_smoothing = 1.0 if key_smoothing else None
+    for name, value in (
+        ("prompt denoising", prompt_denoising),
+        ("key smoothing", key_smoothing),
+        ("a background threshold", background_threshold),
+    ):
+        if value is not None and not 0 < value <= 1:
+            raise UserError(f"{name} takes a probability above 0 and up to 1, but {value} came: try 0.5")
+    if batch_size < 1:
+        raise UserError(f"a batch holds at least one image, but {batch_size} came: use 1 or more")
+    if short_side is not None and short_side < 1:
+        raise UserError(f"the short side is at least one pixel, but {short_side} came: try 512")
+    windows = check_windows(window, stride)
+    preprocess = pretrained.preprocess
+    if short_side is not None:
+        preprocess = dataclasses.replace(preprocess, short_side=short_side, within=None)
+    if classifier is None:
+        classifier = text_classifier(pretrained, words, templates, cache=cache)
+    wanted = (len(words), pretrained.config.embed_dim)
+    if classifier.shape != wanted:
+        raise UserError(
+            f"a classifier has a row for each of the {wanted[0]} words (background first) and {wanted[1]} columns, "
+            f"but {list(classifier.shape)} came: make it with text_classifier"
+        )
+    fixed = pretrained.config.fidelity.probability_scale
+    scale = np.exp(np.asarray(pretrained.variables["params"]["logit_scale"])) if fixed is None else fixed
+    return PredictionSettings(
+        pretrained.model,
+        jax.device_put(pretrained.variables),
+        preprocess,
+        jax.device_put(np.asarray(classifier, np.float32)),
+        names,
+        word_class,
+        np.float32(scale),
+        None if prompt_denoising is None else np.float32(prompt_denoising),
+        None if key_smoothing is None else np.float32(key_smoothing),
+        naive,
+        windows,
+        float(background_threshold or 0),
+        batch_size,
+        return_probabilities,
+    )
+
+
+def _words(
+    classes: Sequence[ClassName], background: Classes | None, with_background: bool
+) -> tuple[tuple[str, ...], tuple[ClassName, ...], tuple[int, ...]]:
+    """Names to display, what the classifier has rows for, and the class of each row."""
+    names = tuple(str(entry) for entry in classes)
+    if background is None and not with_background:
+        return names, tuple(classes), tuple(range(len(classes)))
+    if BACKGROUND in (name.casefold() for name in names):
+        raise UserError(
+            f"the class {BACKGROUND!r} is added by itself, but it is among the classes too: leave it out there"
+        )
+    unwanted = () if background is None else named_classes(background)
+    words = as_classes([*unwanted, *classes])
+    return (BACKGROUND, *names), words, (0,) * len(unwanted) + tuple(range(1, len(classes) + 1))

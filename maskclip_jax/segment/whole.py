@@ -1,0 +1,153 @@
+"""Whole images: sizes -> a few shape buckets, batches of one bucket -> scores of every cell."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32, Int, UInt8
+
+from maskclip_jax.clip.config import CLIPConfig, ViTConfig
+from maskclip_jax.clip.model import CLIP
+from maskclip_jax.data.buckets import Shape, ShapeBuckets, bucket_shape
+from maskclip_jax.data.preprocess import PreparedImage, prepare, resize_shape, upsample_matrix
+from maskclip_jax.segment.dense import predict_scores
+from maskclip_jax.segment.settings import PredictionSettings
+
+BUCKETS = 6  # shapes to compile for; with the pixels and the text tower that makes 8 programs
+_ATTENTION_BYTES = 2**30  # of one layer's attention matrices in float32
+_BATCH_PIXELS = 2**24
+
+
+class Upsampled(NamedTuple):
+    """Scores of an image's cells, and the matrices of the two axes that make them pixels of the original image."""
+
+    scores: Float32[np.ndarray, "h w C"]
+    rows: Float32[np.ndarray, "H h"]
+    columns: Float32[np.ndarray, "W w"]
+
+
+def whole_scores(
+    images: Sequence[UInt8[np.ndarray, "H W 3"]], settings: PredictionSettings
+) -> Iterator[tuple[int, Upsampled]]:
+    """(index, result) of every image, bucket by bucket."""
+    groups: dict[Shape, list[int]] = defaultdict(list)
+    for index, shape in enumerate(bucket_shapes([image.shape[:2] for image in images], settings)):
+        groups[shape].append(index)
+    waiting: tuple = ()
+    for shape, members in groups.items():
+        size = batch_size_for(settings, shape, len(members))
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            prepared = [prepare(images[i], settings.preprocess, settings.config.multiple) for i in part]
+            pixels, grid = padded_batch([image.pixels for image in prepared], size, shape, settings.config)
+            scores = _scores(
+                settings.model,
+                settings.variables,
+                pixels,
+                settings.classifier,
+                grid,
+                settings.denoising,
+                settings.smoothing,
+                naive=settings.naive,
+            )
+            # The accelerator works on this batch while the host makes pixels of the one before.
+            if waiting:
+                yield from _results(*waiting, settings)
+            waiting = part, prepared, scores, grid
+    if waiting:
+        yield from _results(*waiting, settings)
+
+
+def bucket_shapes(originals: Sequence[Shape], settings: PredictionSettings) -> list[Shape]:
+    """The padded shape each image is computed in, few altogether (pixels, multiples of `config.multiple`)."""
+    p, config = settings.preprocess, settings.config
+    sizes = [resize_shape(*size, short_side=p.short_side, long_side=p.long_side, within=p.within) for size in originals]
+    shapes = _buckets(settings.model, p.short_side).assign(sizes)
+    for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True)):
+        # Sharing a large square is cheap in programs, but attention's memory grows with the area squared.
+        if _attention_bytes(config, shape, settings.naive) > _ATTENTION_BYTES:
+            own = bucket_shape(*size, config.multiple, short_side=p.short_side)
+            if 2 * own[0] * own[1] < shape[0] * shape[1]:
+                shapes[i] = own
+    return shapes
+
+
+@functools.lru_cache(maxsize=32)
+def _buckets(model: CLIP, short_side: int | None) -> ShapeBuckets:
+    """Remembered for as long as the compiled programs are, so that call after call shares both."""
+    return ShapeBuckets(model.config.multiple, short_side=short_side, limit=BUCKETS)
+
+
+def batch_size_for(settings: PredictionSettings, shape: Shape, count: int) -> int:
+    """How many of `count` images of a padded shape go together: full batches (smaller where images are large), or one
+    by one where a batch would be mostly empty. Two sizes a shape are all that is ever compiled."""
+    most = min(settings.batch_size, max(1, _BATCH_PIXELS // (shape[0] * shape[1])))
+    attention = _attention_bytes(settings.config, shape, settings.naive)
+    most = min(most, max(1, _ATTENTION_BYTES // attention)) if attention else most
+    return most if 2 * count > most else 1
+
+
+def _attention_bytes(config: CLIPConfig, shape: Shape, naive: bool) -> int:
+    if not isinstance(config.vision, ViTConfig) and not naive:
+        return 0
+    tokens = shape[0] * shape[1] // config.stride**2 + 1
+    return 4 * config.vision.heads * tokens**2
+
+
+def padded_batch(
+    pixels: Sequence[Float32[np.ndarray, "_h _w 3"]], size: int, shape: Shape, config: CLIPConfig
+) -> tuple[Float32[np.ndarray, "B H W 3"], Int[np.ndarray, "B 2"]]:
+    """Images of differing sizes in one array, and each one's valid grid in units of `config.stride`.
+
+    A batch that is not full has empty images of the smallest grid at its end.
+    """
+    batch = np.zeros((size, *shape, 3), np.float32)
+    grid = np.full((size, 2), config.multiple // config.stride, np.int32)
+    for row, image in enumerate(pixels):
+        height, width = image.shape[:2]
+        batch[row, :height, :width] = image
+        grid[row] = height // config.stride, width // config.stride
+    return batch, grid
+
+
+@functools.partial(jax.jit, static_argnames=("model", "naive"))
+def _scores(
+    model: CLIP,
+    variables: Any,
+    images: Float[Array, "B H W 3"],
+    classifier: Float[Array, "C E"],
+    grid: Int[Array, "B 2"],
+    denoising: ArrayLike | None,
+    smoothing: ArrayLike | None,
+    *,
+    naive: bool,
+) -> Float[Array, "B h w C"]:
+    return predict_scores(
+        model,
+        variables,
+        images,
+        classifier,
+        grid=grid,
+        naive=naive,
+        denoising=denoising,
+        smoothing=smoothing,
+    )
+
+
+def _results(
+    part: list[int], prepared: list[PreparedImage], scores: Array, grid: np.ndarray, settings: PredictionSettings
+) -> Iterator[tuple[int, Upsampled]]:
+    on_host, stride = np.asarray(scores), settings.config.stride
+    aligned = settings.config.fidelity.upsample == "aligned"
+    for row, (index, image) in enumerate(zip(part, prepared, strict=True)):
+        matrices = (
+            upsample_matrix(int(cells), stride, valid, original, aligned=aligned)
+            for cells, valid, original in zip(grid[row], image.valid, image.original, strict=True)
+        )
+        yield index, Upsampled(on_host[row, : grid[row, 0], : grid[row, 1]], *matrices)
