@@ -1,0 +1,57 @@
+"""The command line: finds the command, runs it, and turns every error a person can mend into one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from maskclip_jax.errors import UserError
+
+COMMANDS = {
+    "segment": "masks for your images from a list of words",
+    "demo": "the shipped scenes, segmented by the shipped model, with a table of scores",
+    "convert": "any supported checkpoint into one that loads fast",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see: {self.prog} --help)\n")
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser with the arguments of one command (all of them when None: for tests and documentation)."""
+    parser = _Parser(prog=os.path.basename(sys.argv[0]) if sys.argv[0].endswith("run.py") else "maskclip")
+    parser.description = "Name what you want to see and get a mask for it: MaskCLIP and MaskCLIP+ in JAX."
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_line in COMMANDS.items():
+        module = importlib.import_module(f"maskclip_jax.commands.{name}")
+        sub = commands.add_parser(name, help=help_line, description=module.__doc__, formatter_class=_Help)
+        if command in (None, name):
+            module.add_arguments(sub)
+    return parser
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The module's docstring as it is written, and every default."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command; exits 2 with one line on bad input, 130 on Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
+    module = importlib.import_module(f"maskclip_jax.commands.{args.command}")
+    try:
+        status = module.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except BrokenPipeError:  # the reader went away (`| head`): nothing is wrong here
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    except KeyboardInterrupt:
+        print("stopped: run the same command again to go on", file=sys.stderr)
+        status = 130
+    sys.exit(status or 0)

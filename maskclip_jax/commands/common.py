@@ -1,0 +1,121 @@
+"""What several commands share: the model's arguments, how to read it densely, progress, and the record of a run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from maskclip_jax.errors import UserError
+
+
+def unit(text: str) -> float:
+    """An argument in 0..1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a number in 0..1, not {text}")
+    return value
+
+
+def positive(text: str) -> int:
+    """An argument of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a number of at least 1, not {text}")
+    return value
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="embedded", help="embedded, embedded-vit, a hub id, or a checkpoint's folder or file"
+    )
+    parser.add_argument("--fidelity", choices=("clip", "released"), default="clip", help="whose habits to follow")
+    parser.add_argument("--tokenizer", help="folder or hub id of a tokenizer, for checkpoints that bring none")
+    parser.add_argument("--dense-stride", type=int, choices=(8, 16, 32), help="where a ResNet is read out")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="what the towers compute in"
+    )
+
+
+def load_model(args: argparse.Namespace):
+    """The `Pretrained` that `add_model_arguments` describe."""
+    import jax.numpy as jnp
+
+    from maskclip_jax.clip.load import load_clip
+
+    return load_clip(
+        args.model,
+        fidelity=args.fidelity,
+        dense_stride=args.dense_stride,
+        dtype=jnp.dtype(args.dtype),
+        tokenizer=args.tokenizer,
+    )
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--templates", help="maskclip (85), imagenet (80), scene (5), single, or a template with {}")
+    parser.add_argument("--short-side", type=positive, help="pixels the short side is resized to")
+    parser.add_argument("--naive", action="store_true", help="the paper's baseline: the unmodified last layer")
+    parser.add_argument(
+        "--prompt-denoising", type=unit, metavar="T", help="drop classes that are nowhere more probable than T"
+    )
+    parser.add_argument(
+        "--key-smoothing", type=unit, nargs="?", const=1.0, metavar="T", help="smooth positions less sure than T (1)"
+    )
+    parser.add_argument("--window", type=positive, help="side of sliding windows in pixels of the resized image")
+    parser.add_argument("--stride", type=positive, help="distance of sliding windows")
+    parser.add_argument("--background", help="words that compete and become one class, background")
+    parser.add_argument("--background-threshold", type=unit, metavar="P", help="less sure pixels become background")
+    parser.add_argument("--batch-size", type=positive, default=8)
+
+
+def reading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """`add_reading_arguments` as keyword arguments of `segment_images`."""
+    templates = args.templates
+    if templates is not None and "{" in templates:
+        templates = (templates,)
+    names = ("short_side", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
+    names += ("background_threshold", "batch_size")
+    return {"templates": templates} | {name: getattr(args, name) for name in names}
+
+
+def record(args: argparse.Namespace) -> dict[str, Any]:
+    """The run's settings, for the output folder."""
+    from importlib import metadata
+
+    import jax
+
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    settings = {k: [str(x) for x in v] if isinstance(v, list) else v for k, v in settings.items()}
+    versions = {"jax": jax.__version__, "flax": metadata.version("flax"), "device": jax.devices()[0].device_kind}
+    return {"command": args.command, "settings": settings, "versions": versions}
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with a rate and an ETA on stderr (plain lines where that is no terminal): call it with the number done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+    class Rate(ProgressColumn):
+        def render(self, task):
+            return f"{task.speed:.1f}/s" if task.speed else "-/s"
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def output_folder(path: Path) -> Path:
+    """The folder results go to, made when missing. Raises UserError where a file stands in the way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"--out is a folder, but {path} is, or lies in, a file: choose another") from error
+    except OSError as error:
+        raise UserError(f"--out must be a folder that can be written, {path} can not ({error.strerror})") from error
+    return path

@@ -1,0 +1,29 @@
+"""Convert any supported checkpoint into a folder that loads memory-mapped and fast.
+
+    python run.py convert openai/clip-vit-base-patch16 clip-b16
+    python run.py segment photo.jpg --classes "dog, sofa" --model clip-b16 --out out
+
+Reads Hugging Face and open_clip folders or hub ids, OpenAI's .pt files, and single weight files; pickled ones need
+PyTorch (`pip install "maskclip-jax[torch]"`), and are read as weights only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="hub id, folder or file of a checkpoint")
+    parser.add_argument("out", type=Path, help="folder to write; must not exist")
+    parser.add_argument("--tokenizer", help="folder or hub id of a tokenizer, for checkpoints that bring none")
+
+
+def run(args: argparse.Namespace) -> None:
+    from maskclip_jax.clip.load import load_clip
+    from maskclip_jax.clip.orbax_io import save_converted
+
+    pretrained = load_clip(args.source, tokenizer=args.tokenizer)
+    path = save_converted(pretrained, args.out)
+    size = sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file()) / 2**20
+    print(f"wrote {path} ({size:.1f} MiB)")

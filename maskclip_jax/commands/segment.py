@@ -1,0 +1,123 @@
+"""Masks for your images from a list of words.
+
+    python run.py segment photo.jpg --classes "dog, sofa, window" --out out
+
+Writes, for every image: NAME_overlay.png (the masks on the image, with a legend), NAME_labels.png (an indexed PNG: the
+pixel is the number of the class) and NAME.json (area and confidence of every class); prints the largest classes.
+
+--classes is a list separated by commas; a class set (voc20, context59, coco-stuff171, ade20k150, cityscapes19,
+scenes66, …); or a text file with a class on each line. With semicolons between classes, commas separate synonyms:
+"sofa, couch; dog".
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from maskclip_jax.commands import common
+from maskclip_jax.errors import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--classes", required=True, help="what to look for")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    common.add_model_arguments(parser)
+    common.add_reading_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from maskclip_jax.data.images import read_image, write_json
+    from maskclip_jax.data.vocabulary import parse_classes
+    from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
+
+    paths, skipped = list(find_images(args.images)), []
+    classes = parse_classes(args.classes)
+    pretrained = common.load_model(args)
+    settings = prediction_settings(classes, pretrained, **common.reading_options(args))
+    out = common.output_folder(args.out)
+    names = output_names(paths)
+
+    def readable() -> Iterator[tuple[Path, object]]:
+        for path in paths:
+            try:
+                yield path, read_image(path)
+            except UserError as error:  # the others go on; the exit code tells
+                skipped.append(str(path))
+                print(f"error: {error}", file=sys.stderr)
+
+    done: list[tuple[Path, object]] = []
+
+    def pixels() -> Iterator[object]:
+        for path, image in readable():
+            done.append((path, image))
+            yield image
+
+    with common.progress("segmenting", len(paths)) as report:
+        for number, result in enumerate(iter_segmentations(pixels(), settings, report)):
+            path, image = done[number]
+            done[number] = (path, None)
+            write_result(out, names[path], path, image, result)
+            print_result(path, result)
+    write_json(out / "segment.json", common.record(args) | {"skipped": skipped})
+    if len(skipped) < len(paths):
+        print(f"wrote {len(paths) - len(skipped)} of {len(paths)} images to {out}")
+    return 2 if skipped else 0
+
+
+def find_images(paths: list[Path]) -> Iterator[Path]:
+    """The files named, and all images of the folders named, sorted. Raises UserError where a folder has none."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise UserError(f"a folder of images holds {', '.join(sorted(SUFFIXES))} files, {path} none: name another")
+        yield from found
+
+
+def output_names(paths: list[Path]) -> dict[Path, str]:
+    """What each image's files are called: its stem, with a number where another image has taken that."""
+    names: dict[Path, str] = {}
+    taken: set[str] = {"segment"}  # segment.json is the run's own record
+    for path in paths:
+        name, number = path.stem, 2
+        while name in taken:
+            name, number = f"{path.stem}-{number}", number + 1
+        if path not in names:
+            names[path] = name
+            taken.add(name)
+    return names
+
+
+def write_result(out: Path, name: str, path: Path, image, result) -> None:
+    """The three files of one image."""
+    from maskclip_jax.data.images import write_image, write_json, write_label_png
+    from maskclip_jax.data.vocabulary import class_palette
+    from maskclip_jax.visualize import overlay_with_legend
+
+    palette = class_palette(result.classes)
+    write_image(out / f"{name}_overlay.png", overlay_with_legend(image, result.labels, result.classes, palette))
+    write_label_png(out / f"{name}_labels.png", result.labels, palette)
+    scores = [
+        {"class": c, "index": i, "area": result.scores[c].area, "confidence": result.scores[c].confidence}
+        for i, c in enumerate(result.classes)
+    ]
+    height, width = result.labels.shape
+    write_json(out / f"{name}.json", {"image": str(path), "height": height, "width": width, "classes": scores})
+
+
+def print_result(path: Path, result, most: int = 8) -> None:
+    """The largest classes of one image, a line each."""
+    present = sorted(((s.area, s.confidence, c) for c, s in result.scores.items() if s.area > 0), reverse=True)
+    print(f"{path}")
+    for area, confidence, name in present[:most]:
+        print(f"  {name:<24} {100 * area:5.1f}% of the image   confidence {confidence:.2f}")
+    if len(present) > most:
+        print(f"  and {len(present) - most} smaller classes")
