@@ -1,0 +1,305 @@
+"""What a MaskCLIP+ run is: one frozen config for every mode, written as JSON and read back, unknown keys refused.
+
+Two numbers are no classes, wherever labels are: `IGNORE` (255) pixels have no loss, `UNLABELLED` (254) pixels are to be
+pseudo-labelled. With `background`, class 0 is the background and the named classes are 1 … C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from maskclip_jax.clip.config import Fidelity
+from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes
+from maskclip_jax.distill.students import StudentConfig
+from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate import IGNORE as IGNORE
+
+UNLABELLED = 254
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MODES = ("annotation-free", "zero-shot", "supervised", "feature", "finetuned-clip")
+CHOICES = {
+    "mode": MODES,
+    "teacher_fidelity": ("clip", "released"),
+    "foreground": ("none", "annotation"),
+    "loss_mean": ("labelled", "all"),
+    "mapper": (None, "identity", "linear", "mlp"),
+    "dtype": ("float32", "bfloat16"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """How a training image is varied (mmsegmentation's pipeline for these data sets).
+
+    Fields:
+      short_side, long_side: resize to this short side first (long side at most that); None keeps the size.
+      scale: range of the random scale, uniform.
+      flip: probability of a horizontal flip.
+      category_max_ratio: a crop is drawn again while one class covers more than this of its labelled pixels …
+      crop_retries: … at most this often.
+      photometric: brightness, contrast, saturation and hue, each with probability ½.
+      brightness: largest shift, in 0..255.   contrast, saturation: ranges of the factor.
+      hue: largest turn, in degrees.
+    """
+
+    short_side: int | None = None
+    long_side: int | None = None
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    category_max_ratio: float = 0.75
+    crop_retries: int = 10
+    photometric: bool = True
+    brightness: float = 32.0
+    contrast: tuple[float, float] = (0.5, 1.5)
+    saturation: tuple[float, float] = (0.5, 1.5)
+    hue: float = 18.0
+
+    def __post_init__(self):
+        for name in ("scale", "contrast", "saturation"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise UserError(f"augmentation.{name} is a range (low, high) above 0, but {(low, high)} came: order it")
+        if not (0 <= self.flip <= 1 and 0 < self.category_max_ratio <= 1):
+            raise UserError(
+                f"augmentation.flip and category_max_ratio are shares of 1, but {self.flip} and "
+                f"{self.category_max_ratio} came: use numbers from 0 to 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """A run of MaskCLIP+ (paper, section 3.3), or of what it is compared with.
+
+    Fields:
+      classes: names in label order ("sofa,couch" gives synonyms), or the name of a class set; without background.
+      student: what is trained; its dtype, background, mapper and SyncBN axis are taken from here (`student_config`).
+      mode: "annotation-free", "zero-shot" (seen classes keep their annotation), "supervised" (all do), "feature" (L1 to
+        the teacher's features), "finetuned-clip" (paper, section 3.2: CLIP's own ResNet, trained on seen classes).
+      unseen: names of the classes without annotation (zero-shot, finetuned-clip; elsewhere for scores only).
+      foreground: annotation-free only: "annotation" keeps annotated background out (what the published VOC20 and
+        Context59 runs saw); "none" uses no annotation at all.
+      background: class 0 is the background, a learnable embedding; never a pseudo label.
+      teacher, teacher_fidelity, dense_stride: arguments of `load_clip`.   templates: of `text_classifier`.
+      prompt_denoising, key_smoothing: thresholds of the teacher's refinement; None is off.
+      conf_thresh: pseudo labels less probable than this (softmax over the candidate classes) become 255; None is off.
+      labels_from: "online" (the teacher inside the step) or a folder of masks made before.
+      guided_steps: length of phase 1, in optimiser steps; the paper takes a tenth of `steps`.
+      self_training: after `guided_steps` the student labels for itself (phase 2); False stays in phase 1.
+      train_data, eval_data: what the pipeline reads.
+      steps: optimiser steps.   batch_size: images per optimiser step, over all devices of all hosts.
+      accumulate: micro-batches that a device takes its share in, one after the other; gradients are summed exactly.
+      crop_size: side of the training crop, in pixels.
+      learning_rate, min_learning_rate, power, momentum, weight_decay: SGD with the polynomial schedule.
+      loss_mean: cross-entropy over the "labelled" pixels, or over "all", ignored ones too (the released code).
+      mapper: M(t) of finetuned-clip.
+      backbone_weights: ImageNet weights to start from (file, folder or hub id), or None.
+      image_mean, image_std: the student's, per RGB channel in units of 0..1 (ImageNet's; finetuned-clip uses CLIP's).
+      dtype: what student and teacher compute in; parameters are float32.
+      evaluate_every, checkpoint_every, log_every: in optimiser steps.   keep_last: checkpoints.
+
+    Raises:
+      UserError: for values that contradict each other.
+    """
+
+    classes: tuple[str, ...] | str
+    student: StudentConfig
+    mode: str = "annotation-free"
+    unseen: tuple[str, ...] = ()
+    foreground: str = "none"
+    background: bool = False
+    teacher: str = "embedded"
+    teacher_fidelity: str = "clip"
+    dense_stride: int | None = None
+    templates: str | None = None
+    prompt_denoising: float | None = None
+    key_smoothing: float | None = None
+    conf_thresh: float | None = None
+    labels_from: str = "online"
+    guided_steps: int = 0
+    self_training: bool = False
+    train_data: str = ""
+    eval_data: str = ""
+    steps: int = 20_000
+    batch_size: int = 16
+    accumulate: int = 1
+    crop_size: int = 512
+    learning_rate: float = 0.01
+    min_learning_rate: float = 1e-4
+    power: float = 0.9
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    loss_mean: str = "labelled"
+    mapper: str | None = None
+    backbone_weights: str | None = None
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[float, float, float] = IMAGENET_STD
+    dtype: str = "float32"
+    seed: int = 0
+    augmentation: AugmentConfig = AugmentConfig()
+    evaluate_every: int = 1000
+    checkpoint_every: int = 1000
+    log_every: int = 10
+    keep_last: int = 3
+
+    def __post_init__(self):
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                options = ", ".join(map(str, allowed))
+                raise UserError(f"{name} is one of {options}, but {getattr(self, name)!r} came: choose one of them")
+        for name in ("steps", "batch_size", "accumulate", "crop_size", "evaluate_every", "checkpoint_every",
+                     "log_every", "keep_last"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is at least 1, but {getattr(self, name)} came")
+        for name in ("prompt_denoising", "key_smoothing", "conf_thresh"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(f"{name} is a probability above 0 and up to 1, but {value} came: null turns it off")
+        if not 0 <= self.min_learning_rate <= self.learning_rate:
+            raise UserError(
+                f"the learning rate falls to min_learning_rate, but {self.learning_rate} -> {self.min_learning_rate} "
+                "came: make the minimum the smaller one"
+            )
+        if self.self_training and not 0 <= self.guided_steps <= self.steps:
+            raise UserError(f"guided_steps is within 0..{self.steps} (steps), but {self.guided_steps} came")
+        self._check_classes()
+        self._check_student()
+
+    def _check_classes(self):
+        if self.num_classes > UNLABELLED:
+            raise UserError(f"labels are classes below {UNLABELLED}, but there are {self.num_classes}: use fewer")
+        unknown = sorted(set(self.unseen) - {str(name) for name in self.class_names})
+        if unknown or len(set(self.unseen)) != len(self.unseen):
+            raise UserError(f"unseen names classes, each once, but {unknown or list(self.unseen)} came: correct them")
+        splits = self.mode in ("zero-shot", "finetuned-clip")
+        if splits and not 0 < len(self.unseen) < len(self.class_names):
+            raise UserError(f"{self.mode} needs some unseen classes, not none or all: name them in unseen")
+        if self.background and self.mode in ("annotation-free", "feature") and self.foreground == "none":
+            raise UserError(
+                f"no teacher knows the background, so {self.mode} needs its annotation: "
+                "set foreground='annotation', or background=False"
+            )
+
+    def _check_student(self):
+        if (self.mapper is not None) != (self.mode == "finetuned-clip"):
+            raise UserError(
+                f"mapper is for finetuned-clip, which needs one, but {self.mode} came with {self.mapper}: correct it"
+            )
+        if self.mode == "finetuned-clip" and self.student.stem != "clip":
+            raise UserError("finetuned-clip starts from CLIP's ResNet: set student.stem to 'clip'")
+        if self.student.classifier == "learned" and self.mode != "supervised":
+            raise UserError(f"mode {self.mode} classifies by text embeddings: set student.classifier to 'text'")
+        if self.student.classifier == "learned" and self.student.num_classes != self.num_classes:
+            raise UserError(
+                f"student.num_classes must be that of the labels, {self.num_classes}, not {self.student.num_classes}"
+            )
+
+    @property
+    def class_names(self) -> tuple[ClassName, ...]:
+        """The named classes in label order, without background."""
+        return parse_classes(self.classes) if isinstance(self.classes, str) else as_classes(self.classes)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What each label value is called, the background first where there is one."""
+        return ("background",) * self.background + tuple(str(name) for name in self.class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """Label values: the named classes and the background."""
+        return len(self.class_names) + self.background
+
+    @property
+    def unseen_labels(self) -> tuple[int, ...]:
+        """Label values of the unseen classes, ascending."""
+        return tuple(i for i, name in enumerate(self.label_names) if name in self.unseen)
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """Label values that a pseudo label can be: the unseen classes, or without annotation all but the background."""
+        if self.mode == "zero-shot":
+            return self.unseen_labels
+        return tuple(range(int(self.background), self.num_classes))
+
+    @property
+    def uses_pseudo_labels(self) -> bool:
+        """Whether unlabelled pixels get labels in the step."""
+        return self.mode in ("annotation-free", "zero-shot")
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the step runs the teacher's image tower."""
+        return self.mode == "feature" or (self.uses_pseudo_labels and self.labels_from == "online")
+
+    @property
+    def student_config(self) -> StudentConfig:
+        """`student` with what this config says about it: what to give to `create_student` for training."""
+        learned = self.student.classifier == "learned"
+        return dataclasses.replace(
+            self.student,
+            dtype=self.dtype,
+            bn_axis_name="batch",
+            background=self.background and not learned,
+            mapper="identity" if self.mapper is None else self.mapper,
+        )
+
+    def per_device(self, devices: int) -> int:
+        """Images of an optimiser step on each of `devices` (all hosts'). Raises UserError where they do not divide."""
+        parts = devices * self.accumulate
+        if self.batch_size % parts:
+            lower = self.batch_size // parts * parts
+            fits = f"{lower} or {lower + parts}" if lower else f"{parts}"
+            kind = f"{devices} devices" + (f" × {self.accumulate} micro-batches" if self.accumulate > 1 else "")
+            raise UserError(f"batch size {self.batch_size} must be divisible by the {kind}: use {fits}")
+        return self.batch_size // devices
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts: what JSON holds."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
+        """The inverse of `to_dict`. Raises UserError for unknown keys, missing ones and values of a wrong type."""
+        return _read(cls, values, "config")
+
+
+def fidelity_of(config: DistillConfig) -> Fidelity:
+    """The teacher's habits."""
+    return Fidelity.named(config.teacher_fidelity)
+
+
+def _read(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} is a set of keys, but {values!r} came")
+    if cls is StudentConfig:
+        return StudentConfig.from_dict(dict(values))
+    hints = typing.get_type_hints(cls)
+    if unknown := sorted(set(values) - set(hints)):
+        raise UserError(f"{where} has unknown keys {unknown}: known are {sorted(hints)}")
+    fields = dataclasses.fields(cls)
+    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING and f.name not in values]
+    if needed:
+        raise UserError(f"{where} lacks {', '.join(needed)}: add it")
+    return cls(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value`, as it comes from JSON or the command line, as the type that the field has."""
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else _read(hint, value, where)
+    arms = typing.get_args(hint) if typing.get_origin(hint) is not tuple else ()
+    for arm in arms or (hint,):
+        items = typing.get_args(arm)
+        if typing.get_origin(arm) is tuple and isinstance(value, list | tuple):
+            kinds = [items[0]] * len(value) if items[-1] is Ellipsis else items
+            if len(kinds) == len(value):
+                return tuple(_value(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+        elif arm is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        elif isinstance(arm, type) and isinstance(value, arm) and (arm is bool or not isinstance(value, bool)):
+            return value
+    wanted = getattr(hint, "__name__", str(hint)) if not arms else str(hint)
+    raise UserError(f"{where} is {wanted}, but {value!r} came: correct it")
