@@ -12,7 +12,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from maskclip_jax.clip.config import Fidelity
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes
 from maskclip_jax.distill.students import StudentConfig
 from maskclip_jax.errors import UserError
@@ -264,11 +263,6 @@ class DistillConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
         """The inverse of `to_dict`. Raises UserError for unknown keys, missing ones and values of a wrong type."""
         return _read(cls, values, "config")
-
-
-def fidelity_of(config: DistillConfig) -> Fidelity:
-    """The teacher's habits."""
-    return Fidelity.named(config.teacher_fidelity)
 
 
 def _read(cls: type, values: Any, where: str) -> Any:

@@ -1,0 +1,118 @@
+"""The frozen teacher, MaskCLIP, as the training step sees it: uint8 crops in, scores of every pixel out.
+
+Its arrays travel beside the train state (`Frozen`), never in it: no optimiser and no checkpoint knows them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, UInt8
+
+from maskclip_jax.clip.load import Pretrained, load_clip
+from maskclip_jax.clip.model import CLIP
+from maskclip_jax.data.preprocess import upsample_matrix
+from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.students.layers import apply_separable
+from maskclip_jax.segment.classifier import text_classifier
+from maskclip_jax.segment.dense import predict_scores, probability_scale
+
+
+class Frozen(NamedTuple):
+    """Arrays that a step reads and never changes."""
+
+    teacher: Any  # the image tower's variables; {} where no teacher runs
+    text: Float[Array | np.ndarray, "C E"]  # unit vectors of the named classes: teacher's and student's classifier
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teacher:
+    """MaskCLIP with the run's refinement. Holds no arrays.
+
+    Fields:
+      model: its `config` has the fidelity and the dense stride.
+      mean, std: of its images, per RGB channel in units of 0..1.
+      denoising, smoothing: thresholds; None is off.
+    """
+
+    model: CLIP
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    denoising: float | None = None
+    smoothing: float | None = None
+
+    def features(self, variables: Any, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
+        """Dense value features of unit norm, at the teacher's own grid (of the padded image)."""
+        padded, grid = self._prepared(images)
+        return self.model.apply(variables, padded, grid=grid, method="encode_dense").features
+
+    def scores(
+        self, variables: Any, images: UInt8[Array, "B H W 3"], classifier: Float[Array, "K E"]
+    ) -> Float[Array, "B H W K"]:
+        """Refined scores of the given classes alone, upsampled to pixels (bilinear, aligned as the fidelity says)."""
+        padded, grid = self._prepared(images)
+        scores = predict_scores(
+            self.model, variables, padded, classifier, grid=grid, denoising=self.denoising, smoothing=self.smoothing
+        )
+        stride, aligned = self.model.config.stride, self.model.config.fidelity.upsample == "aligned"
+        matrices = (
+            upsample_matrix(-(-size // stride), stride, size, size, aligned=aligned, columns=cells)
+            for size, cells in zip(images.shape[1:3], scores.shape[1:3], strict=True)
+        )
+        return apply_separable(scores, *matrices)
+
+    def scale(self, variables: Any) -> ArrayLike:
+        """What scores are multiplied by before a softmax (when they are not smoothed probabilities already)."""
+        return probability_scale(self.model, variables)
+
+    def _prepared(self, images: UInt8[Array, "B H W 3"]) -> tuple[Float[Array, "B Hp Wp 3"], Int[Array, "B 2"] | None]:
+        """Normalised, padded to the tower's multiple with zeros, and the valid grid (None when nothing is padded)."""
+        config = self.model.config
+        sizes = images.shape[1:3]
+        padding = [-size % config.multiple for size in sizes]
+        pixels = normalise(images, self.mean, self.std)
+        if not any(padding):
+            return pixels, None
+        pixels = jnp.pad(pixels, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0)))
+        grid = jnp.asarray([[-(-size // config.stride) for size in sizes]], jnp.int32)
+        return pixels, jnp.broadcast_to(grid, (len(images), 2))
+
+
+def normalise(images: UInt8[Array, "B H W 3"], mean: Sequence[float], std: Sequence[float]) -> Float[Array, "B H W 3"]:
+    """`(x / 255 − mean) / std`, float32."""
+    return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def load_teacher(config: DistillConfig) -> tuple[Teacher | None, Frozen]:
+    """The teacher that a config names and the arrays beside the train state; None where the mode runs no teacher."""
+    pretrained = load_clip(config.teacher, fidelity=config.teacher_fidelity, dense_stride=config.dense_stride)
+    return teacher_from(config, pretrained)
+
+
+def teacher_from(
+    config: DistillConfig, pretrained: Pretrained, text: Float[Array | np.ndarray, "C E"] | None = None
+) -> tuple[Teacher | None, Frozen]:
+    """`load_teacher` for a CLIP that is loaded already; `text` replaces the classifier made from the class names."""
+    if text is None:
+        text = text_classifier(pretrained, config.class_names, config.templates)
+    if not config.uses_teacher:
+        return None, Frozen({}, text)
+    teacher = Teacher(
+        CLIP(pretrained.config, jnp.dtype(config.dtype)),  # the text classifier was made in full precision
+        pretrained.preprocess.mean,
+        pretrained.preprocess.std,
+        config.prompt_denoising,
+        config.key_smoothing,
+    )
+    return teacher, Frozen(image_tower(pretrained.variables), text)
+
+
+def image_tower(variables: Any) -> Any:
+    """`variables` without the text tower, which no step needs."""
+    params = variables["params"]
+    return {**variables, "params": {"visual": params["visual"], "logit_scale": params["logit_scale"]}}

@@ -1,0 +1,100 @@
+"""The smallest run of MaskCLIP+ there is: a random ViT teacher, a student of a few thousand parameters, 32 px crops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.clip.folders import Reading
+from maskclip_jax.clip.load import Pretrained
+from maskclip_jax.clip.model import CLIP
+from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.distill.config import AugmentConfig, DistillConfig
+from maskclip_jax.distill.step import create_train_state, make_train_step
+from maskclip_jax.distill.students import StudentConfig, create_student
+from maskclip_jax.distill.teacher import teacher_from
+
+SIDE, WIDTH = 32, 12
+CLASSES = ("dog", "cat", "grass", "sky", "road")
+VISION = {
+    "vit": ViTConfig(image_size=32, patch_size=8, width=16, layers=1, heads=2, mlp_width=16),
+    "resnet": ResNetConfig(image_size=64, width=4, layers=(1, 1, 1, 1), heads=4, dense_stride=16),
+}
+STUDENT = StudentConfig(
+    WIDTH, layers=(1, 1, 1, 1), base_width=4, expansion=2, rates=(1, 2), dropout=0.0, zero_init_residual=False
+)
+
+
+def config_of(**changes) -> DistillConfig:
+    fields = {
+        "classes": CLASSES,
+        "student": STUDENT,
+        "batch_size": 8,
+        "crop_size": SIDE,
+        "steps": 10,
+        "learning_rate": 0.05,
+        "augmentation": AugmentConfig(),
+    }
+    return DistillConfig(**(fields | changes))
+
+
+def pretrained_clip(kind: str = "vit") -> Pretrained:
+    config = CLIPConfig(VISION[kind], TextConfig(8, 4, 8, 1, 1, 8), WIDTH)
+    model = CLIP(config)
+    side = config.vision.image_size
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
+    preprocess = Preprocess((0.4, 0.5, 0.6), (0.2, 0.3, 0.25), multiple=config.multiple)
+    return Pretrained(model, drawn(shapes), config, lambda prompts: None, preprocess, Reading())
+
+
+def drawn(shapes, seed: int = 0):
+    """Random values for a tree of shapes (initialisers would take longer to compile than anything tested here)."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "logit_scale":
+            return np.float32(np.log(10))
+        if name in ("scale", "var"):
+            return rng.uniform(0.8, 1.2, leaf.shape).astype(np.float32)
+        fan_in = int(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 16
+        return (rng.normal(size=leaf.shape) * np.sqrt(1 / fan_in)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def text_rows(classes: int = len(CLASSES), width: int = WIDTH) -> np.ndarray:
+    text = np.random.default_rng(1).normal(size=(classes, width)).astype(np.float32)
+    return text / np.linalg.norm(text, axis=1, keepdims=True)
+
+
+def batch_of(config: DistillConfig, seed: int = 0, label=254) -> dict[str, np.ndarray]:
+    """One batch without a device axis; the lower right is padding (0, 255)."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (config.batch_size, SIDE, SIDE, 3), np.uint8)
+    labels = np.full((config.batch_size, SIDE, SIDE), label, np.int32)
+    for i in range(config.batch_size):
+        cut = SIDE - int(rng.integers(0, 12))
+        images[i, cut:], labels[i, cut:] = 0, 255
+    return {"image": images, "label": labels}
+
+
+def on_devices(batch: dict, devices: int = 1) -> dict:
+    return {name: value.reshape(devices, -1, *value.shape[1:]) for name, value in batch.items()}
+
+
+def setup(config: DistillConfig, kind: str = "vit", clip=None):
+    """Teacher, frozen arrays, student, state."""
+    teacher, frozen = teacher_from(config, pretrained_clip(kind), text_rows())
+    student = create_student(config.student_config)
+    return teacher, frozen, student, create_train_state(config, student, frozen.text, jax.random.key(0), clip=clip)
+
+
+def run_steps(config: DistillConfig, batches: list, devices: int = 1, kind: str = "vit"):
+    """State and metrics after the batches."""
+    teacher, frozen, student, state = setup(config, kind)
+    step, metrics = make_train_step(config, student, teacher), []
+    for batch in batches:
+        state, values = step(state, frozen, on_devices(batch, devices))
+        metrics.append({name: float(value) for name, value in values.items()})
+    return state, metrics
