@@ -1,5 +1,7 @@
 """The smallest run of MaskCLIP+ there is: a random ViT teacher, a student of a few thousand parameters, 32 px crops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.distill.config import AugmentConfig, DistillConfig
-from maskclip_jax.distill.step import create_train_state, make_train_step
+from maskclip_jax.distill.schedule import sgd_direction
+from maskclip_jax.distill.step import TrainState, make_train_step
 from maskclip_jax.distill.students import StudentConfig, create_student
 from maskclip_jax.distill.teacher import teacher_from
 
@@ -83,17 +86,28 @@ def on_devices(batch: dict, devices: int = 1) -> dict:
     return {name: value.reshape(devices, -1, *value.shape[1:]) for name, value in batch.items()}
 
 
-def setup(config: DistillConfig, kind: str = "vit", clip=None):
-    """Teacher, frozen arrays, student, state."""
+def setup(config: DistillConfig, kind: str = "vit"):
+    """Teacher, frozen arrays, student, and a state of drawn parameters."""
     teacher, frozen = teacher_from(config, pretrained_clip(kind), text_rows())
     student = create_student(config.student_config)
-    return teacher, frozen, student, create_train_state(config, student, frozen.text, jax.random.key(0), clip=clip)
+    shapes = jax.eval_shape(student.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), frozen.text)
+    variables = drawn(shapes, seed=2)
+    params = variables["params"]
+    opt_state = jax.tree.map(np.asarray, sgd_direction(config).init(params))
+    return teacher, frozen, student, TrainState(np.int32(0), params, variables["batch_stats"], opt_state)
 
 
-def run_steps(config: DistillConfig, batches: list, devices: int = 1, kind: str = "vit"):
+@functools.cache
+def compiled(config: DistillConfig):
+    """(frozen, state, step): configs are hashable, so tests that share one share its program."""
+    teacher, frozen, student, state = setup(config)
+    return frozen, state, make_train_step(config, student, teacher)
+
+
+def run_steps(config: DistillConfig, batches: list, devices: int = 1):
     """State and metrics after the batches."""
-    teacher, frozen, student, state = setup(config, kind)
-    step, metrics = make_train_step(config, student, teacher), []
+    frozen, state, step = compiled(config)
+    metrics = []
     for batch in batches:
         state, values = step(state, frozen, on_devices(batch, devices))
         metrics.append({name: float(value) for name, value in values.items()})

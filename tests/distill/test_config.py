@@ -1,0 +1,118 @@
+"""The config refuses what contradicts itself, reads back what it wrote, and settles what the student is."""
+
+import json
+
+import pytest
+from tiny_distill import CLASSES, STUDENT, config_of
+
+from maskclip_jax.distill.config import AugmentConfig, DistillConfig
+from maskclip_jax.distill.students import StudentConfig
+from maskclip_jax.errors import UserError
+
+
+def test_json_round_trip():
+    config = config_of(
+        mode="zero-shot", unseen=("cat",), augmentation=AugmentConfig(scale=(0.7, 1.3)), prompt_denoising=0.5
+    )
+    assert DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert len({config, DistillConfig.from_dict(config.to_dict())}) == 1  # hashable: a program belongs to it
+
+
+def test_numbers_as_a_person_writes_them():
+    values = config_of().to_dict() | {"learning_rate": 1, "conf_thresh": 1, "classes": "voc20"}
+    config = DistillConfig.from_dict(values)
+    assert (config.learning_rate, config.conf_thresh, config.num_classes) == (1.0, 1.0, 20)
+    assert isinstance(config.learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stepz": 1}, ["unknown", "stepz", "steps"]),
+        ({"augmentation": {"zoom": 2}}, ["config.augmentation", "zoom"]),
+        ({"student": {"width": 8, "depth": 3}}, ["student", "depth"]),
+        ({"steps": "many"}, ["config.steps", "int", "many"]),
+        ({"steps": 1.5}, ["config.steps", "1.5"]),
+        ({"self_training": 1}, ["config.self_training", "bool"]),
+        ({"seed": True}, ["config.seed", "True"]),
+        ({"image_mean": [0.5, 0.5]}, ["config.image_mean"]),
+        ({"unseen": "cat"}, ["config.unseen", "cat"]),
+    ],
+)
+def test_unreadable_values(change, words):
+    with pytest.raises(UserError) as error:
+        DistillConfig.from_dict(config_of().to_dict() | change)
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_keys():
+    with pytest.raises(UserError, match="lacks classes, student"):
+        DistillConfig.from_dict({})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mode": "magic"}, "annotation-free, zero-shot"),
+        ({"steps": 0}, "steps is at least 1"),
+        ({"conf_thresh": 1.5}, "conf_thresh"),
+        ({"min_learning_rate": 0.5}, "min_learning_rate"),
+        ({"self_training": True, "guided_steps": 11}, "guided_steps"),
+        ({"mode": "zero-shot"}, "unseen"),
+        ({"mode": "zero-shot", "unseen": CLASSES}, "unseen"),
+        ({"unseen": ("wolf",)}, "wolf"),
+        ({"unseen": ("cat", "cat")}, "each once"),
+        ({"background": True}, "foreground='annotation'"),
+        ({"mapper": "mlp"}, "finetuned-clip"),
+        ({"mode": "finetuned-clip", "unseen": ("cat",)}, "mapper"),
+        ({"mode": "finetuned-clip", "unseen": ("cat",), "mapper": "mlp"}, "stem"),
+        ({"student": StudentConfig(12, classifier="learned", num_classes=5)}, "text"),
+        ({"mode": "supervised", "student": StudentConfig(12, classifier="learned", num_classes=4)}, "5, not 4"),
+        ({"classes": tuple(map(str, range(255)))}, "255"),
+        ({"augmentation": {"scale": (2.0, 0.5)}}, "scale"),
+    ],
+)
+def test_contradictions(change, words):
+    if isinstance(change.get("augmentation"), dict):
+        with pytest.raises(UserError, match=words):
+            AugmentConfig(**change["augmentation"])
+        return
+    with pytest.raises(UserError) as error:
+        config_of(**change)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_label_values_with_background():
+    """VOC 21: the background is 0, so every named class moves up by one."""
+    config = config_of(mode="zero-shot", unseen=("sky", "cat"), background=True)
+    assert config.num_classes == 6
+    assert config.label_names == ("background", *CLASSES)
+    assert config.unseen_labels == config.candidates == (2, 4)
+    assert config_of(background=True, foreground="annotation").candidates == (1, 2, 3, 4, 5)
+
+
+def test_the_student_follows_the_run():
+    config = config_of(mode="supervised", background=True, dtype="bfloat16")
+    student = config.student_config
+    assert (student.dtype, student.background, student.bn_axis_name) == ("bfloat16", True, "batch")
+    assert (student.width, student.rates) == (STUDENT.width, STUDENT.rates)
+
+
+def test_images_per_device():
+    assert config_of(batch_size=16).per_device(4) == 4
+    assert config_of(batch_size=16, accumulate=4).per_device(4) == 4
+    with pytest.raises(UserError, match="batch size 6 must be divisible by the 4 devices: use 4 or 8"):
+        config_of(batch_size=6).per_device(4)
+    with pytest.raises(UserError, match="batch size 2 must be divisible by the 4 devices: use 4"):
+        config_of(batch_size=2).per_device(4)
+    with pytest.raises(UserError, match="4 devices × 2 micro-batches: use 8 or 16"):
+        config_of(batch_size=12, accumulate=2).per_device(4)
+
+
+def test_which_modes_ask_the_teacher():
+    asks = {mode: config_of(mode=mode, unseen=("cat",)).uses_teacher for mode in ("annotation-free", "zero-shot")}
+    asks |= {mode: config_of(mode=mode).uses_teacher for mode in ("feature", "supervised")}
+    assert asks == {"annotation-free": True, "zero-shot": True, "feature": True, "supervised": False}
+    assert not config_of(labels_from="masks/").uses_teacher

@@ -1,0 +1,43 @@
+"""The schedule against its formula, the optimiser against PyTorch's written out."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from tiny_distill import config_of
+
+from maskclip_jax.distill.schedule import learning_rate, polynomial, sgd_direction
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 1999, 3999, 4000, 5000])
+def test_polynomial(step):
+    expected = (0.01 - 1e-4) * max(0.0, 1 - step / 4000) ** 0.9 + 1e-4
+    found = polynomial(step, initial=0.01, final=1e-4, steps=4000, power=0.9)
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def test_a_value_worked_by_hand():
+    """Half-way: 2^-0.9 = 0.53589; 0.0099 · 0.53589 + 0.0001."""
+    found = learning_rate(5, config_of(learning_rate=0.01, min_learning_rate=1e-4, power=0.9, steps=10))
+    np.testing.assert_allclose(found, 0.00540529, rtol=1e-5)
+
+
+def test_sgd_is_pytorchs():
+    """torch.optim.SGD(weight_decay=λ, momentum=m): g += λp; v = g, then v = m v + g; p -= lr v."""
+    config = config_of(learning_rate=0.1, min_learning_rate=0.05, steps=4, momentum=0.9, weight_decay=0.01)
+    rng = np.random.default_rng(0)
+    p = rng.normal(size=3)
+    gradients = rng.normal(size=(4, 3))
+    params = {"p": p.astype(np.float32)}
+    optimiser = sgd_direction(config)
+    state = optimiser.init(params)
+    buffer = None
+    for step, gradient in enumerate(gradients):
+        rate = 0.05 * (1 - step / 4) ** 0.9 + 0.05
+        coupled = gradient + 0.01 * p
+        buffer = coupled if buffer is None else 0.9 * buffer + coupled
+        p = p - rate * buffer
+        direction, state = optimiser.update({"p": gradient.astype(np.float32)}, state, params)
+        lr = learning_rate(step, config)
+        params = optax.apply_updates(params, jax.tree.map(lambda d, lr=lr: -lr * d, direction))
+        np.testing.assert_allclose(params["p"], p, rtol=1e-5)
