@@ -47,7 +47,9 @@ def pretrained_clip(kind: str = "vit") -> Pretrained:
     side = config.vision.image_size
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
     preprocess = Preprocess((0.4, 0.5, 0.6), (0.2, 0.3, 0.25), multiple=config.multiple)
-    return Pretrained(model, drawn(shapes), config, lambda prompts: None, preprocess, Reading())
+    return Pretrained(
+        model, jax.tree.map(jnp.asarray, drawn(shapes)), config, lambda prompts: None, preprocess, Reading()
+    )
 
 
 def drawn(shapes, seed: int = 0):
@@ -64,6 +66,11 @@ def drawn(shapes, seed: int = 0):
         return (rng.normal(size=leaf.shape) * np.sqrt(1 / fan_in)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def dense(clip: Pretrained, images, **options):
+    """`encode_dense` as one program."""
+    return jax.jit(functools.partial(clip.model.apply, method="encode_dense"))(clip.variables, images, **options)
 
 
 def text_rows(classes: int = len(CLASSES), width: int = WIDTH) -> np.ndarray:

@@ -1,0 +1,344 @@
+"""The step: its loss and gradients against independent ones, its phases, its modes, and what it leaves alone."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_distill import (
+    CLASSES,
+    SIDE,
+    STUDENT,
+    VISION,
+    batch_of,
+    compiled,
+    config_of,
+    dense,
+    drawn,
+    on_devices,
+    pretrained_clip,
+    run_steps,
+    setup,
+    text_rows,
+)
+
+from maskclip_jax.data.preprocess import interpolation_matrix
+from maskclip_jax.distill.step import create_train_state, make_eval_step, make_train_step, replicate
+from maskclip_jax.distill.students import create_student
+from maskclip_jax.distill.teacher import teacher_from
+from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate import confusion_matrix
+
+ZERO_SHOT = {
+    "mode": "zero-shot",
+    "unseen": ("cat", "sky"),
+    "self_training": True,
+    "guided_steps": 2,
+    "background": True,
+}
+LEARNED = dataclasses.replace(STUDENT, classifier="learned", num_classes=len(CLASSES))
+
+
+def seen_annotation(config, seed=0):
+    """Seen classes, unlabelled pixels and padding."""
+    batch = batch_of(config, seed)
+    seen = [label for label in range(config.num_classes) if label not in config.unseen_labels]
+    drawn_labels = np.random.default_rng(seed).choice(np.array([*seen, 254, 254, 255]), batch["label"].shape)
+    return batch | {"label": np.where(batch["label"] == 255, 255, drawn_labels).astype(np.int32)}
+
+
+def distance(a, b):
+    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def upsampled(x, side=SIDE):
+    matrix = interpolation_matrix(x.shape[1], side)
+    return np.einsum("hi,bijc,wj->bhwc", matrix, np.asarray(x, np.float64), matrix)
+
+
+@functools.cache
+def student_logits(config):
+    """The student's training forward pass, on one device and without any axis."""
+    student = create_student(dataclasses.replace(config.student_config, bn_axis_name=None))
+    mean, std = np.asarray(config.image_mean), np.asarray(config.image_std)
+
+    @jax.jit
+    def forward(state, images, text):
+        x = ((images / 255.0 - mean) / std).astype(jnp.float32)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return student.apply(variables, x, text, train=True, mutable=["batch_stats"])
+
+    return forward
+
+
+def by_hand(config, state, frozen, batch):
+    """Loss and labels of one step, written out in NumPy around the two networks."""
+    clip = pretrained_clip()
+    x = (batch["image"] / 255.0 - clip.preprocess.mean) / np.asarray(clip.preprocess.std)
+    features = dense(clip, jnp.asarray(x, jnp.float32)).features
+    teacher = upsampled(np.einsum("bhwe,ce->bhwc", features, text_rows()[[1, 3]]))  # cat and sky
+    teacher = np.array([2, 4])[teacher.argmax(-1)]  # behind the background
+    labels = np.where(batch["label"] == 254, teacher, batch["label"])
+    logits, updates = student_logits(config)(state, batch["image"], frozen.text)
+    z = upsampled(logits)
+    log_p = z - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)) - z.max(-1, keepdims=True)
+    counted = labels < 254
+    losses = -np.take_along_axis(log_p, np.where(counted, labels, 0)[..., None], -1)[..., 0]
+    return {
+        "loss": losses[counted].mean(),
+        "accuracy": (z.argmax(-1) == labels)[counted].mean(),
+        "labelled": counted.mean(),
+        "pseudo": (batch["label"] == 254).mean(),
+        "leaked": 0.0,
+        "phase": 1.0,
+        "learning_rate": config.learning_rate,
+    }, updates["batch_stats"]
+
+
+def test_one_step_against_numpy():
+    config = config_of(**ZERO_SHOT)
+    frozen, state, step = compiled(config)
+    batch = seen_annotation(config)
+    after, metrics = step(state, frozen, on_devices(batch))
+    expected, batch_stats = by_hand(config, state, frozen, batch)
+    assert set(metrics) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-4, err_msg=name)
+    assert distance(after.batch_stats, batch_stats) < 1e-4
+    assert distance(after.batch_stats, state.batch_stats) > 1e-2
+    assert int(after.step) == 1
+
+
+def test_gradients_against_finite_differences():
+    """The first step moves by -lr (g + λp), so it tells g; the slope of the loss along a direction must be g · d."""
+    config = config_of(**ZERO_SHOT)
+    frozen, state, step = compiled(config)
+    batch = on_devices(seen_annotation(config))
+    after, _ = step(state, frozen, batch)
+    gradient = jax.tree.map(
+        lambda p, q: (np.asarray(p) - q) / config.learning_rate - config.weight_decay * np.asarray(p),
+        state.params,
+        after.params,
+    )
+    for seed in (5, 6):
+        rng = np.random.default_rng(seed)
+        size = lambda g: np.sqrt((np.asarray(g) ** 2).mean())  # noqa: E731
+        # half along the gradient, half at random: the slope is then neither tiny nor the trivial one
+        direction = jax.tree.map(lambda g: np.asarray(g + size(g) * rng.normal(size=g.shape), np.float32), gradient)  # noqa: B023
+        length = np.sqrt(sum(float((d**2).sum()) for d in jax.tree.leaves(direction)))
+        slope = sum(float((g * d).sum()) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+        epsilon = 2e-4 / length  # small, for ReLUs turn at every larger step: the error falls with it, to 0.1%
+        losses = [
+            float(
+                step(
+                    state._replace(params=jax.tree.map(lambda p, d: p + sign * epsilon * d, state.params, direction)),  # noqa: B023
+                    frozen,
+                    batch,
+                )[1]["loss"]
+            )
+            for sign in (1, -1)
+        ]
+        np.testing.assert_allclose((losses[0] - losses[1]) / (2 * epsilon), slope, rtol=5e-3)
+
+
+def test_phases_change_at_guided_steps_and_the_teacher_then_falls_silent():
+    config = config_of(**ZERO_SHOT)
+    frozen, state, step = compiled(config)
+    batch = on_devices(seen_annotation(config))
+    other = frozen._replace(teacher=drawn(frozen.teacher, seed=9))
+    for at, phase in ((0, 1), (1, 1), (2, 2), (9, 2)):
+        start = state._replace(step=np.int32(at))
+        _, metrics = step(start, frozen, batch)
+        _, otherwise = step(start, other, batch)
+        assert metrics["phase"] == phase
+        assert (float(metrics["loss"]) != float(otherwise["loss"])) == (phase == 1)
+    # in phase 2 the student is right about all that it labels itself, unless upsampling is not the same
+    everything_unlabelled = on_devices(batch_of(config))
+    _, metrics = step(state._replace(step=np.int32(2)), frozen, everything_unlabelled)
+    logits = upsampled(student_logits(config)(state, everything_unlabelled["image"][0], frozen.text)[0])
+    own = np.asarray(config.unseen_labels)[logits[..., list(config.unseen_labels)].argmax(-1)]
+    inside = everything_unlabelled["label"][0] == 254
+    np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(-1) == own)[inside].mean(), rtol=1e-3)
+
+
+def test_a_leak_is_counted():
+    config = config_of(**ZERO_SHOT)
+    frozen, state, step = compiled(config)
+    batch = seen_annotation(config)
+    batch["label"][2, 3, :5] = config.unseen_labels[1]
+    assert step(state, frozen, on_devices(batch))[1]["leaked"] == 5
+
+
+def test_nothing_labelled_leaves_only_decay():
+    config = config_of(**ZERO_SHOT)
+    frozen, state, step = compiled(config)
+    after, metrics = step(state, frozen, on_devices(batch_of(config, label=255)))
+    assert metrics["loss"] == metrics["labelled"] == 0
+    shrunk = jax.tree.map(lambda p: p * (1 - config.learning_rate * config.weight_decay), state.params)
+    assert distance(after.params, shrunk) < 1e-6
+
+
+def test_the_teacher_is_not_in_the_state():
+    config = config_of(**ZERO_SHOT)
+    frozen, state, _ = compiled(config)
+    assert jax.tree.leaves(frozen.teacher)
+    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
+    assert not any("visual" in name or "logit_scale" in name or "folded" in name for name in names)
+    mine = {id(leaf) for leaf in jax.tree.leaves(state)}
+    assert not mine & {id(leaf) for leaf in jax.tree.leaves(frozen)}
+    assert "text" not in frozen.teacher["params"]  # no step embeds text
+
+
+def test_evaluation_counts_and_changes_nothing():
+    config = config_of(**ZERO_SHOT)
+    frozen, state, _ = compiled(config)
+    state = state._replace(step=np.int32(1))
+    student = create_student(config.student_config)
+    batch = on_devices(seen_annotation(config))
+    before = jax.tree.map(np.array, state)
+    confusion = make_eval_step(config, student)(state, frozen, batch["image"], batch["label"])
+    assert distance(before, state) == 0
+    assert int(state.step) == 1
+    labels = batch["label"][0]
+    mean, std = np.asarray(config.image_mean), np.asarray(config.image_std)
+    images = ((batch["image"][0] / 255.0 - mean) / std).astype(np.float32)
+    logits = jax.jit(student.apply)(
+        {"params": state.params, "batch_stats": state.batch_stats}, images, jnp.asarray(frozen.text)
+    )
+    expected = confusion_matrix(np.where(labels > 5, 255, labels), upsampled(logits).argmax(-1), 6)
+    assert np.abs(np.asarray(confusion) - expected).sum() <= 4  # ties of float32 and float64
+    assert np.asarray(confusion).sum() == (labels < 6).sum()
+
+
+def test_labels_made_before_are_the_same_labels():
+    """A folder of masks in place of the teacher: what the step sees is what the folder says."""
+    config = config_of(labels_from="masks/")
+    batch = batch_of(config)
+    pseudo = np.random.default_rng(3).choice(np.array([0, 1, 2, 3, 4, 255]), batch["label"].shape).astype(np.int32)
+    frozen, state, step = compiled(config)
+    assert frozen.teacher == {}
+    after, metrics = step(state, frozen, on_devices(batch | {"pseudo": pseudo}))
+    as_annotated, same = step(
+        state, frozen, on_devices({**batch, "label": np.where(batch["label"] == 254, pseudo, 255), "pseudo": pseudo})
+    )
+    assert distance(after.params, as_annotated.params) == 0
+    assert metrics["pseudo"] == metrics["labelled"] == same["labelled"] > same["pseudo"] == 0
+
+
+def test_feature_distillation_trains_the_student():
+    """The released code detaches the student's features in this loss, which then trains nothing."""
+    config = config_of(mode="feature", weight_decay=0.0)
+    batch = batch_of(config)
+    state, metrics = run_steps(config, [batch] * 4)
+    before = compiled(config)[1]
+    for part in ("backbone", "head"):
+        moved = [float(np.abs(a - b).max()) for a, b in zip(
+            *(jax.tree.leaves(s.params[part]) for s in (state, before)), strict=True
+        )]  # fmt: skip
+        assert min(moved) > 0  # every array of it
+    losses = [values["loss"] for values in metrics]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.9 * losses[0]
+    clip = pretrained_clip()
+    x = (batch["image"] / 255.0 - clip.preprocess.mean) / np.asarray(clip.preprocess.std)
+    teacher = dense(clip, jnp.asarray(x, jnp.float32)).features
+    np.testing.assert_allclose(np.linalg.norm(teacher, axis=-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2])
+def test_accumulation_is_the_large_batch(parts):
+    """The same images in both halves (batch statistics agree), unequal label counts (a mean of means would differ)."""
+    config = config_of(mode="supervised")
+    batch = seen_annotation(config)
+    half = config.batch_size // 2
+    batch["image"][half:] = batch["image"][:half]
+    batch["label"] = np.where(batch["label"] == 254, 255, batch["label"])
+    batch["label"][half:, :20] = 255
+    whole, whole_metrics = run_steps(config, [batch])
+    summed, metrics = run_steps(dataclasses.replace(config, accumulate=parts), [batch])
+    start = compiled(config)[1]
+    assert distance(whole.params, start.params) > 1e-2
+    assert distance(whole.params, summed.params) < 1e-5
+    assert int(summed.step) == 1
+    for name, value in whole_metrics[0].items():
+        np.testing.assert_allclose(metrics[0][name], value, rtol=1e-5)
+    # two micro-batches take two steps of the running statistics
+    assert distance(whole.batch_stats, summed.batch_stats) > 1e-2
+
+
+def test_bfloat16_computes_and_float32_keeps():
+    """Also the supervised student with a classifier of its own."""
+    config = config_of(mode="supervised", student=LEARNED, dtype="bfloat16")
+    batch = seen_annotation(config)
+    state, metrics = run_steps(config, [batch] * 2)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
+    assert 0 < metrics[1]["loss"] < metrics[0]["loss"] < 4
+    assert "conv_seg" in state.params["classifier"]
+
+
+CLIP_STUDENT = dataclasses.replace(
+    STUDENT, stem="clip", layers=VISION["resnet"].layers, base_width=VISION["resnet"].width, expansion=4
+)
+
+
+def test_finetuned_clip_starts_from_clip_and_learns_seen_classes_only():
+    config = config_of(mode="finetuned-clip", unseen=("cat", "sky"), mapper="linear", student=CLIP_STUDENT)
+    clip = pretrained_clip("resnet")
+    teacher, frozen = teacher_from(config, clip, text_rows())
+    assert teacher is None
+    student = create_student(config.student_config)
+    key = jax.random.key(0, impl="rbg")  # compiles three times faster here
+    state = create_train_state(config, student, frozen.text, key, clip=clip.variables)
+    tower = clip.variables["params"]["visual"]
+    np.testing.assert_array_equal(state.params["backbone"]["layer4_0"]["conv2"]["kernel"],
+                                  tower["layer4_0"]["conv2"]["kernel"])  # fmt: skip
+    np.testing.assert_array_equal(state.params["backbone"]["conv1"]["kernel"], tower["stem"]["conv1"]["kernel"])
+    np.testing.assert_array_equal(
+        state.batch_stats["backbone"]["bn1"]["mean"], clip.variables["batch_stats"]["visual"]["stem"]["bn1"]["mean"]
+    )
+    step = make_train_step(config, student, None)
+    batch = seen_annotation(config)
+    batch["label"] = np.where(batch["label"] == 254, 255, batch["label"])
+    after, metrics = step(state, frozen, on_devices(batch))
+    for part in ("backbone", "head", "classifier"):
+        assert distance(after.params[part], state.params[part]) > 1e-4
+    # unseen classes take no part: whatever their embeddings are, the loss and the step are the same
+    text = np.array(frozen.text)
+    text[list(config.unseen_labels)] *= -50
+    otherwise, same = step(state, frozen._replace(text=text), on_devices(batch))
+    assert distance(after.params, otherwise.params) == 0
+    assert metrics["loss"] == same["loss"]
+
+
+@pytest.mark.parametrize("mapper", ["identity", "mlp"])
+def test_other_mappers(mapper):
+    config = config_of(mode="finetuned-clip", unseen=("cat",), mapper=mapper, student=CLIP_STUDENT)
+    _, frozen, student, state = setup(config)
+    assert ("hidden" in state.params.get("classifier", {}).get("mapper", {})) == (mapper == "mlp")
+    after, metrics = jax.eval_shape(make_train_step(config, student, None), state, frozen, on_devices(batch_of(config)))
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("head", ["deeplabv3plus", "pspnet"])
+def test_other_heads_and_background(head):
+    student = dataclasses.replace(STUDENT, head=head, rates=None)
+    config = config_of(**ZERO_SHOT, student=student, accumulate=2, conf_thresh=0.4, key_smoothing=1.0)
+    teacher, frozen, student, state = setup(config)
+    assert state.params["classifier"]["background"].shape == (1, STUDENT.width)
+    after, _ = jax.eval_shape(make_train_step(config, student, teacher), state, frozen, on_devices(batch_of(config)))
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
+def test_a_student_of_another_width():
+    config = config_of(student=dataclasses.replace(STUDENT, width=16))
+    with pytest.raises(UserError, match="width 16"):
+        create_train_state(config, create_student(config.student_config), text_rows(), jax.random.key(0))
+
+
+def test_replicated_arrays_are_on_every_device():
+    state = replicate({"a": np.ones(3, np.float32)})
+    assert state["a"].sharding.is_fully_replicated
+    assert set(state["a"].devices()) == set(jax.devices())

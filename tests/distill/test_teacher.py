@@ -1,0 +1,85 @@
+"""The teacher inside the step against the training-free pipeline's own matrices and refinement."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_distill import CLASSES, config_of, dense, pretrained_clip, text_rows
+
+from maskclip_jax.clip.config import Fidelity
+from maskclip_jax.clip.model import CLIP
+from maskclip_jax.data.preprocess import interpolation_matrix
+from maskclip_jax.distill.teacher import teacher_from
+from maskclip_jax.segment import refine
+
+
+def images_of(side, count=2):
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def prepared(clip, images, side):
+    x = (images / 255.0 - clip.preprocess.mean) / np.asarray(clip.preprocess.std)
+    pad = side - images.shape[1]
+    return jnp.asarray(np.pad(x, ((0, 0), (0, pad), (0, pad), (0, 0))), jnp.float32)
+
+
+@pytest.mark.parametrize("side", [32, 36])
+def test_scores_of_a_vit(side):
+    """Sides that are no multiple of the patch are padded, and the padding cropped away after upsampling."""
+    clip = pretrained_clip()
+    teacher, frozen = teacher_from(config_of(prompt_denoising=0.3, key_smoothing=1.0), clip, text_rows())
+    images, rows = images_of(side), text_rows()[[1, 3]]
+    padded = -(-side // 8) * 8
+    features, keys = dense(clip, prepared(clip, images, padded))
+    logits = np.einsum("bhwe,ce->bhwc", features, rows).reshape(2, -1, 2)
+    logits = refine.prompt_denoising(logits, scale=10.0, threshold=0.3)
+    p = np.exp(10.0 * logits) / np.exp(10.0 * logits).sum(-1, keepdims=True)
+    smooth = np.asarray(refine.key_smoothing(p, keys)).reshape(2, padded // 8, padded // 8, 2)
+    matrix = interpolation_matrix(padded // 8, padded)[:side]
+    expected = np.einsum("hi,bijc,wj->bhwc", matrix, smooth, matrix)
+    found = jax.jit(teacher.scores)(frozen.teacher, jnp.asarray(images), jnp.asarray(rows))
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(float(teacher.scale(frozen.teacher)), 10, rtol=1e-6)
+
+
+def test_a_resnet_never_sees_the_padding():
+    """48 px in a tower of multiple 32, stride 16: padded to 64 px, 3×3 positions are image, the fourth is masked."""
+    clip = pretrained_clip("resnet")
+    teacher, frozen = teacher_from(config_of(), clip, text_rows())
+    images = images_of(48)
+    found = jax.jit(teacher.scores)(frozen.teacher, jnp.asarray(images), jnp.asarray(text_rows()))
+    assert found.shape == (2, 48, 48, len(CLASSES))
+    grid = jnp.full((2, 2), 3, jnp.int32)
+    features = dense(clip, prepared(clip, images, 64), grid=grid).features
+    logits = np.einsum("bhwe,ce->bhwc", features, text_rows())[:, :3, :3]
+    matrix = interpolation_matrix(3, 48)
+    expected = np.einsum("hi,bijc,wj->bhwc", matrix, logits, matrix)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_released_code_stretches():
+    clip = pretrained_clip()
+    config = dataclasses.replace(clip.config, fidelity=Fidelity(upsample="stretched"))
+    clip = dataclasses.replace(clip, model=CLIP(config), config=config)
+    teacher, frozen = teacher_from(config_of(), clip, text_rows())
+    images = images_of(36)
+    features = dense(clip, prepared(clip, images, 40)).features
+    matrix = interpolation_matrix(5, 36)
+    expected = np.einsum("hi,bije,ce,wj->bhwc", matrix, features, text_rows(), matrix)
+    found = jax.jit(teacher.scores)(frozen.teacher, jnp.asarray(images), jnp.asarray(text_rows()))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_no_teacher_where_none_is_asked():
+    for config in (config_of(mode="supervised"), config_of(labels_from="masks/")):
+        teacher, frozen = teacher_from(config, pretrained_clip(), text_rows())
+        assert teacher is None
+        assert frozen.teacher == {}
+
+
+def test_bfloat16_is_the_towers_alone():
+    clip = pretrained_clip()
+    teacher, _ = teacher_from(config_of(dtype="bfloat16"), clip, text_rows())
+    assert (teacher.model.dtype, clip.model.dtype) == (jnp.dtype("bfloat16"), jnp.float32)
