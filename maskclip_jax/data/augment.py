@@ -1,0 +1,217 @@
+"""How a training image is varied: scale, crop, flip, photometric distortion, padding (mmsegmentation's pipeline).
+
+Every function is a pure NumPy function of its arguments and of a generator, which `example_rng` derives from (seed,
+epoch, example): what a training step sees depends on neither hosts, threads nor what was read before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Integer, UInt8
+from PIL import Image
+
+from maskclip_jax.data.preprocess import resize_shape
+
+IGNORE = 255
+NO_CLASS = (254, IGNORE)  # unlabelled and ignored pixels: they say nothing about which class covers a crop
+
+Pixels = UInt8[np.ndarray, "H W 3"]
+Labels = Integer[np.ndarray, "H W *maps"]  # one label map, or several (annotation first) that share the geometry
+
+
+@runtime_checkable
+class Augmentation(Protocol):
+    """The fields read here; `maskclip_jax.distill.config.AugmentConfig` explains them."""
+
+    short_side: int | None
+    long_side: int | None
+    scale: tuple[float, float]
+    flip: float
+    category_max_ratio: float
+    crop_retries: int
+    photometric: bool
+    brightness: float
+    contrast: tuple[float, float]
+    saturation: tuple[float, float]
+    hue: float
+
+
+def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of one example in one epoch: the same wherever and whenever it is drawn."""
+    return np.random.default_rng([seed, epoch, index])
+
+
+def augment(
+    image: Pixels,
+    labels: Labels,
+    rng: np.random.Generator,
+    config: Augmentation,
+    *,
+    crop_size: int,
+    fill: Sequence[int] = (0, 0, 0),
+) -> tuple[Pixels, Labels]:
+    """Scale, crop, flip, distort, pad: a square of `crop_size` pixels (S) and its labels.
+
+    Args:
+      image: uint8 RGB [H, W, 3].
+      labels: integers [H, W], or [H, W, K] for K maps with the image's geometry; crops look at the first.
+      rng: consumed.
+      config: ranges.
+      crop_size: S.
+      fill: colour of the padding, 0..255 per channel (the mean colour is zero once normalised, as in mmsegmentation).
+
+    Returns:
+      uint8 [S, S, 3] and labels int32 [S, S] or [S, S, K]; padding, right and bottom, is labelled 255.
+    """
+    image, labels = random_scale(image, labels, rng, config)
+    image, labels = random_crop(
+        image,
+        labels,
+        rng,
+        size=crop_size,
+        category_max_ratio=config.category_max_ratio,
+        retries=config.crop_retries,
+    )
+    if rng.random() < config.flip:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    if config.photometric:
+        image = photometric_distortion(
+            image,
+            rng,
+            brightness=config.brightness,
+            contrast=config.contrast,
+            saturation=config.saturation,
+            hue=config.hue,
+        )
+    return pad(image, labels, crop_size, fill)
+
+
+def random_scale(
+    image: Pixels, labels: Labels, rng: np.random.Generator, config: Augmentation
+) -> tuple[Pixels, Labels]:
+    """A uniform factor r of `config.scale`: the short side becomes r·short_side (long side at most r·long_side)."""
+    factor = rng.uniform(*config.scale)
+    height, width = image.shape[:2]
+    if config.short_side is None:
+        height, width = max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+    else:
+        sides = [None if s is None else max(1, int(s * factor + 0.5)) for s in (config.short_side, config.long_side)]
+        height, width = resize_shape(height, width, short_side=sides[0], long_side=sides[1])
+    return resize(image, labels, (height, width))
+
+
+def resize(image: Pixels, labels: Labels, shape: tuple[int, int]) -> tuple[Pixels, Labels]:
+    """The image bilinearly (Pillow's, antialiased), labels by the nearest pixel, to `shape` (height, width)."""
+    if shape == image.shape[:2]:
+        return image, labels
+    rows, columns = (
+        ((np.arange(n) + 0.5) * (size / n)).astype(int) for n, size in zip(shape, image.shape[:2], strict=True)
+    )
+    resized = np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))
+    return resized, labels[rows[:, None], columns[None]]
+
+
+def random_crop(
+    image: Pixels,
+    labels: Labels,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    category_max_ratio: float = 1.0,
+    retries: int = 10,
+) -> tuple[Pixels, Labels]:
+    """A window of at most `size` × `size`, drawn again (up to `retries` times, the last one stays) while one class
+    covers more than `category_max_ratio` of its pixels that have a class. A window without any is kept."""
+    room = [max(side - size, 0) for side in image.shape[:2]]
+
+    def draw() -> tuple[slice, slice]:
+        top, left = (int(rng.integers(r + 1)) for r in room)
+        return slice(top, top + size), slice(left, left + size)
+
+    window = draw()
+    if any(room) and category_max_ratio < 1:
+        annotation = labels if labels.ndim == 2 else labels[..., 0]
+        for _ in range(retries):
+            if _largest_share(annotation[window]) <= category_max_ratio:
+                break
+            window = draw()
+    return image[window], labels[window]
+
+
+def _largest_share(labels: Integer[np.ndarray, "H W"]) -> float:
+    counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)
+    counts[list(NO_CLASS)] = 0
+    return counts.max() / max(counts.sum(), 1)
+
+
+def photometric_distortion(
+    image: Pixels,
+    rng: np.random.Generator,
+    *,
+    brightness: float,
+    contrast: tuple[float, float],
+    saturation: tuple[float, float],
+    hue: float,
+) -> Pixels:
+    """Brightness, contrast, saturation and hue, each with probability ½; contrast before or after the other two.
+
+    Args:
+      brightness: largest shift either way, in 0..255.   contrast, saturation: ranges of the factor.
+      hue: largest turn either way, in degrees of the colour circle.
+    """
+    draws = rng.random(5) < 0.5
+    shift, gain = rng.uniform(-brightness, brightness), rng.uniform(*contrast)
+    colour, turn = rng.uniform(*saturation), rng.uniform(-hue, hue)
+    pixels = image.astype(np.float32)
+    if draws[0]:
+        pixels = np.clip(pixels + np.float32(shift), 0, 255)
+    if draws[1] and draws[2]:
+        pixels = np.clip(pixels * np.float32(gain), 0, 255)
+    if draws[3]:
+        pixels = scale_saturation(pixels, colour)
+    if draws[4]:
+        pixels = turn_hue(pixels, turn)
+    if draws[1] and not draws[2]:
+        pixels = np.clip(pixels * np.float32(gain), 0, 255)
+    return (pixels + np.float32(0.5)).astype(np.uint8)
+
+
+def scale_saturation(pixels: Float32[np.ndarray, "H W 3"], factor: float) -> Float32[np.ndarray, "H W 3"]:
+    """HSV's saturation times `factor`, at most 1; hue and value stay. In RGB: distances to the largest channel grow."""
+    value = pixels.max(-1, keepdims=True)
+    spread = value - pixels.min(-1, keepdims=True)
+    factor = np.minimum(np.float32(factor), value / np.maximum(spread, np.float32(1e-6)))
+    return value + (pixels - value) * factor
+
+
+def turn_hue(pixels: Float32[np.ndarray, "H W 3"], degrees: float) -> Float32[np.ndarray, "H W 3"]:
+    """HSV's hue turned by `degrees`; saturation and value stay."""
+    red, green, blue = np.moveaxis(pixels, -1, 0)
+    value = pixels.max(-1)
+    spread = value - pixels.min(-1)
+    divisor = np.maximum(spread, np.float32(1e-6))
+    sector = np.where(
+        value == red,
+        (green - blue) / divisor,
+        np.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    sector = sector + np.float32(degrees / 60)
+    turned = []
+    for offset in (5, 3, 1):  # red, green, blue: V − C·max(0, min(k, 4 − k, 1)), k = (offset + H/60°) mod 6
+        k = np.mod(offset + sector, 6)
+        turned.append(value - spread * np.clip(np.minimum(k, 4 - k), 0, 1))
+    return np.stack(turned, -1).astype(np.float32)
+
+
+def pad(image: Pixels, labels: Labels, size: int, fill: Sequence[int] = (0, 0, 0)) -> tuple[Pixels, Labels]:
+    """`image` and `labels` in the upper left of a `size` square of colour `fill` and label 255; labels become int32."""
+    height, width = image.shape[:2]
+    square = np.empty((size, size, 3), np.uint8)
+    square[:] = np.asarray(fill, np.uint8)
+    square[:height, :width] = image
+    padded = np.full((size, size, *labels.shape[2:]), IGNORE, np.int32)
+    padded[:height, :width] = labels
+    return square, padded

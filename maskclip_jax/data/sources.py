@@ -1,0 +1,268 @@
+"""Where examples come from: arrays, folders, zip files of scenes, TFDS. Random access, nothing read before it is asked.
+
+A source is named by one text (`open_source`), which a config can hold:
+
+    scenes                                    the 64 scenes that ship with the package
+    FOLDER                                    `images/` and maybe `labels/` in it (same stems), or only image files
+    FOLDER with images.npy (and labels.npy)   arrays [N, H, W, 3] and [N, H, W], memory-mapped
+    FILE.npz                                  arrays "images" and maybe "labels"
+    FILE.zip!FOLDER                           a FOLDER of the first kind inside a zip file
+    tfds:NAME?split=train&label=label         a TFDS data set prepared as array_record (`as_data_source`);
+                                              also &image=, &data_dir=
+
+Any of them may end in `[start:stop]`, to take a part.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import urllib.parse
+import zipfile
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image
+
+from maskclip_jax.data.images import read_image, read_label_png
+from maskclip_jax.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class Example(NamedTuple):
+    """One image, its annotation where there is one (indices, 255 = ignore), and a name unique in the source."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    labels: Integer[np.ndarray, "H W"] | None
+    name: str
+
+
+class DataSource(Protocol):
+    """Random access to examples; the same index always gives the same example."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class ArraySource:
+    """Images uint8 [N, H, W, 3] and labels [N, H, W] (or None) in memory or memory-mapped."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise UserError(
+                f"images are uint8 [N, H, W, 3], but {images.dtype} {list(images.shape)} came: convert them"
+            )
+        if labels is not None and (labels.shape != images.shape[:3] or labels.dtype.kind not in "iu"):
+            raise UserError(
+                f"labels are integers {list(images.shape[:3])}, but {labels.dtype} {list(labels.shape)} came: "
+                "convert them"
+            )
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        labels = None if self.labels is None else np.asarray(self.labels[index])
+        return Example(np.asarray(self.images[index]), labels, f"{index:06d}")
+
+
+class FolderSource:
+    """Image files of a folder (or of its `images/`, with masks of the same stems in `labels/`), sorted by name."""
+
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
+        self.labels = folder / "labels" if (folder / "images").is_dir() and (folder / "labels").is_dir() else None
+        folder = folder / "images" if (folder / "images").is_dir() else folder
+        self.files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        if not self.files:
+            raise UserError(
+                f"a data folder holds images ({', '.join(SUFFIXES)}), but {folder} has none: check the path"
+            )
+        _check_names([path.stem for path in self.files], folder)
+        if self.labels is not None:
+            missing = [path.stem for path in self.files if not (self.labels / f"{path.stem}.png").is_file()]
+            if missing:
+                raise UserError(f"every image has a mask, but {self.labels / missing[0]}.png is missing: add it")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        path = self.files[index]
+        labels = None if self.labels is None else read_label_png(self.labels / f"{path.stem}.png")
+        return _checked(Example(read_image(path), labels, path.stem))
+
+
+class ZipSource:
+    """`FOLDER/images/*` and maybe `FOLDER/labels/*.png` in a zip file, read without unpacking it."""
+
+    def __init__(self, file: str | Path, folder: str):
+        self.file, self.folder = Path(file), folder.strip("/")
+        self._local = threading.local()  # a ZipFile has one position: each thread opens its own
+        names = self._zip().namelist()
+        prefix = f"{self.folder}/images/"
+        self.names = sorted(n for n in names if n.startswith(prefix) and n.lower().endswith(SUFFIXES))
+        if not self.names:
+            raise UserError(f"{self.file} has no images under {prefix}: name a folder that it holds after '!'")
+        _check_names([Path(name).stem for name in self.names], self.file)
+        self.masks = {n for n in names if n.startswith(f"{self.folder}/labels/")}
+
+    def _zip(self) -> zipfile.ZipFile:
+        if not hasattr(self._local, "zip"):
+            try:
+                self._local.zip = zipfile.ZipFile(self.file)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise UserError(f"{self.file} is not a readable zip file ({error}): check the path") from error
+        return self._local.zip
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_local"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _local=threading.local())
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Example:
+        name = Path(self.names[index]).stem
+        mask = f"{self.folder}/labels/{name}.png"
+        image = np.array(self._open(self.names[index]).convert("RGB"))
+        labels = np.array(self._open(mask)) if mask in self.masks else None
+        return _checked(Example(image, labels, name))
+
+    def _open(self, name: str) -> Image.Image:
+        return Image.open(io.BytesIO(self._zip().read(name)), formats=("JPEG", "PNG", "WEBP", "BMP", "TIFF"))
+
+
+class TFDSSource:
+    """A TFDS split as random-access array_records; reading it needs no TensorFlow."""
+
+    def __init__(
+        self, name: str, split: str, *, image: str = "image", label: str | None = None, data_dir: str | None = None
+    ):
+        import tensorflow_datasets as tfds
+
+        try:
+            builder = tfds.builder(name, data_dir=data_dir)
+            self.source = builder.as_data_source(split=split)
+        except Exception as error:  # TFDS raises its own, TensorFlow's and OSErrors for what is missing or unprepared
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"TFDS cannot open {name}, split {split} ({reason}): prepare it with file_format='array_record'"
+            ) from error
+        features = list(builder.info.features)
+        for wanted in (image, label):
+            if wanted is not None and wanted not in features:
+                raise UserError(f"{name} has the features {', '.join(features)}, but not {wanted!r}: name one of them")
+        self.image, self.label = image, label
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self.source[index]
+        labels = None if self.label is None else np.asarray(record[self.label])
+        labels = labels[..., 0] if labels is not None and labels.ndim == 3 else labels
+        image = np.asarray(record[self.image])
+        return _checked(Example(np.repeat(image, 3, -1) if image.shape[-1] == 1 else image, labels, f"{index:06d}"))
+
+
+class PartSource:
+    """Examples start … stop−1 of another source."""
+
+    def __init__(self, source: DataSource, start: int, stop: int):
+        self.source, self.indices = source, range(len(source))[start:stop]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self.indices[index]]
+
+
+def open_source(text: str) -> DataSource:
+    """The source that a text names (see the module's head). Raises UserError where there is none."""
+    name, part = re.fullmatch(r"(.*?)(\[\d*:\d*\])?", text.strip(), re.DOTALL).groups()
+    source = _open(name)
+    if part is not None:
+        start, stop = part[1:-1].split(":")
+        source = PartSource(source, int(start or 0), int(stop) if stop else len(source))
+    if len(source) == 0:
+        raise UserError(f"a data source holds examples, but {text} has none: check the path and the part")
+    return source
+
+
+def _open(name: str) -> DataSource:
+    if name == "scenes":
+        return FolderSource(str(resources.files("maskclip_jax") / "assets" / "scenes"))
+    if name.startswith("tfds:"):
+        return _open_tfds(name)
+    file, _, inner = name.partition("!")
+    path = Path(file).expanduser()
+    if not name or not path.exists():
+        raise UserError(
+            f"a data source is 'scenes', a folder, an .npz or .zip file, or tfds:…, but {name!r} came: check the path"
+        )
+    if path.suffix == ".zip":
+        return ZipSource(path, inner)
+    if path.suffix == ".npz":
+        return _open_npz(path)
+    if not path.is_dir():
+        raise UserError(f"a data source is a folder, .npz or .zip, but {path} is a file of another kind: convert it")
+    if (path / "images.npy").is_file():
+        labels = path / "labels.npy"
+        return ArraySource(_mapped(path / "images.npy"), _mapped(labels) if labels.is_file() else None)
+    return FolderSource(path)
+
+
+def _open_tfds(name: str) -> TFDSSource:
+    dataset, _, query = name.removeprefix("tfds:").partition("?")
+    options = dict(urllib.parse.parse_qsl(query))
+    known = {"split", "image", "label", "data_dir"}
+    if unknown := sorted(set(options) - known):
+        raise UserError(f"a TFDS source takes {', '.join(sorted(known))}, but {unknown} came: remove it")
+    if "split" not in options:
+        raise UserError(f"a TFDS source names its split, but {name!r} has none: add ?split=train")
+    return TFDSSource(dataset, **options)
+
+
+def _open_npz(path: Path) -> ArraySource:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "images" not in arrays:
+                raise UserError(f"{path} must hold 'images', but has {sorted(arrays)}: rename the array")
+            return ArraySource(arrays["images"], arrays.get("labels"))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not a readable .npz file ({error}): write it again") from error
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable .npy file ({error}): write it again") from error
+
+
+def _check_names(names: list[str], where: Path) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"images have different stems, but {where} has two named {twice!r}: rename one")
+
+
+def _checked(example: Example) -> Example:
+    if example.labels is not None and example.labels.shape != example.image.shape[:2]:
+        raise UserError(
+            f"a mask has its image's size, but {example.name} has {list(example.labels.shape)} "
+            f"for {list(example.image.shape[:2])}: make it again"
+        )
+    return example

@@ -1,0 +1,158 @@
+"""Training batches: the batch of step t is a pure function of (config, t), for any number of hosts, devices, threads.
+
+The examples form one endless stream, an epoch's random order after another's. Optimiser step t takes positions
+t·B … t·B + B − 1 of it; each device gets its share of every micro-batch, so that accumulation sees the same
+micro-batches on any number of devices. Nothing but the step is needed to go on: a checkpoint holds no iterator.
+Grain does what needs threads: it runs that function ahead of the step that asks, in order.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jaxtyping import Int, Integer
+
+from maskclip_jax.data.augment import augment, example_rng
+from maskclip_jax.data.images import read_label_png
+from maskclip_jax.data.sources import DataSource
+from maskclip_jax.distill.config import IGNORE, UNLABELLED, DistillConfig
+from maskclip_jax.distill.pseudo_labels import training_annotation
+from maskclip_jax.errors import UserError
+
+AHEAD = 4  # batches that wait for their step
+
+Batch = dict[str, np.ndarray]
+
+
+@functools.lru_cache(maxsize=4)  # a batch touches two epochs at most, unless the source is smaller than a batch
+def epoch_order(seed: int, epoch: int, size: int) -> Int[np.ndarray, "size"]:
+    """The order of one epoch. The spawn key keeps its random numbers apart from those of the examples."""
+    sequence = np.random.SeedSequence((seed, epoch), spawn_key=(0,))
+    order = np.random.default_rng(sequence).permutation(size)
+    order.flags.writeable = False
+    return order
+
+
+def stream_example(seed: int, position: int, size: int) -> tuple[int, int]:
+    """(epoch, example) at a position of the endless stream over `size` examples."""
+    epoch, within = divmod(position, size)
+    return epoch, int(epoch_order(seed, epoch, size)[within])
+
+
+def device_positions(config: DistillConfig, step: int, devices: int) -> Int[np.ndarray, "devices b"]:
+    """Positions in the stream that each device's batch takes at an optimiser step.
+
+    Micro-batch i is positions i·(B/A) … of the step's B on however many devices: SyncBN sees the same images together.
+    """
+    per_device = config.per_device(devices)
+    positions = step * config.batch_size + np.arange(config.batch_size)
+    parts = positions.reshape(config.accumulate, devices, per_device // config.accumulate)
+    return parts.transpose(1, 0, 2).reshape(devices, per_device)
+
+
+def train_example(config: DistillConfig, source: DataSource, position: int) -> Batch:
+    """One augmented example: "image" uint8 [S, S, 3], "label" int32 [S, S], and "pseudo" where labels were made before.
+
+    Raises:
+      UserError: a mode that needs an annotation has none, a label is no class, or a mask made before does not fit.
+    """
+    epoch, index = stream_example(config.seed, position, len(source))
+    example = source[index]
+    labels = _annotation(config, example)
+    from_folder = config.uses_pseudo_labels and config.labels_from != "online"
+    if from_folder:
+        labels = np.stack([labels, _made_before(config, example)], axis=-1)
+    image, labels = augment(
+        example.image,
+        labels,
+        example_rng(config.seed, epoch, index),
+        config.augmentation,
+        crop_size=config.crop_size,
+        fill=tuple(round(255 * channel) for channel in config.image_mean),
+    )
+    if not from_folder:
+        return {"image": image, "label": labels}
+    return {"image": image, "label": labels[..., 0], "pseudo": labels[..., 1]}
+
+
+def train_batch(
+    config: DistillConfig,
+    source: DataSource,
+    step: int,
+    *,
+    devices: int | None = None,
+    local: range | None = None,
+) -> Batch:
+    """This host's share of the batch of an optimiser step (from 0), each array [local devices, b, …].
+
+    Args:
+      devices: of all hosts (None: as JAX has them).
+      local: which of them are this host's (None: as JAX has them).
+    """
+    devices = jax.device_count() if devices is None else devices
+    local = local_range() if local is None else local
+    positions = device_positions(config, step, devices)[local.start : local.stop]
+    examples = [train_example(config, source, int(position)) for position in positions.ravel()]
+    return {
+        name: np.stack([example[name] for example in examples]).reshape(*positions.shape, *examples[0][name].shape)
+        for name in examples[0]
+    }
+
+
+def train_batches(
+    config: DistillConfig, source: DataSource, start: int, *, threads: int | None = None, **placement: Any
+) -> Iterator[Batch]:
+    """The batches of steps `start` … `config.steps` − 1 in order, prepared ahead by `threads` threads."""
+    threads = min(os.cpu_count() or 1, 16) if threads is None else threads
+    make = functools.partial(train_batch, config, source, **placement)
+    steps = grain.MapDataset.range(start, config.steps).map(lambda step: make(int(step)))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(AHEAD, threads))
+    return iter(steps.to_iter_dataset(options))
+
+
+def local_range() -> range:
+    """Which places of the batch's device axis are this host's: pmap orders devices by host."""
+    count = jax.local_device_count()
+    return range(jax.process_index() * count, (jax.process_index() + 1) * count)
+
+
+def _annotation(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W"]:
+    needed = config.mode in ("zero-shot", "supervised", "finetuned-clip") or config.foreground == "annotation"
+    if not needed:  # not even looked at: annotation-free means free of it
+        return np.full(example.image.shape[:2], UNLABELLED, np.int32)
+    if example.labels is None:
+        raise UserError(
+            f"mode {config.mode} (foreground {config.foreground}) needs annotation, but {example.name} has none: "
+            "choose data with masks, or mode 'annotation-free' with foreground 'none'"
+        )
+    wrong = example.labels[(example.labels >= config.num_classes) & (example.labels != IGNORE)]
+    if wrong.size:
+        raise UserError(
+            f"annotation is 0..{config.num_classes - 1} or {IGNORE}, but {example.name} has {wrong[0]}: "
+            "check classes and background"
+        )
+    return training_annotation(example.labels, config)
+
+
+def _made_before(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W"]:
+    path = Path(config.labels_from).expanduser() / f"{example.name}.png"
+    if not path.is_file():
+        raise UserError(f"labels_from holds a mask for every image, but {path} is missing: run the labelling again")
+    labels = read_label_png(path)
+    if labels.shape != example.image.shape[:2]:
+        raise UserError(
+            f"a mask has its image's size {list(example.image.shape[:2])}, but {path} has {list(labels.shape)}: "
+            "label these images again"
+        )
+    allowed = (*config.candidates, IGNORE)
+    if not np.isin(labels, allowed).all():
+        wrong = labels[~np.isin(labels, allowed)][0]
+        raise UserError(f"{path} has label {wrong}, which is none that this run gives: label with the same classes")
+    return labels.astype(np.int32)
