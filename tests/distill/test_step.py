@@ -25,7 +25,15 @@ from tiny_distill import (
 )
 
 from maskclip_jax.data.preprocess import interpolation_matrix
-from maskclip_jax.distill.step import create_train_state, make_eval_step, make_train_step, replicate
+from maskclip_jax.distill.losses import LossSum
+from maskclip_jax.distill.step import (
+    Tally,
+    _accumulate,
+    create_train_state,
+    make_eval_step,
+    make_train_step,
+    replicate,
+)
 from maskclip_jax.distill.students import create_student
 from maskclip_jax.distill.teacher import teacher_from
 from maskclip_jax.errors import UserError
@@ -247,8 +255,7 @@ def test_feature_distillation_trains_the_student():
     np.testing.assert_allclose(np.linalg.norm(teacher, axis=-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [2])
-def test_accumulation_is_the_large_batch(parts):
+def test_accumulation_is_the_large_batch():
     """The same images in both halves (batch statistics agree), unequal label counts (a mean of means would differ)."""
     config = config_of(mode="supervised")
     batch = seen_annotation(config)
@@ -257,7 +264,7 @@ def test_accumulation_is_the_large_batch(parts):
     batch["label"] = np.where(batch["label"] == 254, 255, batch["label"])
     batch["label"][half:, :20] = 255
     whole, whole_metrics = run_steps(config, [batch])
-    summed, metrics = run_steps(dataclasses.replace(config, accumulate=parts), [batch])
+    summed, metrics = run_steps(dataclasses.replace(config, accumulate=2), [batch])
     start = compiled(config)[1]
     assert distance(whole.params, start.params) > 1e-2
     assert distance(whole.params, summed.params) < 1e-5
@@ -266,6 +273,21 @@ def test_accumulation_is_the_large_batch(parts):
         np.testing.assert_allclose(metrics[0][name], value, rtol=1e-5)
     # two micro-batches take two steps of the running statistics
     assert distance(whole.batch_stats, summed.batch_stats) > 1e-2
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_both_ways_to_accumulate(backend, monkeypatch):
+    """Unrolled on CPU, a loop elsewhere: sums over the parts, statistics from one to the next, parts numbered."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+
+    def forward_backward(stats, part, index):
+        total = part["x"].sum() * (1 + index)
+        return total * 10, stats / 2 + index, Tally(LossSum(total, stats), *[total] * 5)
+
+    batch = {"x": jnp.asarray([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])}
+    grads, stats, tally = jax.jit(lambda s: _accumulate(forward_backward, s, batch, 3))(jnp.asarray(8.0))
+    # totals 3·1, 7·2, 11·3; statistics 8 -> 4 -> 3 -> 3.5
+    assert (float(grads), float(stats), float(tally.loss.total), float(tally.loss.count)) == (500, 3.5, 50, 15)
 
 
 def test_bfloat16_computes_and_float32_keeps():
