@@ -10,9 +10,39 @@ Shapes are written in signatures, `Float[Array, "B h w E"]`:
     E width of the joint embedding · C classes · N prompts · T text tokens
 """
 
-from maskclip_jax.clip.config import Fidelity as Fidelity
-from maskclip_jax.clip.load import Pretrained as Pretrained
-from maskclip_jax.clip.load import load_clip as load_clip
-from maskclip_jax.errors import UserError as UserError
-from maskclip_jax.segment.predict import Segmentation as Segmentation
-from maskclip_jax.segment.predict import segment_images as segment_images
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskclip_jax.clip.config import Fidelity as Fidelity
+    from maskclip_jax.clip.load import Pretrained as Pretrained
+    from maskclip_jax.clip.load import load_clip as load_clip
+    from maskclip_jax.errors import UserError as UserError
+    from maskclip_jax.segment.predict import Segmentation as Segmentation
+    from maskclip_jax.segment.predict import segment_images as segment_images
+
+_HOMES = {
+    "Fidelity": "clip.config",
+    "Pretrained": "clip.load",
+    "load_clip": "clip.load",
+    "UserError": "errors",
+    "Segmentation": "segment.predict",
+    "segment_images": "segment.predict",
+}
+_MODULES = ("clip", "data", "errors", "evaluate", "segment", "visualize")
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when first used: JAX takes seconds, and `maskclip --help` needs none of it."""
+    if name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in _MODULES:
+        import_module(f"{__name__}.segment.predict")  # brings clip.…, data.… and segment.… as attributes too
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, value)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_MODULES})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 
+from maskclip_jax.commands.common import complain
 from maskclip_jax.errors import UserError
 
 COMMANDS = {
@@ -35,23 +37,41 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The module's docstring as it is written, and every default."""
+    """The module's docstring as it is written, and every default there is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; exits 2 with one line on bad input, 130 on Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
-    module = importlib.import_module(f"maskclip_jax.commands.{args.command}")
     try:
-        status = module.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except BrokenPipeError:  # the reader went away (`| head`): nothing is wrong here
+        try:
+            status = run_command(argv)
+        finally:
+            sys.stdout.flush()  # here, so that a reader who has gone away is noticed here
+    except BrokenPipeError:  # `| head` has what it wanted: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    sys.exit(status)
+
+
+def run_command(argv: list[str]) -> int:
+    """The exit code of one command. Raises SystemExit for `--help` and arguments that cannot be read."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what the terminal cannot show
+    try:
+        args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
+        return importlib.import_module(f"maskclip_jax.commands.{args.command}").run(args) or 0
+    except UserError as error:
+        complain(error)
     except KeyboardInterrupt:
         print("stopped: run the same command again to go on", file=sys.stderr)
-        status = 130
-    sys.exit(status or 0)
+        return 130
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a folder nobody may write to: the system's own words say which
+        complain(error)
+    return 2

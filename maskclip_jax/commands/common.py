@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,29 @@ from maskclip_jax.errors import UserError
 
 
 def unit(text: str) -> float:
-    """An argument in 0..1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"a number in 0..1, not {text}")
-    return value
+    """An argument above 0 and up to 1."""
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"a number above 0 and up to 1, not {text!r}")
 
 
 def positive(text: str) -> int:
     """An argument of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"a number of at least 1, not {text}")
-    return value
+    with contextlib.suppress(ValueError):
+        if (value := int(text)) >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
+
+
+def complain(error: Exception | str) -> None:
+    """One line on stderr, whatever the message holds (file names may hold line breaks)."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+
+
+def as_text(value: str | os.PathLike) -> str:
+    """A path as text that any encoding takes: bytes of a file name that are not UTF-8 become backslashed."""
+    return os.fsencode(value).decode(errors="backslashreplace")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +80,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stride", type=positive, help="distance of sliding windows")
     parser.add_argument("--background", help="words that compete and become one class, background")
     parser.add_argument("--background-threshold", type=unit, metavar="P", help="less sure pixels become background")
-    parser.add_argument("--batch-size", type=positive, default=8)
+    parser.add_argument("--batch-size", type=positive, default=8, help="images or windows at once")
 
 
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -87,8 +99,8 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
 
     import jax
 
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    settings = {k: [str(x) for x in v] if isinstance(v, list) else v for k, v in settings.items()}
+    settings = {k: as_text(v) if isinstance(v, str | Path) else v for k, v in vars(args).items()}
+    settings = {k: [as_text(x) for x in v] if isinstance(v, list) else v for k, v in settings.items()}
     versions = {"jax": jax.__version__, "flax": metadata.version("flax"), "device": jax.devices()[0].device_kind}
     return {"command": args.command, "settings": settings, "versions": versions}
 

@@ -10,7 +10,10 @@ PyTorch (`pip install "maskclip-jax[torch]"`), and are read as weights only.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+
+from maskclip_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +26,9 @@ def run(args: argparse.Namespace) -> None:
     from maskclip_jax.clip.load import load_clip
     from maskclip_jax.clip.orbax_io import save_converted
 
-    pretrained = load_clip(args.source, tokenizer=args.tokenizer)
+    if os.path.lexists(args.out.expanduser()):  # before the source is fetched, which may be gigabytes
+        raise UserError(f"a checkpoint is written to a new folder, but {args.out} exists: choose another name")
+    pretrained = load_clip(args.source, tokenizer=args.tokenizer, fold=False)
     path = save_converted(pretrained, args.out)
     size = sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file()) / 2**20
     print(f"wrote {path} ({size:.1f} MiB)")

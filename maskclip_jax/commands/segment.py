@@ -13,7 +13,7 @@ scenes66, …); or a text file with a class on each line. With semicolons betwee
 from __future__ import annotations
 
 import argparse
-import sys
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from maskclip_jax.commands import common
 from maskclip_jax.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+LONGEST = 200  # bytes of an output's name before its suffix: systems take 255 in all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from maskclip_jax.data.vocabulary import parse_classes
     from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
 
-    paths, skipped = list(find_images(args.images)), []
+    paths, skipped = list(dict.fromkeys(find_images(args.images))), []
     classes = parse_classes(args.classes)
     pretrained = common.load_model(args)
     settings = prediction_settings(classes, pretrained, **common.reading_options(args))
@@ -46,10 +47,12 @@ def run(args: argparse.Namespace) -> int:
     def readable() -> Iterator[tuple[Path, object]]:
         for path in paths:
             try:
-                yield path, read_image(path)
-            except UserError as error:  # the others go on; the exit code tells
-                skipped.append(str(path))
-                print(f"error: {error}", file=sys.stderr)
+                image = read_image(path)
+            except (UserError, OSError) as error:  # the others go on; the exit code tells
+                skipped.append(common.as_text(path))
+                common.complain(error)
+            else:
+                yield path, image
 
     done: list[tuple[Path, object]] = []
 
@@ -73,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
 def find_images(paths: list[Path]) -> Iterator[Path]:
     """The files named, and all images of the folders named, sorted. Raises UserError where a folder has none."""
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # Path.is_dir raises where a name is too long
             yield path
             continue
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
         if not found:
             raise UserError(f"a folder of images holds {', '.join(sorted(SUFFIXES))} files, {path} none: name another")
         yield from found
@@ -87,12 +90,14 @@ def output_names(paths: list[Path]) -> dict[Path, str]:
     names: dict[Path, str] = {}
     taken: set[str] = {"segment"}  # segment.json is the run's own record
     for path in paths:
-        name, number = path.stem, 2
+        stem = path.stem
+        if len(os.fsencode(stem)) > LONGEST:
+            stem = os.fsencode(stem)[:LONGEST].decode(errors="ignore")
+        name, number = stem, 2
         while name in taken:
-            name, number = f"{path.stem}-{number}", number + 1
-        if path not in names:
-            names[path] = name
-            taken.add(name)
+            name, number = f"{stem}-{number}", number + 1
+        names[path] = name
+        taken.add(name)
     return names
 
 
@@ -110,7 +115,9 @@ def write_result(out: Path, name: str, path: Path, image, result) -> None:
         for i, c in enumerate(result.classes)
     ]
     height, width = result.labels.shape
-    write_json(out / f"{name}.json", {"image": str(path), "height": height, "width": width, "classes": scores})
+    write_json(
+        out / f"{name}.json", {"image": common.as_text(path), "height": height, "width": width, "classes": scores}
+    )
 
 
 def print_result(path: Path, result, most: int = 8) -> None:

@@ -202,7 +202,7 @@ def class_palette(names: Sequence[str | ClassName]) -> UInt8[np.ndarray, "C 3"]:
     """One colour per class name: grass, sky, water and the like in their own, the others from `palette`, in order,
     less what looks like a colour already given away. Takes strings or `ClassName`s (their display names)."""
     names = [str(name) for name in names]
-    natural = np.array([_NATURAL[name] for name in names if name in _NATURAL]).reshape(-1, 3)
+    natural = np.array([_NATURAL[name] for name in names if name in _NATURAL], int).reshape(-1, 3)
     # half a palette is lost to its neighbours at worst, so twice the classes are enough to choose from
     colours = palette(min(2 * len(names) + 32, MAX_CLASSES))
     distance = np.linalg.norm(_oklab(colours)[:, None] - _oklab(natural)[None], axis=-1)
