@@ -112,7 +112,7 @@ def _texture(stuff: str, top: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _lane(image: np.ndarray, near: np.ndarray, top: float, rng: np.random.Generator) -> np.ndarray:
-    """Dashed lane marks that run to a vanishing point on the horizon (or straight up where the road fills the scene)."""
+    """Dashed lane marks that run to a vanishing point on the horizon (straight up where the road fills the scene)."""
     x = np.linspace(0, 1, SIDE, dtype=np.float32)[None, :]
     vanish, foot = rng.uniform(0.2, 0.8), rng.uniform(0, 1)
     perspective = near if top > 0 else np.linspace(0.4, 1, SIDE, dtype=np.float32)[:, None]

@@ -28,8 +28,8 @@ GLYPH_SIDE = 128  # px, the longer side of every stored glyph
 EMOJI = dict(
     zip(
         SCENE_OBJECTS,
-        "🐕 🐈 🐎 🐄 🐑 🐖 🐦 🐟 🐘 🦒 🦁 🐒 🐇 🐢 🐍 🐸 🚗 🚌 🚚 🚆 🚲 🏍️ ✈️ ⛵ 🚢 🚀 🚜 🏠 🏰 🌳 🌴 🌻 🌵 🍄 🍎 🍌 🍕 🎂 "
-        "🍾 🪑 🛋️ 🛏️ 📺 💻 ⏰ ☂️ ⚽ 🎸 📕 🧍 🧒 🤖 👻 🌞 🌙 ⭐ ☁️ ⛄ 🔑 🎩".split(),
+        "🐕 🐈 🐎 🐄 🐑 🐖 🐦 🐟 🐘 🦒 🦁 🐒 🐇 🐢 🐍 🐸 🚗 🚌 🚚 🚆 🚲 🏍️ ✈️ ⛵ 🚢 🚀 🚜 🏠 🏰 🌳 🌴 🌻 🌵 🍄 🍎 🍌 🍕 "
+        "🎂 🍾 🪑 🛋️ 🛏️ 📺 💻 ⏰ ☂️ ⚽ 🎸 📕 🧍 🧒 🤖 👻 🌞 🌙 ⭐ ☁️ ⛄ 🔑 🎩".split(),
         strict=True,
     )
 )
@@ -54,7 +54,7 @@ def _noto(font_path: Path) -> dict[str, np.ndarray]:
 
 
 def _iconify(npm: Path, package: str) -> dict[str, np.ndarray]:
-    """Icons of one `@iconify-json` tarball: `chars.json` maps code points to names, `icons.json` names to SVG bodies."""
+    """Icons of one `@iconify-json` tarball: `chars.json` maps code points to names, `icons.json` names to SVGs."""
     import resvg_py  # only to make scenes
 
     found = sorted(npm.glob(f"iconify-json-{package}-[0-9]*.tgz"))

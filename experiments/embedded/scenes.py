@@ -18,8 +18,8 @@ SPLIT_SEEDS = {"train": 0, "heldout": 1, "closeup": 2}  # close-ups: one large o
 VISIBLE_PX = 60  # a class is named when more of it than this can be seen
 TINTS = ("red", "green", "blue", "yellow", "white", "black")
 TINTABLE = frozenset(
-    "horse bird fish car bus truck train bicycle motorcycle airplane boat tractor house flower mushroom apple bottle chair "
-    "sofa bed television laptop clock umbrella ball guitar book robot ghost star key hat cat dog rabbit".split()
+    "horse bird fish car bus truck train bicycle motorcycle airplane boat tractor house flower mushroom apple bottle "
+    "chair sofa bed television laptop clock umbrella ball guitar book robot ghost star key hat cat dog rabbit".split()
 )
 # Shadow, body and highlight of each tint, RGB 0-255; luminance runs along them.
 _RAMPS = {
@@ -67,7 +67,7 @@ class Scene(NamedTuple):
 
 
 def sample_layout(split: str, index: int) -> Layout:
-    """Scene `index` of a split ("train" or "heldout"): a pure function of the two."""
+    """Scene `index` of a split ("train", "heldout" or "closeup"): a pure function of the two."""
     rng = np.random.default_rng([SPLIT_SEEDS[split], index])
     ground = sample_ground(rng)
     count = 1 + int(rng.choice(4, p=(0.25, 0.3, 0.25, 0.2))) if split != "closeup" else 1
@@ -180,7 +180,7 @@ class Painter:
         return Scene(pixels.clip(0, 255).astype(np.uint8), labels, phrases, classes)
 
 
-# {o}: objects with articles, {s}: stuff, {b}: both. The words of CLIP's 80 templates and of MaskCLIP's five are among them.
+# {o}: objects with articles, {s}: stuff, {b}: both. Words of CLIP's 80 templates and of MaskCLIP's five are among them.
 _PATTERNS_BOTH = (
     "{p} {o} on {s}.",
     "{p} {o} on {s}",
@@ -198,15 +198,26 @@ _PATTERNS_BOTH = (
 _PATTERNS_ONE = ("{p} {b}.", "{p} {b}.", "{p} {b}", "{b}", "there is {b} in the scene.", "this is {b} in the scene.")
 _PREFIXES = (
     *("a photo of",) * 6,
-    *"a bad photo of;a good photo of;a low resolution photo of;a bright photo of;a dark photo of;a cropped photo of".split(
-        ";"
-    ),
-    *"a close-up photo of;a blurry photo of;a jpeg corrupted photo of;a pixelated photo of;a rendering of;a drawing of".split(
-        ";"
-    ),
-    *"a cartoon of;an illustration of;art of;a picture of;itap of;a black and white photo of;a sketch of;graffiti of".split(
-        ";"
-    ),
+    "a bad photo of",
+    "a good photo of",
+    "a low resolution photo of",
+    "a bright photo of",
+    "a dark photo of",
+    "a cropped photo of",
+    "a close-up photo of",
+    "a blurry photo of",
+    "a jpeg corrupted photo of",
+    "a pixelated photo of",
+    "a rendering of",
+    "a drawing of",
+    "a cartoon of",
+    "an illustration of",
+    "art of",
+    "a picture of",
+    "itap of",
+    "a black and white photo of",
+    "a sketch of",
+    "graffiti of",
 )
 
 
