@@ -48,7 +48,8 @@ class Checkpoints:
             create=not read_only,
         )
         try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            with _quiet():
+                self._manager = ocp.CheckpointManager(self.folder, options=options)
         except Exception as error:  # orbax raises what it meets: a file in the way, no permission, a full disk
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"checkpoints need a folder, but {self.folder} is not usable ({reason})") from error
@@ -120,13 +121,20 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """A full disk becomes one line; orbax does not warn about steps without a score."""
+    try:
+        with _quiet():
+            yield
+    except OSError as error:
+        raise UserError(f"a checkpoint must be writable, but {folder} is not ({error}): make room and go on") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax warns about steps without a score, about reading only, and about remains that it then removes."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
         yield
-    except OSError as error:
-        raise UserError(f"a checkpoint must be writable, but {folder} is not ({error}): make room and go on") from error
     finally:
         log.setLevel(level)

@@ -32,7 +32,7 @@ Batch = dict[str, np.ndarray]
 
 
 @functools.lru_cache(maxsize=4)  # a batch touches two epochs at most, unless the source is smaller than a batch
-def epoch_order(seed: int, epoch: int, size: int) -> Int[np.ndarray, "size"]:
+def epoch_order(seed: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
     """The order of one epoch. The spawn key keeps its random numbers apart from those of the examples."""
     sequence = np.random.SeedSequence((seed, epoch), spawn_key=(0,))
     order = np.random.default_rng(sequence).permutation(size)

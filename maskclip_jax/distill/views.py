@@ -1,0 +1,170 @@
+"""From images to a confusion matrix: views, batches of equal shapes, one program per shape, this host's devices.
+
+The engine under `evaluation.py`; it knows neither teachers nor students, only `Reader`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int64, Integer
+
+from maskclip_jax.data.preprocess import Preprocess, bucket_shape, pad_image, prepare, resize_shape, upsample_matrix
+from maskclip_jax.data.sources import DataSource, Example
+from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate import IGNORE, confusion_matrix
+
+CANVAS = 32  # annotations are padded to multiples of this, so that few programs serve many sizes
+MOST_SCORES = 2**27  # scores of one program on one device: batches of large images shrink to stay below
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reader:
+    """A network that scores every position of an image.
+
+    Fields:
+      scores: (variables, pixels [B, H, W, 3], grid [B, 2]) -> [B, h, w, C]; traced.
+      probabilities: (variables, upsampled scores) -> probabilities; traced, used when there are several views.
+      preprocess: size, statistics, and the multiple that sides are padded to.
+      bucketed: pad to shape buckets, because padding changes nothing (the teacher masks it; a student sees it).
+      aligned: how scores are upsampled (`upsample_matrix`).
+    """
+
+    scores: Callable[[Any, Array, Array], Array]
+    probabilities: Callable[[Any, Array], Array]
+    preprocess: Preprocess
+    bucketed: bool
+    aligned: bool = True
+
+
+class View(NamedTuple):
+    """One view of one image, or stacked, of a batch."""
+
+    pixels: np.ndarray  # [H, W, 3] normalised and padded
+    grid: np.ndarray  # [2] valid positions
+    rows: np.ndarray  # [canvas height, h]
+    columns: np.ndarray  # [canvas width, w]
+
+
+Prepared = tuple[tuple[View, ...], Integer[np.ndarray, "H W"]]
+
+
+def read_ahead(source: DataSource, share: range, prepare_one: Callable[[Example], Prepared]) -> Iterator[Prepared]:
+    """The examples of `share`, read and resized ahead of time, in order."""
+    data = grain.MapDataset.source(list(share)).map(lambda index: prepare_one(source[int(index)]))
+    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)))
+
+
+def prepared(
+    counter: Counter,
+    variables: Any,
+    views: Sequence[tuple[float, bool]],
+    example: Example,
+) -> Prepared:
+    """The views (scale, flipped) of an example, and its labels on the canvas. Raises UserError for unusable labels."""
+    classes = counter.classes
+    if example.labels is None:
+        raise UserError(f"scores need annotation, but {example.name} has none: choose data with masks")
+    wrong = example.labels[(example.labels >= classes) & (example.labels != IGNORE)]
+    if wrong.size:
+        raise UserError(
+            f"labels are 0..{classes - 1} or {IGNORE}, but {example.name} has {wrong[0]}: check the classes"
+        )
+    canvas = tuple(-(-side // CANVAS) * CANVAS for side in example.labels.shape)
+    labels = np.full(canvas, IGNORE, np.int32)
+    labels[: example.labels.shape[0], : example.labels.shape[1]] = example.labels
+    grid_shape = functools.partial(counter.grid_shape, variables)
+    return tuple(_view(counter.reader, grid_shape, example.image, canvas, *view) for view in views), labels
+
+
+def _view(
+    reader: Reader, grid_shape: Callable, rgb: np.ndarray, canvas: tuple[int, ...], scale: float, flipped: bool
+) -> View:
+    preprocess = reader.preprocess
+    if scale != 1:
+        size = {"short_side": preprocess.short_side, "long_side": preprocess.long_side, "within": preprocess.within}
+        height, width = (max(1, round(scale * side)) for side in resize_shape(*rgb.shape[:2], **size))
+        preprocess = dataclasses.replace(preprocess, short_side=None, long_side=None, within=(height, width))
+    image = prepare(np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb, preprocess)
+    if reader.bucketed:
+        image = pad_image(image, bucket_shape(*image.valid, preprocess.multiple, short_side=preprocess.short_side))
+    cells = grid_shape(image.pixels.shape[:2])
+    matrices, valid_cells = [], []
+    for axis in range(2):
+        stride = image.pixels.shape[axis] // cells[axis]
+        valid, original = image.valid[axis], image.original[axis]
+        valid_cells.append(-(-valid // stride))
+        matrix = upsample_matrix(valid_cells[-1], stride, valid, original, aligned=reader.aligned, columns=cells[axis])
+        if flipped and axis == 1:
+            matrix = matrix[::-1]
+        matrices.append(np.pad(matrix, ((0, canvas[axis] - original), (0, 0))))
+    return View(image.pixels, np.asarray(valid_cells, np.int32), *matrices)
+
+
+def batches(examples: Iterator[Prepared], at_once: Callable[[Prepared], int]) -> Iterator[list[Prepared]]:
+    """Examples of equal shapes together; each batch is full but the last ones."""
+    waiting: dict[Any, list[Prepared]] = {}
+    for example in examples:
+        key = tuple(x.shape for x in jax.tree.leaves(example))
+        waiting.setdefault(key, []).append(example)
+        if len(waiting[key]) == at_once(example):
+            yield waiting.pop(key)
+    yield from waiting.values()
+
+
+class Counter:
+    """Batches -> confusion matrices, on this host's devices (no program here waits for another host)."""
+
+    def __init__(self, reader: Reader, classes: int):
+        self.reader, self.classes = reader, classes
+        devices = np.asarray(jax.local_devices())
+        mesh = jax.sharding.Mesh(devices, ("images",))
+        spec = jax.sharding.PartitionSpec
+        self._split, everywhere = (jax.sharding.NamedSharding(mesh, spec(*axes)) for axes in (("images",), ()))
+        self._devices = len(devices)
+        self._everywhere = everywhere
+        self._count = jax.jit(self._traced)
+        self._grid_shapes: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def place(self, variables: Any) -> Any:
+        """Variables on all local devices; what training keeps on the devices of all hosts is read back first."""
+        return jax.device_put(jax.tree.map(np.asarray, variables), self._everywhere)
+
+    def grid_shape(self, variables: Any, shape: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the scores of an image of `shape` pixels."""
+        if shape not in self._grid_shapes:
+            pixels = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
+            grid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+            self._grid_shapes[shape] = jax.eval_shape(self.reader.scores, variables, pixels, grid).shape[1:3]
+        return self._grid_shapes[shape]
+
+    def images_at_once(self, batch_size: int) -> Callable[[Prepared], int]:
+        """How many examples like the given one make a batch."""
+        return lambda e: self._devices * max(1, min(batch_size, MOST_SCORES // (e[1].size * self.classes)))
+
+    def __call__(self, variables: Any, batch: list[Prepared]) -> Int64[np.ndarray, "C C"]:
+        """The confusion matrix of one batch; `variables` come from `place`."""
+        views, labels = jax.tree.map(lambda *x: np.stack(x), *batch)
+        missing = -len(labels) % self._devices
+        if missing:  # whole shares for every device: the first image again, labelled "ignore"
+            views = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)]), views)
+            labels = np.concatenate([labels, np.full((missing, *labels.shape[1:]), IGNORE, labels.dtype)])
+        views, labels = jax.device_put((views, labels), self._split)
+        return np.asarray(self._count(variables, views, labels)).astype(np.int64)
+
+    def _traced(self, variables: Any, views: tuple[View, ...], labels: Array) -> Array:
+        total = jnp.zeros(())
+        for view in views:
+            scores = self.reader.scores(variables, view.pixels, view.grid)
+            # full precision: TPUs and GPUs would move the borders otherwise
+            scores = jnp.einsum("bhwc,byh->bywc", scores, view.rows, precision="highest")
+            scores = jnp.einsum("bywc,bxw->byxc", scores, view.columns, precision="highest")
+            total += self.reader.probabilities(variables, scores) if len(views) > 1 else scores
+        return confusion_matrix(labels, total.argmax(axis=-1), self.classes)
