@@ -1,0 +1,126 @@
+"""Experiment files and `--set key=value`: Python that ends in a `DistillConfig`, and typed changes to it.
+
+An experiment file defines `config(name="…") -> DistillConfig`; `FILE.py:NAME` asks for one of its variants.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.errors import UserError
+
+
+def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> DistillConfig:
+    """The config of an experiment file, with changes.
+
+    Args:
+      source: "FILE.py", or "FILE.py:NAME" for a variant. The file is run as Python: use files you trust.
+      overrides: "key=value", keys as in `DistillConfig`, dotted inside ("student.backbone=resnet50",
+        "augmentation.scale=0.5,1.5"); values are parsed by the field's type, null is None, commas make tuples.
+
+    Raises:
+      UserError: no such file or variant, an unknown key, or a value of another type.
+    """
+    file, _, name = str(source).partition(".py:")
+    path = Path(file if not name else f"{file}.py").expanduser()
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"an experiment is a Python file, but there is no {path}: see the experiments folder")
+    module = _run_file(path)
+    if not callable(getattr(module, "config", None)):
+        raise UserError(f"an experiment defines config(), but {path} does not: add it")
+    made = module.config(name) if name else module.config()
+    if not isinstance(made, DistillConfig):
+        raise UserError(f"config() returns a DistillConfig, but that of {path} returns {type(made).__name__}")
+    return with_overrides(made, overrides)
+
+
+def with_overrides(config: DistillConfig, overrides: Sequence[str]) -> DistillConfig:
+    """`config` with "key=value" changes, in order; all of them together must make a valid config."""
+    values = config.to_dict()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"a change is key=value, but {override!r} came: for example batch_size=8")
+        _assign(DistillConfig, values, key.strip(), key.strip(), text.strip())
+    return DistillConfig.from_dict(values)
+
+
+def _assign(cls: type, values: dict[str, Any], key: str, where: str, text: str) -> None:
+    name, dot, rest = key.partition(".")
+    hints = typing.get_type_hints(cls)
+    if name not in hints:
+        raise UserError(f"{where} is no key of the config: known are {', '.join(hints)}")
+    hint = hints[name]
+    if dataclasses.is_dataclass(hint):
+        if not dot:
+            inner = ", ".join(f"{name}.{field}" for field in list(typing.get_type_hints(hint))[:4])
+            raise UserError(f"{where} has keys of its own: set one of {inner}, …")
+        _assign(hint, values[name], rest, where, text)
+    elif dot:
+        raise UserError(f"{where} is no key of the config: {name} has no keys of its own")
+    else:
+        values[name] = _parsed(hint, text, where)
+
+
+def _parsed(hint: Any, text: str, where: str) -> Any:
+    """The first arm of the type that the text is a value of; str takes any text, so it is asked last."""
+    arms = typing.get_args(hint) if typing.get_origin(hint) is not tuple else (hint,)
+    arms = sorted(arms or (hint,), key=lambda arm: arm is str)
+    if str in arms:  # a field that takes a name takes what is typed: `classes=dog, cat` is one text
+        return None if type(None) in arms and text == "null" else text
+    for arm in arms:
+        found, value = _as(arm, text)
+        if found:
+            return value
+    names = " or ".join("null" if arm is type(None) else getattr(arm, "__name__", str(arm)) for arm in arms)
+    raise UserError(f"{where} takes {names}, but {text!r} came: correct it")
+
+
+def _as(arm: Any, text: str) -> tuple[bool, Any]:
+    if arm is type(None):
+        return text == "null", None
+    if arm is bool:
+        return text in ("true", "false"), text == "true"
+    if arm is str:
+        return True, text
+    if typing.get_origin(arm) is tuple:
+        kind, *others = typing.get_args(arm)
+        parts = [part.strip() for part in text.strip("[]()").split(",") if part.strip()]
+        parsed = [_as(kind, part) for part in parts]
+        fits = not others or others[0] is Ellipsis or len(parts) == 1 + len(others)
+        return fits and all(found for found, _ in parsed), [value for _, value in parsed]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return False, None
+    if arm is float and type(value) in (int, float):
+        return True, float(value)
+    return type(value) is arm, value
+
+
+def _run_file(path: Path) -> Any:
+    path = path.resolve()
+    name = f"_maskclip_experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    root = str(path.parent.parent)
+    before = list(sys.path)
+    try:
+        sys.path.insert(0, root)  # `from experiments.… import …` works from a checkout, wherever one stands
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the experiment {path} does not run ({type(error).__name__}: {reason}): correct it") from error
+    finally:
+        sys.path[:] = before
+    return module
