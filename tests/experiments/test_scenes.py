@@ -239,20 +239,22 @@ def test_the_shipped_scenes_are_the_generators(shipped, split):
     assert json.loads(shipped.read("classes.json")) == list(SCENE_CLASSES)
     records = json.loads(shipped.read("scenes.json"))[split]
     assert len(records) == 500
-    for i in (0, 1, 250, 499):
+    for i, record in enumerate(records):  # all of them: a changed probability shows in a few scenes only
         layout = sample_layout("heldout", i)
         styles = {t.label: "twemoji" if split == "heldout_twemoji" else t.style for t in layout.things}
         names = {t.label: f"{t.tint} {SCENE_OBJECTS[t.label]}".strip() for t in layout.things}
+        for phrase, label, style in zip(*(record[k] for k in ("phrases", "classes", "styles")), strict=True):
+            assert phrase == names.get(label, SCENE_CLASSES[label])
+            assert style == styles.get(label, "procedural")
+        if i % 50:
+            continue
         labels = np.asarray(Image.open(io.BytesIO(shipped.read(f"{split}/labels/{i:04d}.png"))))
         stuff = draw_ground(layout.ground)[1] + len(SCENE_OBJECTS)
         bare = labels >= len(SCENE_OBJECTS)
         np.testing.assert_array_equal(labels[bare], stuff[bare])
         assert set(labels[~bare].tolist()) <= set(styles)
         counts = np.bincount(labels.ravel(), minlength=66)
-        assert set(records[i]["classes"]) == set(np.flatnonzero(counts > VISIBLE_PX).tolist())
-        for phrase, label, style in zip(*(records[i][k] for k in ("phrases", "classes", "styles")), strict=True):
-            assert phrase == names.get(label, SCENE_CLASSES[label])
-            assert style == styles.get(label, "procedural")
+        assert set(record["classes"]) == set(np.flatnonzero(counts > VISIBLE_PX).tolist())
 
 
 def test_the_package_carries_the_first_64_of_them(shipped):
