@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from maskclip_jax.clip.config import Fidelity
 from maskclip_jax.clip.layers import valid_mask
 from maskclip_jax.clip.model import CLIP
-from maskclip_jax.segment.refine import class_confidence, drop_classes, key_smoothing
+from maskclip_jax.segment.refine import Arrays, class_confidence, drop_classes, key_smoothing
 
 
 class DenseLogits(NamedTuple):
@@ -28,10 +28,10 @@ class DenseLogits(NamedTuple):
 def dense_logits(
     model: CLIP,
     variables: Any,
-    images: Float[Array, "B H W 3"],
-    classifier: Float[Array, "C E"],
+    images: Float[Arrays, "B H W 3"],
+    classifier: Float[Arrays, "C E"],
     *,
-    grid: Int[Array, "B 2"] | None = None,
+    grid: Int[Arrays, "B 2"] | None = None,
     naive: bool = False,
 ) -> DenseLogits:
     """MaskCLIP (paper, equation 4): the text classifier applied to the value features of every position.
@@ -43,6 +43,7 @@ def dense_logits(
       grid: valid rows and columns of each image inside a padded batch, in units of `config.stride`; see `encode_dense`.
       naive: the paper's baseline, the unmodified last layer.
     """
+    images, grid = jnp.asarray(images), None if grid is None else jnp.asarray(grid)
     features, keys = model.apply(variables, images, grid=grid, naive=naive, method="encode_dense")
     return DenseLogits(jnp.einsum("bhwe,ce->bhwc", features, classifier, precision="highest"), keys)
 
@@ -56,10 +57,10 @@ def probability_scale(model: CLIP, variables: Any) -> ArrayLike:
 def predict_scores(
     model: CLIP,
     variables: Any,
-    images: Float[Array, "B H W 3"],
-    classifier: Float[Array, "C E"],
+    images: Float[Arrays, "B H W 3"],
+    classifier: Float[Arrays, "C E"],
     *,
-    grid: Int[Array, "B 2"] | None = None,
+    grid: Int[Arrays, "B 2"] | None = None,
     naive: bool = False,
     denoising: ArrayLike | None = None,
     smoothing: ArrayLike | None = None,
@@ -105,10 +106,10 @@ def refined(
 def predict_probabilities(
     model: CLIP,
     variables: Any,
-    images: Float[Array, "B H W 3"],
-    classifier: Float[Array, "C E"],
+    images: Float[Arrays, "B H W 3"],
+    classifier: Float[Arrays, "C E"],
     *,
-    grid: Int[Array, "B 2"] | None = None,
+    grid: Int[Arrays, "B 2"] | None = None,
     naive: bool = False,
     denoising: ArrayLike | None = None,
     smoothing: ArrayLike | None = None,
@@ -137,7 +138,7 @@ def to_probabilities(scores: Float[Array, "*b C"], scale: ArrayLike, *, smoothed
     return jnp.where(total > 0, positive / jnp.where(total > 0, total, 1), 1 / scores.shape[-1])
 
 
-def flat_mask(grid: Int[Array, "B 2"] | None, shape: tuple[int, int]) -> Bool[Array, "B L"] | None:
+def flat_mask(grid: Int[Arrays, "B 2"] | None, shape: tuple[int, int]) -> Bool[Array, "B L"] | None:
     """True at the positions (flattened) that hold image; None when all do."""
     mask = valid_mask(grid, shape)
     return None if mask is None else mask.reshape(mask.shape[0], -1)

@@ -33,7 +33,7 @@ class Upsampled(NamedTuple):
 
 
 def whole_scores(
-    images: Sequence[UInt8[np.ndarray, "H W 3"]], settings: PredictionSettings
+    images: Sequence[UInt8[np.ndarray, "_H _W 3"]], settings: PredictionSettings
 ) -> Iterator[tuple[int, Upsampled]]:
     """(index, result) of every image, bucket by bucket."""
     groups: dict[Shape, list[int]] = defaultdict(list)

@@ -47,7 +47,7 @@ class WindowLogits(NamedTuple):
 
 
 def window_scores(
-    images: Sequence[UInt8[np.ndarray, "H W 3"]], settings: PredictionSettings
+    images: Sequence[UInt8[np.ndarray, "_H _W 3"]], settings: PredictionSettings
 ) -> Iterator[tuple[int, Upsampled]]:
     """(index, result) of every image, in order. All windows have one padded shape: one program (two when refined)."""
     plans = [_plan(image.shape[:2], settings) for image in images]

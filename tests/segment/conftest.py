@@ -48,7 +48,9 @@ def make_pretrained(kind, fidelity="clip", short_side=32, long_side=96, seed=0):
     side = config.vision.image_size
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros((1, 40), jnp.int32))
     rng = np.random.default_rng(seed)
-    variables = jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(_fill(rng, path, leaf.shape)), shapes)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.device_put(_fill(rng, path, leaf.shape)), shapes
+    )
     preprocess = Preprocess(
         (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), short_side=short_side, long_side=long_side, multiple=config.multiple
     )
