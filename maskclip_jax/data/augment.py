@@ -20,6 +20,7 @@ NO_CLASS = (254, IGNORE)  # unlabelled and ignored pixels: they say nothing abou
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 Labels = Integer[np.ndarray, "H W *maps"]  # one label map, or several (annotation first) that share the geometry
+NewPixels, NewLabels = UInt8[np.ndarray, "h w 3"], Integer[np.ndarray, "h w *maps"]
 
 
 @runtime_checkable
@@ -52,7 +53,7 @@ def augment(
     *,
     crop_size: int,
     fill: Sequence[int] = (0, 0, 0),
-) -> tuple[Pixels, Labels]:
+) -> tuple[NewPixels, NewLabels]:
     """Scale, crop, flip, distort, pad: a square of `crop_size` pixels (S) and its labels.
 
     Args:
@@ -91,7 +92,7 @@ def augment(
 
 def random_scale(
     image: Pixels, labels: Labels, rng: np.random.Generator, config: Augmentation
-) -> tuple[Pixels, Labels]:
+) -> tuple[NewPixels, NewLabels]:
     """A uniform factor r of `config.scale`: the short side becomes r·short_side (long side at most r·long_side)."""
     factor = rng.uniform(*config.scale)
     height, width = image.shape[:2]
@@ -103,7 +104,7 @@ def random_scale(
     return resize(image, labels, (height, width))
 
 
-def resize(image: Pixels, labels: Labels, shape: tuple[int, int]) -> tuple[Pixels, Labels]:
+def resize(image: Pixels, labels: Labels, shape: tuple[int, int]) -> tuple[NewPixels, NewLabels]:
     """The image bilinearly (Pillow's, antialiased), labels by the nearest pixel, to `shape` (height, width)."""
     if shape == image.shape[:2]:
         return image, labels
@@ -122,7 +123,7 @@ def random_crop(
     size: int,
     category_max_ratio: float = 1.0,
     retries: int = 10,
-) -> tuple[Pixels, Labels]:
+) -> tuple[NewPixels, NewLabels]:
     """A window of at most `size` × `size`, drawn again (up to `retries` times, the last one stays) while one class
     covers more than `category_max_ratio` of its pixels that have a class. A window without any is kept."""
     room = [max(side - size, 0) for side in image.shape[:2]]
@@ -206,7 +207,7 @@ def turn_hue(pixels: Float32[np.ndarray, "H W 3"], degrees: float) -> Float32[np
     return np.stack(turned, -1).astype(np.float32)
 
 
-def pad(image: Pixels, labels: Labels, size: int, fill: Sequence[int] = (0, 0, 0)) -> tuple[Pixels, Labels]:
+def pad(image: Pixels, labels: Labels, size: int, fill: Sequence[int] = (0, 0, 0)) -> tuple[NewPixels, NewLabels]:
     """`image` and `labels` in the upper left of a `size` square of colour `fill` and label 255; labels become int32."""
     height, width = image.shape[:2]
     square = np.empty((size, size, 3), np.uint8)

@@ -8,7 +8,7 @@ A source is named by one text (`open_source`), which a config can hold:
     FILE.npz                                  arrays "images" and maybe "labels"
     FILE.zip!FOLDER                           a FOLDER of the first kind inside a zip file
     tfds:NAME?split=train&label=label         a TFDS data set prepared as array_record (`as_data_source`);
-                                              also &image=, &data_dir=
+                                              also &image=, &name= (features), &data_dir=
 
 Any of them may end in `[start:stop]`, to take a part.
 """
@@ -22,7 +22,7 @@ import urllib.parse
 import zipfile
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -42,6 +42,7 @@ class Example(NamedTuple):
     name: str
 
 
+@runtime_checkable
 class DataSource(Protocol):
     """Random access to examples; the same index always gives the same example."""
 
@@ -146,23 +147,32 @@ class TFDSSource:
     """A TFDS split as random-access array_records; reading it needs no TensorFlow."""
 
     def __init__(
-        self, name: str, split: str, *, image: str = "image", label: str | None = None, data_dir: str | None = None
+        self,
+        dataset: str,
+        split: str,
+        *,
+        image: str = "image",
+        label: str | None = None,
+        name: str | None = None,
+        data_dir: str | None = None,
     ):
         import tensorflow_datasets as tfds
 
         try:
-            builder = tfds.builder(name, data_dir=data_dir)
+            builder = tfds.builder(dataset, data_dir=data_dir)
             self.source = builder.as_data_source(split=split)
         except Exception as error:  # TFDS raises its own, TensorFlow's and OSErrors for what is missing or unprepared
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"TFDS cannot open {name}, split {split} ({reason}): prepare it with file_format='array_record'"
+                f"TFDS cannot open {dataset}, split {split} ({reason}): prepare it with file_format='array_record'"
             ) from error
         features = list(builder.info.features)
-        for wanted in (image, label):
+        for wanted in (image, label, name):
             if wanted is not None and wanted not in features:
-                raise UserError(f"{name} has the features {', '.join(features)}, but not {wanted!r}: name one of them")
-        self.image, self.label = image, label
+                raise UserError(
+                    f"{dataset} has the features {', '.join(features)}, but not {wanted!r}: name one of them"
+                )
+        self.image, self.label, self.name = image, label, name
 
     def __len__(self) -> int:
         return len(self.source)
@@ -172,7 +182,9 @@ class TFDSSource:
         labels = None if self.label is None else np.asarray(record[self.label])
         labels = labels[..., 0] if labels is not None and labels.ndim == 3 else labels
         image = np.asarray(record[self.image])
-        return _checked(Example(np.repeat(image, 3, -1) if image.shape[-1] == 1 else image, labels, f"{index:06d}"))
+        name = f"{index:06d}" if self.name is None else record[self.name]
+        name = name.decode() if isinstance(name, bytes) else str(name)
+        return _checked(Example(np.repeat(image, 3, -1) if image.shape[-1] == 1 else image, labels, name))
 
 
 class PartSource:
@@ -226,7 +238,7 @@ def _open(name: str) -> DataSource:
 def _open_tfds(name: str) -> TFDSSource:
     dataset, _, query = name.removeprefix("tfds:").partition("?")
     options = dict(urllib.parse.parse_qsl(query))
-    known = {"split", "image", "label", "data_dir"}
+    known = {"split", "image", "label", "name", "data_dir"}
     if unknown := sorted(set(options) - known):
         raise UserError(f"a TFDS source takes {', '.join(sorted(known))}, but {unknown} came: remove it")
     if "split" not in options:
