@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,12 @@ class Checkpoints:
             preservation_policy=kept,
             best_fn=score,  # without it orbax would not store scores
             step_format_fixed_length=8,
-            cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
         )
         try:
+            if not read_only and jax.process_index() == 0:
+                _remove_remains(self.folder)
             with _quiet():
                 self._manager = ocp.CheckpointManager(self.folder, options=options)
         except Exception as error:  # orbax raises what it meets: a file in the way, no permission, a full disk
@@ -110,6 +112,12 @@ class Checkpoints:
                 "remove its folder to go on from the one before"
             ) from error
         return state
+
+
+def _remove_remains(folder: Path) -> None:
+    """What a killed process left half written (orbax has an option for it, which 0.12 does not heed)."""
+    for path in folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

@@ -1,0 +1,95 @@
+"""Whole runs of the loop on the tiny student, also as a program: `python tiny_run.py CONFIG.json WORKDIR OUT.npz`.
+
+Parameters are drawn, not initialised, and steps of one config share a compiled program: only compiling takes time here.
+"""
+
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from tiny_distill import CLASSES, config_of, pretrained_clip, setup, text_rows
+
+from maskclip_jax.distill import hosts, loop
+from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.step import make_train_step
+from maskclip_jax.distill.teacher import teacher_from
+
+HERE = Path(__file__).parent
+
+
+def write_data(folder: Path, count: int = 11) -> Path:
+    """Small pictures of two sizes' worth of content with annotation of all classes and some 255."""
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, len(CLASSES), (count, 9, 11)).repeat(4, 1).repeat(4, 2).astype(np.uint8)
+    images = (labels[..., None] * 40 + rng.integers(0, 60, (*labels.shape, 3))).astype(np.uint8)
+    labels[:, :3] = 255
+    path = folder / "data.npz"
+    np.savez(path, images=images, labels=labels)
+    return path
+
+
+def run_config(data: Path, **changes) -> DistillConfig:
+    fields = {
+        "train_data": str(data),
+        "eval_data": f"{data}[0:5]",
+        "steps": 8,
+        "evaluate_every": 4,
+        "checkpoint_every": 2,
+        "log_every": 1,
+        "batch_size": 4,
+        "mode": "supervised",
+    }
+    return config_of(**(fields | changes))
+
+
+@functools.cache
+def shared_step(config: DistillConfig):
+    return make_train_step(config, *_parts(config))
+
+
+def _parts(config):
+    teacher, _, student, _ = setup(config)
+    return student, teacher
+
+
+def train(config: DistillConfig, workdir: Path, *, wrap=lambda step: step, **options):
+    """`train_and_evaluate` from drawn parameters; `wrap` may replace the compiled step."""
+    originals = loop.create_train_state, loop.make_train_step
+    loop.create_train_state = lambda config, *_, **__: setup(config)[3]
+    loop.make_train_step = lambda config, *_: wrap(shared_step(config))
+    try:
+        loaded = teacher_from(config, pretrained_clip(), text_rows())
+        return loop.train_and_evaluate(config, workdir, loaded=loaded, quiet=True, **options)
+    finally:
+        loop.create_train_state, loop.make_train_step = originals
+
+
+def arrays_of(state) -> dict[str, np.ndarray]:
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def child_environment(cache: Path, devices: int = 1) -> dict[str, str]:
+    """For a process that runs this file. The compile cache makes the second child start fast."""
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+    }
+
+
+def main(config: str, workdir: str, out: str) -> None:
+    hosts.join_hosts()
+    state = train(DistillConfig.from_dict(json.loads(Path(config).read_text())), Path(workdir))
+    if hosts.is_first_host():
+        np.savez(out, **arrays_of(state))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
