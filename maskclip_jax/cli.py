@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 
 from maskclip_jax.commands.common import complain
 from maskclip_jax.errors import UserError
@@ -64,7 +65,9 @@ def run_command(argv: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # file names may hold what the terminal cannot show
     try:
         args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
-        return importlib.import_module(f"maskclip_jax.commands.{args.command}").run(args) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: complain(message, "warning")
+            return importlib.import_module(f"maskclip_jax.commands.{args.command}").run(args) or 0
     except UserError as error:
         complain(error)
     except KeyboardInterrupt:

@@ -29,9 +29,9 @@ def positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
 
 
-def complain(error: Exception | str) -> None:
+def complain(message: Exception | str, kind: str = "error") -> None:
     """One line on stderr, whatever the message holds (file names may hold line breaks)."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    print(f"{kind}:", " ".join(str(message).split()), file=sys.stderr)
 
 
 def as_text(value: str | os.PathLike) -> str:

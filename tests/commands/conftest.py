@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from command_outputs import WORDS
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -14,7 +15,7 @@ from maskclip_jax.cli import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 START, END = 97, 98  # the golden checkpoint's special tokens
-WORDS = "a photo of the in scene dog cat grass sky tree sofa couch person car red blue green".split()
+KNOWN = "a photo of the in scene dog cat grass sky tree sofa couch person car red blue green".split()
 
 
 class Result(NamedTuple):
@@ -26,11 +27,11 @@ class Result(NamedTuple):
 
 
 def write_model(folder: Path) -> Path:
-    """The golden HF CLIP (a random ViT) with a tokenizer of `WORDS`, read at 48 pixels."""
+    """The golden HF CLIP (a random ViT) with a tokenizer of `KNOWN` words, read at 48 pixels."""
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / "hf_clip_tiny" / name, folder)
-    vocab = {"<unk>": 0, **{word: i for i, word in enumerate(WORDS, 1)}, "<start>": START, "<end>": END}
+    vocab = {"<unk>": 0, **{word: i for i, word in enumerate(KNOWN, 1)}, "<start>": START, "<end>": END}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -95,3 +96,15 @@ def photo(tmp_path) -> Path:
     path = tmp_path / "photo.png"
     Image.fromarray(picture(40, 60)).save(path)
     return path
+
+
+@pytest.fixture
+def segment(call, model, tmp_path):
+    """`segment(images, classes=…, …)` with the tiny model into `tmp_path/out`."""
+
+    def run(*images, classes=WORDS, out=None, options=()):
+        return call(
+            "segment", *images, "--classes", classes, "--model", model, "--out", out or tmp_path / "out", *options
+        )
+
+    return run

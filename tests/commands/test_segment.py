@@ -8,56 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_outputs import NAMES, TRAILS, WORDS, check, labels_of, written
 from PIL import Image
 
+from maskclip_jax import load_clip, segment_images
 from maskclip_jax.commands.segment import output_names
 from maskclip_jax.data.images import read_image
-from maskclip_jax.data.vocabulary import class_palette, class_set
+from maskclip_jax.data.vocabulary import class_palette
 
 ROOT = Path(__file__).parents[2]
-WORDS = "dog, cat, grass, sky"
-NAMES = ["dog", "cat", "grass", "sky"]
-TRAILS = ("_overlay.png", "_labels.png", ".json")
-
-
-@pytest.fixture
-def segment(call, model, tmp_path):
-    """`segment(images, classes=…, …)` with the tiny model into `tmp_path/out`."""
-
-    def run(*images, classes=WORDS, out=None, options=()):
-        return call(
-            "segment", *images, "--classes", classes, "--model", model, "--out", out or tmp_path / "out", *options
-        )
-
-    return run
-
-
-def written(out: Path) -> set[str]:
-    """Every file in the output folder, hidden ones too."""
-    return {str(p.relative_to(out)) for p in out.rglob("*")}
-
-
-def labels_of(out: Path, name: str) -> np.ndarray:
-    with Image.open(out / f"{name}_labels.png") as image:
-        assert image.mode == "P"
-        return np.array(image)
-
-
-def check(out: Path, name: str, source: Path, names: list[str]) -> np.ndarray:
-    """The three files of one image agree with each other and with the image; returns the labels."""
-    labels, pixels = labels_of(out, name), read_image(source)
-    assert labels.shape == pixels.shape[:2]
-    assert labels.max() < len(names)
-    content = json.loads((out / f"{name}.json").read_text())
-    assert [content["height"], content["width"]] == list(labels.shape)
-    assert [entry["class"] for entry in content["classes"]] == names
-    for index, entry in enumerate(content["classes"]):
-        assert entry["index"] == index
-        assert entry["area"] == pytest.approx((labels == index).mean(), abs=1e-9)
-        assert (entry["confidence"] is None) == (entry["area"] == 0)
-        assert entry["confidence"] is None or 0 < entry["confidence"] <= 1
-    assert sum(entry["area"] for entry in content["classes"]) == pytest.approx(1)
-    return labels
 
 
 def ordinary_files(folder: Path, draw) -> dict[str, Path]:
@@ -189,146 +148,35 @@ def test_only_bad_images(segment, tmp_path, draw):
     assert written(tmp_path / "out") == {"segment.json"}
 
 
-REFUSED = {
-    "a folder without images": ({"images": ["{tmp}/none"]}, "a folder of images holds"),
-    "no such model": ({"options": ["--model", "nonsense"]}, "a model is embedded"),
-    "no such model path": ({"options": ["--model", "/no/such/model"]}, "a model is embedded"),
-    "model that is no checkpoint": ({"options": ["--model", "{tmp}/none"]}, "config.json"),
-    "model that is an image": ({"options": ["--model", "{photo}"]}, "weights are a file"),
-    "model of an endless name": ({"options": ["--model", "m" * 300]}, "m" * 300),
-    "a hub id without network": ({"options": ["--model", "no-such/model"]}, "no-such/model"),
-    "no such tokenizer": ({"options": ["--tokenizer", "nonsense"]}, "tokenizer"),
-    "ViTs have one stride": ({"options": ["--dense-stride", "16"]}, "patch size"),
-    "no class": ({"classes": ""}, "a class needs a name"),
-    "an empty class": ({"classes": "dog,,cat"}, "a class needs a name"),
-    "duplicate classes": ({"classes": "dog, cat, Dog"}, "one class only"),
-    "duplicate synonyms": ({"classes": "dog, Dog; cat"}, "must differ"),
-    "missing class file": ({"classes": "{tmp}/words.txt"}, "class file must exist"),
-    "empty class file": ({"classes": "{tmp}/empty.txt"}, "at least one class"),
-    "binary class file": ({"classes": "{tmp}/binary.txt"}, "UTF-8"),
-    "out is a file": ({"out": "{photo}"}, "--out is a folder"),
-    "out lies in a file": ({"out": "{photo}/out"}, "--out is a folder"),
-    "threshold above 1": ({"options": ["--prompt-denoising", "1.5"]}, "above 0 and up to 1"),
-    "threshold 0": ({"options": ["--prompt-denoising", "0"]}, "above 0 and up to 1"),
-    "threshold nan": ({"options": ["--key-smoothing", "nan"]}, "above 0 and up to 1"),
-    "threshold of words": ({"options": ["--background-threshold", "half"]}, "above 0 and up to 1, not 'half'"),
-    "no window": ({"options": ["--window", "0"]}, "at least 1"),
-    "half a pixel": ({"options": ["--window", "22.5"]}, "whole number of at least 1, not '22.5'"),
-    "stride without window": ({"options": ["--stride", "16"]}, "no window came"),
-    "stride beyond window": ({"options": ["--window", "16", "--stride", "32"]}, "at most the window"),
-    "stride too small": ({"options": ["--window", "320", "--stride", "1"]}, "larger stride"),
-    "no batch": ({"options": ["--batch-size", "0"]}, "at least 1"),
-    "background is a class": ({"options": ["--background", "sky, wall"]}, "one class only"),
-    "a class named background": ({"classes": "dog, Background", "options": ["--background", "wall"]}, "by itself"),
-    "empty background": ({"options": ["--background", ""]}, "a class needs a name"),
-    "no such templates": ({"options": ["--templates", "haiku"]}, "templates must be"),
-    "a template without a place": ({"options": ["--templates", "a {photo"]}, "one {}"),
-    "no such option": ({"options": ["--colour", "red"]}, "--colour"),
-    "no such dtype": ({"options": ["--dtype", "int8"]}, "int8"),
-}
+def test_what_is_written_is_what_the_library_says(segment, model, tmp_path, draw):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(draw(40, 64, 7)).save(photo)
+    assert segment(photo).code == 0
+    (expected,) = segment_images([read_image(photo)], NAMES, load_clip(model))
+    np.testing.assert_array_equal(check(tmp_path / "out", "photo", photo, NAMES), expected.labels)
+    assert (expected.labels[:, ::-1] != expected.labels).mean() > 0.02  # else a mirrored file would pass
+    for entry in json.loads((tmp_path / "out" / "photo.json").read_text())["classes"]:
+        score = expected.scores[entry["class"]]
+        assert entry["area"] == pytest.approx(score.area)
+        assert entry["confidence"] == (None if np.isnan(score.confidence) else pytest.approx(score.confidence))
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused(segment, photo, tmp_path, case):
-    """Exit code 2, one line, and no output folder."""
-    (tmp_path / "none").mkdir()
-    (tmp_path / "empty.txt").write_text("# nothing\n\n")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00dog")
-    before = written(tmp_path)
-    arguments, words = REFUSED[case]
-    fill = lambda text: text.replace("{tmp}", str(tmp_path)).replace("{photo}", str(photo))  # noqa: E731
-    options = [fill(text) if case != "a template without a place" else text for text in arguments.get("options", ())]
-    result = segment(
-        *map(fill, arguments.get("images", ["{photo}"])),
-        classes=fill(arguments.get("classes", WORDS)),
-        out=fill(arguments["out"]) if "out" in arguments else None,
-        options=options,
-    )
-    assert result.code == 2
-    assert result.lines == []
-    assert len(result.errors) == 1
-    assert result.errors[0].startswith("error: ")
-    assert words in result.errors[0]
-    assert written(tmp_path) == before
-
-
-def class_names(out: Path) -> list[str]:
-    return [entry["class"] for entry in json.loads((out / "photo.json").read_text())["classes"]]
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("dog", ["dog"]),
-        (" dog ,cat, ", ["dog", "cat"]),
-        ("sofa, couch; dog", ["sofa", "dog"]),
-        ("{file}", ["sofa", "größter Hund", "red car"]),
-        ("voc20", [str(entry) for entry in class_set("voc20")]),
-    ],
-)
-def test_forms_of_classes(segment, photo, tmp_path, text, names):
-    file = tmp_path / "words.txt"
-    file.write_text("# furniture\nsofa, couch\n\ngrößter Hund\nred car\n", encoding="utf-8")
-    assert segment(photo, classes=text.replace("{file}", str(file))).code == 0
-    assert class_names(tmp_path / "out") == names
-    check(tmp_path / "out", "photo", photo, names)
-
-
-def test_many_classes_make_a_deep_label_file(segment, photo, tmp_path):
-    """Beyond 256 classes a palette is too small: 16-bit grey."""
-    assert segment(photo, classes="context459").code == 0
-    with Image.open(tmp_path / "out" / "photo_labels.png") as image:
-        assert image.mode == "I;16"
-        assert np.array(image).max() < 459
-
-
-@pytest.mark.parametrize(
-    ("options", "names", "changes"),
-    [
-        (["--naive"], NAMES, True),
-        (["--key-smoothing"], NAMES, True),
-        (["--key-smoothing", "0.5"], NAMES, None),
-        (["--prompt-denoising", "0.9"], NAMES, None),
-        (["--window", "32", "--stride", "16"], NAMES, True),
-        (["--window", "24"], NAMES, True),
-        (["--background", "tree, person"], ["background", *NAMES], True),
-        (["--background-threshold", "1"], ["background", *NAMES], True),
-        (["--short-side", "32"], NAMES, True),
-        (["--templates", "the red {}"], NAMES, True),
-        (["--fidelity", "released"], NAMES, True),
-        (["--dtype", "bfloat16"], NAMES, None),
-        (["--batch-size", "1"], NAMES, False),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("-") else "",
-)
-def test_options_reach_the_prediction(segment, photo, tmp_path, options, names, changes):
-    """Each runs, and those that must change something do (None: on this random model it need not)."""
-    assert segment(photo, out=tmp_path / "plain").code == 0
-    result = segment(photo, options=options)
-    assert (result.code, result.errors) == (0, [])
-    check(tmp_path / "out", "photo", photo, names)
-    plain, other = ((tmp_path / f / "photo.json").read_text() for f in ("plain", "out"))
-    assert changes is None or (plain != other) == changes
-    if "--background-threshold" in options:
-        assert (labels_of(tmp_path / "out", "photo") == 0).all()  # nothing is entirely sure
-
-
-def test_smoothing_without_a_number_is_smoothing_by_1(segment, photo, tmp_path):
-    for out, options in (("a", ["--key-smoothing"]), ("b", ["--key-smoothing", "1"])):
-        assert segment(photo, out=tmp_path / out, options=options).code == 0
-    assert (tmp_path / "a" / "photo.json").read_bytes() == (tmp_path / "b" / "photo.json").read_bytes()
-
-
-def test_colours_of_palette_and_legend_agree(segment, photo, tmp_path):
+def test_one_colour_for_a_class_everywhere(segment, tmp_path, draw):
+    """Palette, tint and legend: the same colour, over the right pixels of the right picture."""
+    photo = tmp_path / "photo.png"
+    Image.fromarray(draw(400, 600, 3)).save(photo)  # large enough not to be enlarged
     assert segment(photo).code == 0
     with Image.open(tmp_path / "out" / "photo_labels.png") as image:
         colours = np.array(image.getpalette()).reshape(-1, 3)[: len(NAMES)]
     np.testing.assert_array_equal(colours, class_palette(NAMES))
-    labels = labels_of(tmp_path / "out", "photo")
+    labels, pixels = labels_of(tmp_path / "out", "photo"), read_image(photo)
     overlay = read_image(tmp_path / "out" / "photo_overlay.png")
-    enlarged = 512 // 60 * 40  # rows of the picture; the legend lies below
-    legend = overlay[enlarged:].reshape(-1, 3)
     assert len(np.unique(labels)) > 1
+
+    grey = pixels @ np.array([0.299, 0.587, 0.114])
+    tinted = 0.2 * pixels + 0.2 * grey[..., None] + 0.6 * colours[labels]
+    assert (np.abs(overlay[:400, :600] - tinted).max(-1) <= 1).mean() > 0.7  # the rest is borders
+    legend = overlay[400:].reshape(-1, 3)
     for index, colour in enumerate(colours):
         swatch = (legend == colour).all(-1).sum() > 50
         assert swatch == (labels == index).any(), NAMES[index]
@@ -388,6 +236,16 @@ def test_nowhere_to_write(segment, photo, tmp_path, monkeypatch):
     assert (result.code, len(result.errors)) == (2, 1)
     assert "No space left on device" in result.errors[0]
     assert written(tmp_path / "out") == set()
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_cache_that_cannot_be_written(segment, photo, tmp_path, monkeypatch):
+    """A read-only home is one line, and no reason to stop."""
+    monkeypatch.setenv("MASKCLIP_JAX_CACHE", str(photo / "cache"))
+    result = segment(photo)
+    assert (result.code, len(result.errors)) == (0, 1)
+    assert result.errors[0].startswith("warning: the text classifier is not cached: ")
+    check(tmp_path / "out", "photo", photo, NAMES)
 
 
 def test_as_a_program(model, photo, tmp_path, cache):
