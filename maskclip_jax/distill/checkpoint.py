@@ -115,7 +115,7 @@ class Checkpoints:
 
 
 def _remove_remains(folder: Path) -> None:
-    """What a killed process left half written (orbax has an option for it, which 0.12 does not heed)."""
+    """What a killed process left half written. Orbax overlooks those that were killed just before their renaming."""
     for path in folder.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -1,0 +1,219 @@
+"""The loop: what a run writes, exact resume after a crash and after Ctrl-C, and its one-line stops."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import arrays_of, run_config, train, write_data
+
+from maskclip_jax.data.sources import open_source
+from maskclip_jax.distill import hosts
+from maskclip_jax.distill.checkpoint import Checkpoints
+from maskclip_jax.distill.evaluation import evaluate_student
+from maskclip_jax.distill.experiment import with_overrides
+from maskclip_jax.distill.loop import train_and_evaluate
+from maskclip_jax.distill.metrics import read_metrics
+from maskclip_jax.distill.workdir import is_run, keep_text, load_student, read_config
+from maskclip_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its config, folder and last state."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = run_config(write_data(folder))
+    return config, folder / "run", arrays_of(train(config, folder / "run"))
+
+
+def failing_at(step, action):
+    """A compiled step that calls `action` instead of its `step`-th call."""
+
+    def wrap(compiled):
+        calls = 0
+
+        def p_step(*arguments):
+            nonlocal calls
+            calls += 1
+            return action(compiled, *arguments) if calls == step else compiled(*arguments)
+
+        return p_step
+
+    return wrap
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_what_a_run_writes(whole):
+    config, workdir, state = whole
+    assert read_config(workdir) == config
+    assert is_run(workdir)
+    assert int(state[".step"]) == 8
+    records = read_metrics(workdir)
+    losses = [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
+    assert [step for step, _ in losses] == list(range(1, 9))
+    assert losses[-1][1] < losses[0][1]
+    scores = [r for r in records if "eval/mIoU" in r]
+    assert [r["step"] for r in scores] == [4, 8]
+    assert len(scores[0]["eval/per_class"]) == 5
+    assert json.loads((workdir / "scores.json").read_text())["mIoU"] == pytest.approx(scores[-1]["eval/mIoU"])
+    events = list((workdir / "events").iterdir())
+    assert len(events) == 1
+    assert b"train/loss" in events[0].read_bytes()
+    assert b"eval/mIoU" in events[0].read_bytes()
+
+
+def test_a_finished_run_is_left_alone(whole):
+    config, workdir, state = whole
+    again = train(config, workdir, wrap=lambda step: None)  # there is no step to take
+    same(arrays_of(again), state)
+
+
+def test_the_trained_student_comes_back(whole):
+    config, workdir, state = whole
+    latest = load_student(workdir, "latest")
+    assert latest.step == 8
+    for part in ("params", "batch_stats"):
+        same(arrays_of(latest.variables[part]), arrays_of_part(state, part))
+    scores = evaluate_student(config, latest.variables, latest.text, open_source(config.eval_data))
+    records = [r for r in read_metrics(workdir) if "eval/mIoU" in r]
+    assert 100 * scores.mean_iou == pytest.approx(records[-1]["eval/mIoU"], rel=1e-6)
+    best = max(records, key=lambda r: r["eval/mIoU"])
+    assert load_student(workdir).step == best["step"]
+    with pytest.raises(UserError, match="step 3 was asked for"):
+        load_student(workdir, 3)
+
+
+def arrays_of_part(state, part):
+    prefix = f".{part}"
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def test_a_crash_costs_nothing(whole, tmp_path):
+    """Killed after step 6 (last checkpoint 4, metrics up to 5): the rest of the run is the uninterrupted one."""
+    config, workdir, state = whole
+
+    def crash(*_):
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(config, tmp_path, wrap=failing_at(6, crash))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest == 4
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "train/lo')  # a kill in the middle of a line
+    same(arrays_of(train(config, tmp_path)), state)
+    assert (tmp_path / "metrics.jsonl").read_text() == (workdir / "metrics.jsonl").read_text()
+
+
+def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(whole, tmp_path):
+    config, _, state = whole
+
+    def interrupted(compiled, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return compiled(*arguments)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, wrap=failing_at(3, interrupted))
+    assert signal.getsignal(signal.SIGINT) is before
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest == 3
+    same(arrays_of(train(config, tmp_path)), state)
+
+
+def test_a_loss_that_is_no_number_stops(whole, tmp_path):
+    config, _, _ = whole
+
+    def poisoned(compiled, state, frozen, batch):
+        state = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+        return compiled(state, frozen, batch)
+
+    wanted = r"the loss \(nan\) is not at step 7 .*the last good checkpoint is step 6 in .*lower learning_rate"
+    with pytest.raises(UserError, match=wanted) as error:
+        train(config, tmp_path, wrap=failing_at(7, poisoned))
+    assert "\n" not in str(error.value)
+
+
+def test_parameters_that_are_no_numbers_are_not_saved(whole, tmp_path):
+    """The loss of step 4 is still fine; what the step made of the parameters is not."""
+    config, _, _ = whole
+
+    def poisoned(compiled, state, frozen, batch):
+        state, metrics = compiled(state, frozen, batch)
+        return state._replace(params=jax.tree.map(lambda x: x * np.inf, state.params)), metrics
+
+    with pytest.raises(UserError, match=r"a parameter is not at step 4 .*checkpoint is step 2"):
+        train(config, tmp_path, wrap=failing_at(4, poisoned))
+
+
+def test_leaked_annotation_stops(whole, tmp_path):
+    config, _, _ = whole
+
+    def leaking(compiled, *arguments):
+        state, metrics = compiled(*arguments)
+        return state, metrics | {"leaked": metrics["leaked"] + 12}
+
+    with pytest.raises(UserError, match="refuse to train: at step 1 the annotation holds 12 pixels"):
+        train(config, tmp_path, wrap=failing_at(1, leaking))
+
+
+def test_a_folder_belongs_to_one_run(whole, tmp_path):
+    config, workdir, _ = whole
+    data = config.train_data
+    with pytest.raises(UserError, match=r"another config \(learning_rate: 0.05 there, 0.01 now\)"):
+        train_and_evaluate(run_config(data, learning_rate=0.01), workdir)
+    changed = with_overrides(config, ["augmentation.flip=0"])
+    with pytest.raises(UserError, match=r"augmentation.flip: 0.5 there"):
+        train_and_evaluate(changed, workdir)
+    with pytest.raises(UserError, match="holds this run already"):
+        train_and_evaluate(config, workdir, resume=False)
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"empty folder, but .* holds thesis.tex"):
+        train_and_evaluate(config, tmp_path)
+    with pytest.raises(UserError, match="a run needs a folder"):
+        train_and_evaluate(config, tmp_path / "thesis.tex")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_config(tmp_path)
+
+
+def test_another_teacher_is_noticed(whole):
+    _, workdir, _ = whole
+    keep_text(workdir, np.load(workdir / "text.npy"))
+    with pytest.raises(UserError, match="those that the run began with"):
+        keep_text(workdir, -np.load(workdir / "text.npy"))
+
+
+def test_data_are_looked_at_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="check the path"):
+        train_and_evaluate(run_config(tmp_path / "none.npz"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        ({"MASKCLIP_HOSTS": "2"}, "MASKCLIP_COORDINATOR, MASKCLIP_HOST is missing"),
+        ({"MASKCLIP_COORDINATOR": "a:1", "MASKCLIP_HOSTS": "two", "MASKCLIP_HOST": "0"}, "whole numbers"),
+        ({"MASKCLIP_COORDINATOR": "a:1", "MASKCLIP_HOSTS": "2", "MASKCLIP_HOST": "2"}, r"is 0\.\.1, but 2"),
+    ],
+)
+def test_hosts_that_cannot_be(variables, why):
+    with pytest.raises(UserError, match=why):
+        hosts.join_hosts(variables)
+
+
+def test_one_host_needs_no_others():
+    hosts.join_hosts({})
+    hosts.join_hosts({"MASKCLIP_COORDINATOR": "a:1", "MASKCLIP_HOSTS": "1", "MASKCLIP_HOST": "0"})
+    assert hosts.is_first_host()
+    assert hosts.any_host(True)
+    assert not hosts.any_host(False)
+    counts = np.array([[2**40, 1]])
+    np.testing.assert_array_equal(hosts.sum_over_hosts(counts), counts)

@@ -1,0 +1,85 @@
+"""Two hosts of two devices are one host of one device: losses, parameters, scores, checkpoints."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny_run import HERE, arrays_of, child_environment, run_config, train, write_data
+
+from maskclip_jax.distill.checkpoint import Checkpoints
+from maskclip_jax.distill.metrics import read_metrics
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def run_hosts(folder, config):
+    """The same command on two hosts; the arrays that the first one ends with."""
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    coordinator, processes = f"127.0.0.1:{free_port()}", []
+    command = [sys.executable, str(HERE / "tiny_run.py"), *(str(folder / n) for n in ("config.json", "run", "out.npz"))]
+    for host in range(2):
+        names = {"MASKCLIP_COORDINATOR": coordinator, "MASKCLIP_HOSTS": "2", "MASKCLIP_HOST": str(host)}
+        environment = child_environment(folder / "cache", devices=2) | names
+        log = (folder / f"host{host}.log").open("w")
+        processes.append((subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT), log))
+    try:
+        for process, log in processes:
+            assert process.wait(timeout=300) == 0, open(log.name).read()[-3000:]
+    finally:
+        for process, log in processes:
+            process.kill()
+            process.wait()
+            log.close()
+    with np.load(folder / "out.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.slow
+def test_two_hosts_are_one(tmp_path):
+    config = run_config(
+        write_data(tmp_path),
+        batch_size=8,
+        accumulate=2,
+        steps=6,
+        evaluate_every=3,
+        checkpoint_every=3,
+        mode="zero-shot",
+        unseen=("cat", "sky"),
+        self_training=True,
+        guided_steps=3,
+    )
+    two = run_hosts(tmp_path, config)
+    one = arrays_of(train(config, tmp_path / "one"))
+    assert one.keys() == two.keys()
+    worst = max(float(np.abs(one[name] - two[name]).max()) for name in one)
+    records = [read_metrics(tmp_path / name) for name in ("one", "run")]
+    assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]]
+    losses = [np.array([r["train/loss"] for r in found if "train/loss" in r]) for found in records]
+    print(f"parameters differ by {worst:.2g}, losses by {np.abs(losses[0] - losses[1]).max():.2g}")
+    assert worst < 1e-4
+    assert np.abs(losses[0] - losses[1]).max() < 1e-4
+    assert np.ptp(losses[0]) > 1e-2
+    scores = [[r["eval/pixel accuracy"] for r in found if "eval/mIoU" in r] for found in records]
+    np.testing.assert_allclose(scores[0], scores[1], atol=0.1)  # a pixel on the fence may fall to the other side
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert checkpoints.steps == [3, 6]
+
+
+@pytest.mark.slow
+def test_two_hosts_go_on_where_they_were(tmp_path):
+    """The run's last checkpoint is thrown away: both hosts go on from the one before, to the same end."""
+    config = run_config(write_data(tmp_path), batch_size=8, steps=4, checkpoint_every=2, evaluate_every=4)
+    first = run_hosts(tmp_path, config)
+    newest = tmp_path / "run" / "checkpoints" / "00000004"
+    newest.rename(tmp_path / "elsewhere")
+    again = run_hosts(tmp_path, config)
+    assert newest.is_dir()
+    for name in first:
+        np.testing.assert_allclose(again[name], first[name], atol=1e-6, err_msg=name)
