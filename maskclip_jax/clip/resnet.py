@@ -6,6 +6,7 @@ after it, with the same weights.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
@@ -21,6 +22,16 @@ def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
     return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) * 0.25
 
 
+def _blur(x: Float[Array, "B H W C"], dilation: int) -> Float[Array, "B H W C"]:
+    for axis in (1, 2):
+        n, pad = x.shape[axis], [(0, 0)] * 4
+        pad[axis] = (dilation, dilation)
+        wide = jnp.pad(x, pad)
+        before, after = (jax.lax.slice_in_dim(wide, i, i + n, axis=axis) for i in (0, 2 * dilation))
+        x = (before + 2 * x + after) / 4
+    return x
+
+
 class ImageGrid:
     """Where the pixels of a padded batch are real: the mask at any stride, or nothing at all when nothing is padded."""
 
@@ -31,6 +42,15 @@ class ImageGrid:
         """`x` with zeros outside the image, which is what a convolution would have met at the image's border."""
         mask = self.mask(x.shape[1:3], stride)
         return x if mask is None else jnp.where(mask[..., None], x, 0)
+
+    def average(self, x: Float[Array, "B H W C"], stride: int, dilation: int) -> Float[Array, "B H W C"]:
+        """What a 2×2 average pool becomes when its stride is not taken: the mean of the four pools a position is in.
+
+        Along each axis (1, 2, 1) / 4 at `dilation` apart, over the image only: centred, so that features stay in place.
+        """
+        mask = self.mask(x.shape[1:3], stride)
+        weight = jnp.ones((1, *x.shape[1:3], 1), x.dtype) if mask is None else mask[..., None].astype(x.dtype)
+        return _blur(self(x, stride), dilation) / jnp.maximum(_blur(weight, dilation), 1 / 16)
 
     def mask(self, shape: tuple[int, int], stride: int) -> Bool[Array, "B h w"] | None:
         return None if self.grid is None else valid_mask(self.grid * (32 // stride), shape)
@@ -62,18 +82,27 @@ class Bottleneck(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, real: ImageGrid, at: int, stride: int, dilation: int, train: bool) -> Array:
-        """`at`: pixels of the image from one position of `x` to the next; `stride` 2 is taken by average pools."""
+    def __call__(
+        self, x: Array, real: ImageGrid, at: int, stride: int, dilation: int, train: bool, untaken: bool = False
+    ) -> Array:
+        """`at`: pixels of the image from one position of `x` to the next; `stride` 2 is taken by average pools.
+
+        `untaken`: the block was trained with stride 2, which is left out here.
+        """
+
+        def pool(y: Array) -> Array:
+            if stride > 1:
+                return average_pool(y)
+            return real.average(y, at, dilation) if untaken else y
+
         conv = lambda features, size, name: Conv(features, size, dtype=self.dtype, name=name)  # noqa: E731
         norm = lambda name: _norm(train, self.dtype, name)  # noqa: E731
         out = nn.relu(norm("bn1")(conv(self.planes, 1, "conv1")(x)))
         # The 3×3 is the only place where neighbours mix, so the only place where padding could leak into the image.
         out = nn.relu(norm("bn2")(conv(self.planes, 3, "conv2")(real(out, at), dilation)))
-        out = average_pool(out) if stride > 1 else out
-        out = norm("bn3")(conv(self.planes * 4, 1, "conv3")(out))
+        out = norm("bn3")(conv(self.planes * 4, 1, "conv3")(pool(out)))
         if self.downsample:
-            x = average_pool(x) if stride > 1 else x
-            x = norm("downsample_1")(conv(self.planes * 4, 1, "downsample_0")(x))
+            x = norm("downsample_1")(conv(self.planes * 4, 1, "downsample_0")(pool(x)))
         return nn.relu(out + x)
 
 
@@ -177,7 +206,7 @@ class ModifiedResNet(nn.Module):
             for i, block in enumerate(blocks):
                 wanted = 2 if stage > 1 and i == 0 else 1
                 stride = wanted if at < output_stride else 1
-                x = block(x, real, at, stride, dilation, train)
+                x = block(x, real, at, stride, dilation, train, stride < wanted)
                 at, dilation = at * stride, dilation * (wanted // stride)
             out[f"layer{stage}"] = x
         return x, out

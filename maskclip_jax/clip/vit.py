@@ -87,5 +87,9 @@ class VisionTransformer(nn.Module):
         if grid is None and same:
             return table[None]
         patches = resize_positions(table[1:], g, grid, shape)
+        if self.fidelity.position_resize == "count" and grid is not None:
+            index = jnp.arange(shape[0])[:, None] * grid[:, 1, None, None] + jnp.arange(shape[1])
+            unresized = table[1:][jnp.clip(index, 0, g * g - 1)]
+            patches = jnp.where((grid.prod(axis=1) == g * g)[:, None, None, None], unresized, patches)
         cls = jnp.broadcast_to(table[None, :1], (patches.shape[0], 1, table.shape[1]))
         return jnp.concatenate([cls, patches.reshape(patches.shape[0], -1, table.shape[1])], axis=1)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maskclip_jax.clip import infer
+from maskclip_jax.clip.config import CLIPConfig, Fidelity, ViTConfig
 from maskclip_jax.clip.model import CLIP
 
 READINGS = [("vit", None), ("resnet", 32), ("resnet", 16), ("resnet", 8)]
@@ -76,3 +78,18 @@ def test_a_stride_that_becomes_a_dilation_keeps_the_scale(checkpoints):
         centres.append(features[0, features.shape[1] // 2, features.shape[2] // 2])
     np.testing.assert_allclose(centres[0], centres[2], atol=1e-5)
     np.testing.assert_allclose(centres[1], centres[2], atol=1e-5)
+
+
+def test_position_embeddings_by_count_inside_a_padded_batch():
+    # The released habit: 16×64 pixels in patches of 8 have the 16 tokens of the trained grid, and get its embeddings.
+    vision = ViTConfig(image_size=32, patch_size=8, width=64, layers=2, heads=1, mlp_width=64)
+    config = CLIPConfig(vision, infer.NO_TEXT, 16, dataclasses.replace(Fidelity(), position_resize="count"))
+    model = CLIP(config)
+    images = jax.random.normal(jax.random.key(0), (1, 16, 64, 3))
+    variables = model.init(jax.random.key(1), images[:, :, :32].repeat(2, 1), jnp.zeros((1, 2), jnp.int32))
+    alone = model.apply(variables, images, method="encode_dense").features
+    padded = jnp.pad(images, ((0, 0), (0, 24), (0, 8), (0, 0)))
+    inside = model.apply(variables, padded, grid=jnp.array([[2, 8]]), method="encode_dense").features[:, :2, :8]
+    np.testing.assert_allclose(inside, alone, atol=1e-5)
+    resized = CLIP(dataclasses.replace(config, fidelity=Fidelity())).apply(variables, images, method="encode_dense")
+    assert np.abs(resized.features - alone).max() > 1e-3
