@@ -23,6 +23,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -72,6 +73,7 @@ class Training:
     caption_weight: float = 0.3
     uniformity_weight: float = 0.5
     seed: int = 0
+    init: str = ""  # a finished run whose weights (and tokenizer) this one begins with
 
 
 def clip_config(tower: str, vocab_size: int) -> CLIPConfig:
@@ -164,7 +166,7 @@ class Batches:
     def __init__(self, run: Training, scenes: Path, tokenize, templates: list[str]):
         self.run, self.tokenize = run, tokenize
         folders = [scenes / "train", scenes / "closeup"]
-        self.images = [np.load(f / "images.npy", mmap_mode="r") for f in folders]
+        self.images = [np.load(f / "images.npy") for f in folders]
         self.scenes = [json.loads((f / "scenes.json").read_text())["scenes"] for f in folders]
         self.mentions = [Mentions(s) for s in self.scenes]
         templates = [*templates, "{}", "a {}", "a photo of a {}.", "a photo of {}."]
@@ -175,7 +177,7 @@ class Batches:
         run, rng = self.run, np.random.default_rng([self.run.seed, step])
         progress = step / run.steps
         share = np.interp(progress, (0.15, 0.5), run.closeups)
-        near = int(round(run.batch * share))
+        near = round(run.batch * share)
         rows = [
             rng.choice(len(i), n, replace=False) for i, n in zip(self.images, (run.batch - near, near), strict=True)
         ]
@@ -232,7 +234,10 @@ def main() -> None:
     save(settings, json.dumps(wanted, indent=1).encode())
 
     templates = list(prompt_templates("maskclip"))
-    if not (args.out / "tokenizer.json").exists():
+    if run.init and not (args.out / "tokenizer.json").exists():
+        for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json"):
+            shutil.copy(Path(run.init) / name, args.out / name)
+    elif not (args.out / "tokenizer.json").exists():
         names = [str(n) for s in ("voc20", "context59", "coco-stuff171", "ade20k150") for n in class_set(s)]
         scenes = json.loads((args.scenes / "train" / "scenes.json").read_text())["scenes"]
         make_tokenizer(args.out, corpus(scenes, templates, names))
@@ -249,6 +254,9 @@ def main() -> None:
         "opt_state": optimizer(run).init(variables["params"]),
         "step": jnp.zeros((), jnp.int32),
     }
+    if run.init:
+        before = serialization.msgpack_restore((Path(run.init) / "state.msgpack").read_bytes())
+        state |= {k: serialization.from_state_dict(state[k], before[k]) for k in ("params", "batch_stats")}
     checkpoint, curve = args.out / "state.msgpack", args.out / "curve.jsonl"
     if checkpoint.exists():
         state = jax.tree.map(jnp.asarray, serialization.from_bytes(state, checkpoint.read_bytes()))
@@ -266,7 +274,8 @@ def main() -> None:
                 by_phrase, by_caption, by_object = np.mean(np.stack(recent), axis=0)
                 recent = []
                 print(
-                    f"step {step}/{run.steps}  phrases {by_phrase:.3f}  captions {by_caption:.3f}  objects {by_object:.3f}  "
+                    f"step {step}/{run.steps}  phrases {by_phrase:.3f}  captions {by_caption:.3f}  "
+                    f"objects {by_object:.3f}  "
                     f"scale {float(jnp.exp(state['params']['logit_scale'])):.1f}  "
                     f"{rate * run.batch:.0f} images/s  ETA {(run.steps - step) / rate / 60:.0f} min",
                     flush=True,
