@@ -15,6 +15,8 @@ from maskclip_jax.errors import UserError
 COMMANDS = {
     "segment": "masks for your images from a list of words",
     "demo": "the shipped scenes, segmented by the shipped model, with a table of scores",
+    "evaluate": "mIoU of a model on images with masks",
+    "distill": "train a student on the masks (MaskCLIP+)",
     "convert": "any supported checkpoint into one that loads fast",
 }
 

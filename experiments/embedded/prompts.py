@@ -80,8 +80,8 @@ def corpus(scenes: list[dict], templates: list[str], names: list[str], seed: int
 class Mentions:
     """Which phrases each scene's caption mentions, as two boolean tables [scenes, len(PHRASES)].
 
-    `named`: the phrase stands in the caption ("car" stands in "a red car" too). `unknown`: a caption that says "car" does
-    not tell its colour, so "red car" is neither right nor wrong there.
+    `named`: the phrase stands in the caption ("car" stands in "a red car" too). `unknown`: a caption that says "car"
+    does not tell its colour, so "red car" is neither right nor wrong there.
     """
 
     def __init__(self, scenes: list[dict]):

@@ -9,10 +9,10 @@ Two contrastive terms on the pooled image embedding, CLIP's own and one over nou
 - phrases: the same with every noun phrase of the captions as a text of its own, in a random prompt template. An image
   may have several right phrases; each is contrasted with the wrong ones only (multi-positive InfoNCE).
 - uniformity of the phrases' embeddings (Wang & Isola 2020): without it all nouns fall onto one point while the images
-  tell only stuff apart, and stay there (measured: cosine 0.99 between nouns after 100 steps, no object learnt after 500).
+  tell only stuff apart, and stay there (measured: cosine 0.99 between nouns after 100 steps, no object after 500).
 
-Training begins with close-ups of one object at 64 px and goes on to whole scenes at up to 128 px: on scenes alone no object
-was told from another after 500 steps, on close-ups after 150.
+Training begins with close-ups of one object at 64 px and goes on to whole scenes at up to 128 px: on scenes alone no
+object was told from another after 500 steps, on close-ups after 150.
 
 Masks are never read here, except to draw the curve (`mIoU` of dense predictions on held-out scenes).
 """

@@ -1,0 +1,37 @@
+"""Train a student on the masks (MaskCLIP+), from an experiment file.
+
+    python run.py distill experiments/distill_scenes.py --out runs/scenes
+    python run.py distill experiments/distill_scenes.py:zero_shot --set steps=2000 seed=1 --out runs/zero-shot
+
+The same command goes on where it stopped; a folder of another config is refused. On several hosts, run it on every one,
+with MASKCLIP_COORDINATOR and its companions set, or --cluster where JAX finds the hosts by itself (TPU pods, Slurm).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", help="FILE.py or FILE.py:VARIANT; the file is run as Python")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend", help="changes to its config"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster that JAX knows")
+
+
+def run(args: argparse.Namespace) -> None:
+    from maskclip_jax.distill.hosts import is_first_host, join_hosts
+
+    join_hosts(cluster=args.cluster)  # before anything else touches JAX
+
+    from maskclip_jax.distill.experiment import load_experiment
+    from maskclip_jax.distill.loop import train_and_evaluate
+
+    config = load_experiment(args.experiment, args.set)
+    state = train_and_evaluate(config, args.out)
+    if is_first_host():
+        print(f"{args.out} holds the student after {int(state.step)} steps")
+        print(f"next: python run.py evaluate {config.eval_data or 'DATA'} --model {args.out}")

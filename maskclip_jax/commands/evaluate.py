@@ -1,0 +1,96 @@
+"""mIoU of a model on images with masks.
+
+    python run.py evaluate scenes --classes scenes66
+    python run.py evaluate scenes --model runs/scenes
+
+DATA is "scenes" (the 64 that ship), a folder with images/ and labels/, an .npz, a folder of .npy, a .zip!split, or
+"tfds:NAME?split=…". --model is a CLIP, as in `segment`, or the folder of a run of `distill`. Every score comes with its
+protocol: a number without it means nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from maskclip_jax.commands import common
+from maskclip_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="images with masks")
+    parser.add_argument("--classes", help="names of the masks' values, in order (a student knows its own)")
+    parser.add_argument("--unseen", help="a class set's name, or classes, for seen, unseen and harmonic mIoU")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    common.add_model_arguments(parser)
+    parser.add_argument("--templates", help="maskclip (85), imagenet (80), scene (5), single, or a template with {}")
+    parser.add_argument("--naive", action="store_true", help="the paper's baseline: the unmodified last layer")
+    parser.add_argument("--prompt-denoising", type=common.unit, metavar="T", help="threshold; off unless given")
+    parser.add_argument("--key-smoothing", type=common.unit, nargs="?", const=1.0, metavar="T", help="threshold (1)")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="sizes whose probabilities are averaged")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    parser.add_argument("--batch-size", type=common.positive, default=8, help="images at once, at most")
+
+
+def run(args: argparse.Namespace) -> None:
+    from maskclip_jax.data.images import write_json
+    from maskclip_jax.data.sources import open_source
+    from maskclip_jax.distill.evaluation import evaluate_student, evaluate_teacher
+    from maskclip_jax.distill.workdir import is_run, load_student
+
+    source = open_source(args.data)
+    views = {"scales": args.scales, "flip": args.flip, "batch_size": args.batch_size}
+    with common.progress("evaluating", len(source)) as report:
+        views["progress"] = lambda done, total: report(done)
+        if is_run(args.model):
+            refused = [
+                o for o in ("classes", "templates", "naive", "prompt_denoising", "key_smoothing") if getattr(args, o)
+            ]
+            if refused:
+                option = f"--{refused[0].replace('_', '-')}"
+                raise UserError(f"a student is evaluated as it was trained, but {option} came: leave it out")
+            trained = load_student(args.model)
+            scores = evaluate_student(trained.config, trained.variables, trained.text, source, **views)
+        else:
+            scores = evaluate_teacher(*_teacher(args), source, **_teacher_options(args), **views)
+    found = scores.to_dict()
+    for name, value in found.pop("per class").items():
+        if value == value:  # NaN: in neither masks nor predictions
+            print(f"  {name:<24} {value:5.1f}")
+    protocol = found.pop("protocol")
+    print("  ".join(f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()))
+    print(
+        f"protocol: {', '.join(f'{k} {v}' for k, v in protocol.items() if k != 'fidelity')}, fidelity {args.fidelity}"
+    )
+    if args.out:
+        write_json(args.out, scores.to_dict() | common.record(args))
+        print(f"wrote {args.out}")
+
+
+def _teacher(args: argparse.Namespace):
+    from maskclip_jax.data.vocabulary import parse_classes
+    from maskclip_jax.segment.classifier import text_classifier
+
+    if args.classes is None:
+        raise UserError("a CLIP must be told what the masks' values mean, but --classes is missing: name them in order")
+    classes = parse_classes(args.classes)
+    pretrained = common.load_model(args)
+    templates = (args.templates,) if args.templates and "{" in args.templates else args.templates
+    return pretrained, text_classifier(pretrained, classes, templates), [str(c) for c in classes]
+
+
+def _teacher_options(args: argparse.Namespace) -> dict:
+    from maskclip_jax.data.vocabulary import class_set_names, parse_classes, unseen_classes
+
+    options = {name: getattr(args, name) for name in ("prompt_denoising", "key_smoothing", "naive")}
+    if args.unseen:
+        names = [str(c) for c in parse_classes(args.classes)]
+        known = args.unseen in class_set_names()
+        unseen = unseen_classes(args.unseen) if known else [str(c) for c in parse_classes(args.unseen)]
+        strangers = [c for c in unseen if c not in names]
+        if strangers:
+            raise UserError(
+                f"unseen classes are among --classes, but {', '.join(strangers)} are not: correct the names"
+            )
+        options["unseen"] = [names.index(c) for c in unseen]
+    return options
