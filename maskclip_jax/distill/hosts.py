@@ -9,7 +9,8 @@ three environment variables say it, on each host:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,6 +68,26 @@ def any_host(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def local_view(tree: Any) -> Any:
+    """Replicated arrays as this host's devices hold them: what pmap returns, so the first step compiles for all."""
+    return tree if jax.process_count() == 1 else _viewed(tree, jax.local_devices())
+
+
+def global_view(tree: Any) -> Any:
+    """The inverse of `local_view`, for those that ask whose an array is (orbax). Nothing is copied."""
+    return tree if jax.process_count() == 1 else _viewed(tree, jax.devices())
+
+
+def _viewed(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("batch",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def view(x: jax.Array) -> jax.Array:
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, [s.data for s in x.addressable_shards])
+
+    return jax.tree.map(view, tree)
 
 
 def sum_over_hosts(counts: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:

@@ -78,6 +78,7 @@ def train_and_evaluate(
         else:
             state = create_train_state(config, student, frozen.text, jax.random.key(config.seed), clip=clip)
             state = replicate(state)
+        state, frozen = hosts.local_view((state, frozen))
         start = int(state.step)
         with RunLog(workdir, start, config.steps, active=hosts.is_first_host(), quiet=quiet) as log:
             log.say(_opening(config, source, start))
@@ -125,7 +126,7 @@ class _Run:
         if save:
             if not is_finite(state):
                 raise UserError(self._not_finite(step, "a parameter"))
-            self.checkpoints.save(step, state, score)
+            self.checkpoints.save(step, hosts.global_view(state), score)
         if stop and not last:
             self.checkpoints.wait()
             self.log.say(f"stopped after step {step}, checkpoint written: run the same command again to go on")

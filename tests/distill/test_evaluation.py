@@ -1,0 +1,188 @@
+"""Evaluation: one engine, the same answers as the plain ways, whatever the batch, the shapes and the views."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_distill import CLASSES, config_of, pretrained_clip, setup, text_rows
+from tiny_run import HERE
+
+from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.sources import ArraySource, Example
+from maskclip_jax.distill.config import AugmentConfig
+from maskclip_jax.distill.evaluation import evaluate_student, evaluate_teacher
+from maskclip_jax.distill.step import make_eval_step
+from maskclip_jax.distill.views import Counter, Reader
+from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate import confusion_matrix
+from maskclip_jax.segment.predict import segment_images
+
+RNG = np.random.default_rng(2)
+
+
+class Mixed:
+    """Images of different sizes."""
+
+    SIZES = ((32, 32), (40, 56), (32, 32), (21, 33), (40, 56), (64, 32), (32, 32))
+
+    def __init__(self):
+        self.examples = []
+        for i, (height, width) in enumerate(self.SIZES):
+            image = RNG.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8)
+            image = image.repeat(4, 0).repeat(4, 1)[:height, :width]
+            labels = RNG.integers(0, 5, (height, width)).astype(np.uint8)
+            labels[:2] = 255
+            self.examples.append(Example(image, labels, str(i)))
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+
+MIXED = Mixed()
+
+
+def test_a_teacher_scores_as_its_masks_do():
+    """The same pixels as `segment_images`, which knows nothing of this engine: sizes, buckets and padding included."""
+    clip = pretrained_clip()
+    clip = dataclasses.replace(clip, preprocess=dataclasses.replace(clip.preprocess, short_side=48))
+    options = {"prompt_denoising": 0.3}
+    found = segment_images(
+        [e.image for e in MIXED.examples], CLASSES, clip, classifier=text_rows(), cache=False, **options
+    )
+    expected = sum(confusion_matrix(e.labels, f.labels, 5) for e, f in zip(MIXED.examples, found, strict=True))
+    scores = evaluate_teacher(clip, text_rows(), CLASSES, MIXED, unseen=(1, 3), batch_size=2, **options)
+    assert scores.confusion.sum() == expected.sum() == sum((e.labels != 255).sum() for e in MIXED.examples)
+    moved = np.abs(scores.confusion - expected).sum() / expected.sum()
+    assert moved < 2e-3  # sums in another order: pixels on the fence
+    assert scores.zero_shot is not None
+    values = scores.to_dict()
+    json.dumps(values)
+    assert values["protocol"]["prompt denoising"] == 0.3
+    assert set(values["per class"]) == set(CLASSES)
+    assert np.count_nonzero(scores.confusion.sum(0)) > 1  # not one class everywhere
+
+
+def test_a_student_scores_as_its_logits_do():
+    config = config_of()
+    _, frozen, student, state = setup(config)
+    images = RNG.integers(0, 256, (5, 8, 8, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    labels = RNG.integers(0, 5, (5, 32, 32)).astype(np.int32)
+    p_eval = make_eval_step(config, student)
+    expected = np.asarray(p_eval(state, frozen, images[None], labels[None]))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    scores = evaluate_student(config, variables, frozen.text, ArraySource(images, labels), batch_size=2)
+    assert np.abs(scores.confusion - expected).sum() <= 4
+    assert scores.images == 5
+    assert scores.zero_shot is None
+    again = evaluate_student(config, variables, frozen.text, ArraySource(images, labels), batch_size=4)
+    assert np.abs(scores.confusion - again.confusion).sum() <= 4
+
+
+def brightness_reader(short_side=None):
+    """A 'network' that can be worked by hand: class 1 where a 4×4 cell is bright, class 0 elsewhere."""
+
+    def scores(variables, pixels, grid):
+        cells = pixels.mean(-1).reshape(pixels.shape[0], pixels.shape[1] // 4, 4, pixels.shape[2] // 4, 4)
+        bright = cells.mean((2, 4))
+        return jnp.stack([jnp.full_like(bright, variables["threshold"]), bright], -1)
+
+    preprocess = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", short_side, None, multiple=8)
+    return Reader(scores, lambda v, s: jax.nn.softmax(20 * s, axis=-1), preprocess, bucketed=False)
+
+
+def halves():
+    """A dark left and a bright right half, the truth being just that: 20 × 24 pixels, padded to 24 × 24."""
+    image = np.zeros((20, 24, 3), np.uint8)
+    image[:, 12:] = 255
+    labels = np.zeros((20, 24), np.uint8)
+    labels[:, 12:] = 1
+    return ArraySource(image[None], labels[None])
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 2.0)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_views_land_where_they_came_from(scales, flip):
+    """A flip that is not undone, or a scale that is off, would put bright on the dark side."""
+    from maskclip_jax.distill.evaluation import _evaluate
+
+    counter, source = Counter(brightness_reader(), 2), halves()
+    variables = {"threshold": np.float32(0.5)}
+    scores = _evaluate(counter, variables, source, ("dark", "bright"), scales=scales, flip=flip, protocol={})
+    assert scores.confusion.sum() == 480
+    assert scores.pixel_accuracy == 1.0
+    np.testing.assert_array_equal(scores.per_class, [1.0, 1.0])
+
+
+def test_views_are_averaged():
+    """A threshold that one scale passes and the mean of both does not, against the same sum in NumPy."""
+    from maskclip_jax.distill.evaluation import _evaluate
+
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    labels = np.zeros((16, 16), np.uint8)
+    source = ArraySource(image[None], labels[None])
+    counter = Counter(brightness_reader(), 2)
+    flipped = _evaluate(
+        counter, {"threshold": np.float32(0.5)}, source, ("a", "b"), scales=(1.0,), flip=True, protocol={}
+    )
+    # by hand: cells are 4 × 4 means; the flip of this network is the same network, so both views agree exactly
+    plain = _evaluate(counter, {"threshold": np.float32(0.5)}, source, ("a", "b"), protocol={})
+    np.testing.assert_array_equal(plain.confusion, flipped.confusion)
+    coarse = _evaluate(counter, {"threshold": np.float32(0.5)}, source, ("a", "b"), scales=(0.5,), protocol={})
+    both = _evaluate(counter, {"threshold": np.float32(0.5)}, source, ("a", "b"), scales=(0.5, 1.0), protocol={})
+    assert not np.array_equal(plain.confusion, coarse.confusion)
+    bright = sorted(s.confusion[0, 1] for s in (plain, coarse))
+    assert bright[0] - 60 < both.confusion[0, 1] < bright[1] + 60
+
+
+def test_one_line_for_data_without_truth():
+    clip = pretrained_clip()
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    with pytest.raises(UserError, match="scores need annotation, but 000000 has none"):
+        evaluate_teacher(clip, text_rows(), CLASSES, ArraySource(images))
+    with pytest.raises(UserError, match=r"labels are 0\.\.4 or 255, but 000000 has 9"):
+        evaluate_teacher(clip, text_rows(), CLASSES, ArraySource(images, np.full((1, 32, 32), 9)))
+    with pytest.raises(UserError, match="scales above 0"):
+        evaluate_teacher(clip, text_rows(), CLASSES, MIXED, scales=(0.0, 1.0))
+
+
+def test_the_short_side_of_training_is_that_of_scoring():
+    config = config_of(augmentation=AugmentConfig(short_side=64))
+    _, frozen, _, state = setup(config)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    source = ArraySource(RNG.integers(0, 256, (1, 32, 48, 3), np.uint8), np.zeros((1, 32, 48), np.uint8))
+    scores = evaluate_student(config, variables, frozen.text, source)
+    assert scores.confusion.sum() == 32 * 48  # counted on the annotation's own pixels
+    assert scores.protocol["short side"] == 64
+
+
+def test_all_devices_count(tmp_path):
+    """Three devices and seven images: shares that do not divide, in another process; the same matrix."""
+    code = f"""
+import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]
+import jax, numpy as np
+from test_evaluation import MIXED, brightness_reader
+from maskclip_jax.distill.evaluation import _evaluate
+from maskclip_jax.distill.views import Counter
+assert jax.local_device_count() == 3
+names = tuple("abcde")
+found = _evaluate(Counter(brightness_reader(), 5), {{"threshold": np.float32(0.5)}}, MIXED, names, protocol={{}})
+np.save({str(tmp_path / "three.npy")!r}, found.confusion)
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert child.returncode == 0, child.stderr
+    from maskclip_jax.distill.evaluation import _evaluate
+
+    one = _evaluate(Counter(brightness_reader(), 5), {"threshold": np.float32(0.5)}, MIXED, tuple("abcde"), protocol={})
+    np.testing.assert_array_equal(np.load(tmp_path / "three.npy"), one.confusion)
+    assert one.confusion.sum() == sum((e.labels != 255).sum() for e in MIXED.examples)

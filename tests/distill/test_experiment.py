@@ -1,0 +1,143 @@
+"""Experiment files and typed changes to them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_distill import config_of
+
+from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.experiment import load_experiment, with_overrides
+from maskclip_jax.errors import UserError
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+CONFIG = config_of()
+
+
+@pytest.mark.parametrize("variant", ["", ":demo", ":large", ":zero_shot", ":supervised", ":feature"])
+def test_the_scenes(variant):
+    before = list(sys.path)
+    config = load_experiment(f"{EXPERIMENTS / 'distill_scenes.py'}{variant}")
+    assert DistillConfig.from_dict(config.to_dict()) == config
+    assert config.num_classes == 66
+    assert sys.path == before
+
+
+def test_no_scene_is_both_trained_on_and_scored():
+    """The 64 scored scenes are the archive's first 64."""
+    import numpy as np
+
+    from maskclip_jax.data.sources import open_source
+
+    config = load_experiment(EXPERIMENTS / "distill_scenes.py")
+    train, scored = open_source(config.train_data), open_source(config.eval_data)
+    assert (len(train), len(scored)) == (436, 64)
+    archive = open_source(config.train_data.split("[")[0])
+    np.testing.assert_array_equal(archive[0].labels, scored[0].labels)
+    np.testing.assert_array_equal(archive[63].labels, scored[63].labels)
+    np.testing.assert_array_equal(archive[64].image, train[0].image)
+
+
+def test_the_papers_runs():
+    """Method, section 7: steps, crops, rates and protocols as published."""
+    load = lambda name: load_experiment(f"{EXPERIMENTS / 'paper_configs.py'}:{name}")  # noqa: E731
+    voc = load("voc20/annotation_free/r50")
+    assert (voc.steps, voc.crop_size, voc.batch_size, voc.num_classes) == (2000, 512, 16, 20)
+    assert (voc.learning_rate, voc.min_learning_rate, voc.momentum, voc.weight_decay) == (0.01, 1e-4, 0.9, 5e-4)
+    assert (voc.foreground, voc.student.width, voc.student.head) == ("annotation", 1024, "deeplabv2")
+    zero = load("voc20/zero_shot/r50")
+    assert (zero.steps, zero.guided_steps, zero.self_training, zero.num_classes) == (20_000, 2000, True, 21)
+    assert (len(zero.unseen), zero.mode) == (5, "zero-shot")
+    context = load("context59/zero_shot/r50")
+    assert (context.steps, context.crop_size, context.learning_rate, context.weight_decay) == (40_000, 480, 0.004, 1e-4)
+    assert (context.student.head, len(context.unseen), context.guided_steps) == ("deeplabv3plus", 10, 4000)
+    stuff = load("cocostuff171/annotation_free/vit_b16")
+    assert (stuff.steps, stuff.foreground, stuff.student.width) == (8000, "none", 512)
+    assert len(load("cocostuff171/zero_shot/r50x16").unseen) == 15
+
+
+def test_every_target_has_a_config():
+    from experiments.paper_configs import TARGETS, config
+
+    assert all(config(name).steps > 0 for name in TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value"),
+    [
+        ("batch_size=4", "batch_size", 4),
+        ("learning_rate=1", "learning_rate", 1.0),
+        ("learning_rate = 2e-2", "learning_rate", 0.02),
+        ("prompt_denoising=0.5", "prompt_denoising", 0.5),
+        ("prompt_denoising=null", "prompt_denoising", None),
+        ("templates=null", "templates", None),
+        ("dense_stride=16", "dense_stride", 16),
+        ("unseen=dog, cat", "unseen", ("dog", "cat")),
+        ("classes=dog, cat", "classes", "dog, cat"),
+        ("dtype=bfloat16", "dtype", "bfloat16"),
+        ("train_data=/a=b", "train_data", "/a=b"),
+        ("teacher=17", "teacher", "17"),
+        ("image_mean=0.1,0.2,0.3", "image_mean", (0.1, 0.2, 0.3)),
+        ("student.rates=(1, 2, 4)", "student.rates", (1, 2, 4)),
+        ("student.dropout=0", "student.dropout", 0.0),
+        ("student.backbone=resnet50", "student.backbone", "resnet50"),
+        ("augmentation.scale=[0.5, 2]", "augmentation.scale", (0.5, 2.0)),
+        ("augmentation.photometric=false", "augmentation.photometric", False),
+    ],
+)
+def test_changes_have_the_fields_type(change, key, value):
+    found = with_overrides(CONFIG, [change])
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("batchsize=4", "batchsize is no key of the config: known are classes,"),
+        ("student.depth=3", "student.depth is no key"),
+        ("steps.more=3", "steps has no keys of its own"),
+        ("student=small", "student has keys of its own: set one of student.width"),
+        ("batch_size=four", "batch_size takes int, but 'four'"),
+        ("batch_size=4.5", "batch_size takes int"),
+        ("batch_size=true", "batch_size takes int"),
+        ("self_training=1", "self_training takes bool"),
+        ("augmentation.scale=1", "augmentation.scale takes tuple"),
+        ("prompt_denoising=often", "takes float or null"),
+        ("batch_size", "a change is key=value"),
+        ("=4", "a change is key=value"),
+        ("mode=magic", "mode is one of"),
+    ],
+)
+def test_one_line_for_changes_that_cannot_be(change, why):
+    with pytest.raises(UserError, match=why) as error:
+        with_overrides(CONFIG, [change])
+    assert "\n" not in str(error.value)
+
+
+def test_changes_are_made_together():
+    """Each alone would be refused: finetuned-clip needs its mapper, its stem and unseen classes."""
+    changes = ["mode=finetuned-clip", "mapper=linear", "student.stem=clip", "unseen=cat"]
+    assert with_overrides(CONFIG, changes).mapper == "linear"
+    with pytest.raises(UserError):
+        with_overrides(CONFIG, changes[:1])
+
+
+def test_one_line_for_files_that_cannot_be(tmp_path):
+    files = {"empty": "", "wrong": "def config():\n    return 3\n", "broken": "import nothing_of_the_kind\n"}
+    for name, code in files.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    for source, why in (
+        (tmp_path / "none.py", "there is no"),
+        (tmp_path / "empty", "there is no"),
+        (tmp_path / "empty.py", "defines config"),
+        (tmp_path / "wrong.py", "returns int"),
+        (tmp_path / "broken.py", "does not run .ModuleNotFoundError"),
+        (f"{EXPERIMENTS / 'distill_scenes.py'}:tiny", "has the variants annotation_free, demo"),
+        (f"{EXPERIMENTS / 'paper_configs.py'}:voc20", "for example voc20/annotation_free/vit_b16"),
+    ):
+        with pytest.raises(UserError, match=why) as error:
+            load_experiment(source)
+        assert "\n" not in str(error.value)
