@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--short-side", type=int, default=128)
+    parser.add_argument("--short-side", type=int, default=144)
     parser.add_argument("--dense-stride", type=int, default=8)
     parser.add_argument("--prompt-denoising", type=float, default=None)
     args = parser.parse_args()

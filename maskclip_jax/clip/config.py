@@ -135,8 +135,8 @@ class CLIPConfig:
 
     @property
     def multiple(self) -> int:
-        """Image sides must be multiples of this: the patch, or the ResNet's whole stride."""
-        return self.vision.patch_size if isinstance(self.vision, ViTConfig) else 32
+        """Image sides must be multiples of this to be read densely: the patch, or the strides that a ResNet takes."""
+        return self.vision.stride
 
 
 _VITS = {  # image size, patch, width, layers, heads; embed_dim; text width, heads

@@ -35,8 +35,8 @@ def _blur(x: Float[Array, "B H W C"], dilation: int) -> Float[Array, "B H W C"]:
 class ImageGrid:
     """Where the pixels of a padded batch are real: the mask at any stride, or nothing at all when nothing is padded."""
 
-    def __init__(self, grid: Int[Array, "B 2"] | None):
-        self.grid = grid  # valid height and width in units of 32 pixels
+    def __init__(self, grid: Int[Array, "B 2"] | None, unit: int = 32):
+        self.grid, self.unit = grid, unit  # valid height and width in units of so many pixels
 
     def __call__(self, x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B H W C"]:
         """`x` with zeros outside the image, which is what a convolution would have met at the image's border."""
@@ -53,7 +53,7 @@ class ImageGrid:
         return _blur(self(x, stride), dilation) / jnp.maximum(_blur(weight, dilation), 1 / 16)
 
     def mask(self, shape: tuple[int, int], stride: int) -> Bool[Array, "B h w"] | None:
-        return None if self.grid is None else valid_mask(self.grid * (32 // stride), shape)
+        return None if self.grid is None else valid_mask(self.grid * (self.unit // stride), shape)
 
 
 def _norm(train: bool, dtype: Dtype, name: str) -> nn.BatchNorm:
@@ -186,8 +186,7 @@ class ModifiedResNet(nn.Module):
     ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
         """Projected features of every position (not normalised) and the keys; see `CLIP.encode_dense`."""
         stride = self.config.dense_stride
-        # A `grid` counts dense positions; inside, everything is aligned to the 32 pixels the image is padded to.
-        real = ImageGrid(None if grid is None else -(-grid * stride // 32))
+        real = ImageGrid(grid, stride)
         x, _ = self._trunk(images, real, stride, False)
         folded = self.get_variable("folded", "value") if self.has_variable("folded", "value") else None
         values, keys = self.attnpool.dense(x, folded)
