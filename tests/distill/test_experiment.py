@@ -3,18 +3,24 @@
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_distill import config_of
 
+from maskclip_jax.data.sources import open_source
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.experiment import load_experiment, with_overrides
+from maskclip_jax.distill.students import create_student
+from maskclip_jax.distill.students.weights import load_backbone_weights
 from maskclip_jax.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CONFIG = config_of()
 
 
-@pytest.mark.parametrize("variant", ["", ":demo", ":large", ":zero_shot", ":supervised", ":feature"])
+@pytest.mark.parametrize("variant", ["", ":from_clip", ":demo", ":large", ":zero_shot", ":supervised", ":feature"])
 def test_the_scenes(variant):
     before = list(sys.path)
     config = load_experiment(f"{EXPERIMENTS / 'distill_scenes.py'}{variant}")
@@ -23,12 +29,18 @@ def test_the_scenes(variant):
     assert sys.path == before
 
 
+def test_the_teachers_backbone_fits_the_student():
+    """No weights of the embedded CLIP's tower are left over, and none of the student's backbone is left unfilled."""
+    config = load_experiment(f"{EXPERIMENTS / 'distill_scenes.py'}:demo")
+    student = create_student(config.student_config)
+    images, text = jnp.zeros((1, 64, 64, 3)), jnp.zeros((66, 128))
+    shapes = jax.eval_shape(student.init, jax.random.key(0), images, text)
+    filled = load_backbone_weights(config.backbone_weights, dict(shapes))
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(filled["params"]["backbone"]))
+
+
 def test_no_scene_is_both_trained_on_and_scored():
     """The 64 scored scenes are the archive's first 64."""
-    import numpy as np
-
-    from maskclip_jax.data.sources import open_source
-
     config = load_experiment(EXPERIMENTS / "distill_scenes.py")
     train, scored = open_source(config.train_data), open_source(config.eval_data)
     assert (len(train), len(scored)) == (436, 64)

@@ -17,7 +17,7 @@ from maskclip_jax.distill.step import TrainState
 from maskclip_jax.distill.workdir import load_student
 
 KILLS = 10
-STEPS = 300  # more than the kills can use up: each child gets a few steps further
+STEPS = 80  # more than the kills can use up: each child gets a few steps further
 
 
 class Child:
