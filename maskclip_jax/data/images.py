@@ -129,7 +129,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     The folder is created when it is missing. Raises UserError when the system refuses (no permission, disk full …).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex}.tmp")
+    start = os.fsencode(path.name)[:64].decode(errors="ignore")  # systems count a name's bytes, not its characters
+    temporary = path.with_name(f".{start}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -145,6 +146,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 def _regular_file(path: str | os.PathLike) -> Path:
     path = Path(path)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # told below
+    except OSError as error:  # a name too long, a loop of links, a folder closed to us
+        raise UserError(f"an image must be reachable, but {path} is not ({_line(error)}): check the path") from error
     if path.is_dir():
         raise UserError(f"an image must be a file, but {path} is a folder: name the files in it")
     if not path.exists():

@@ -259,3 +259,15 @@ def test_json_of_numpy_values(tmp_path):
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"area": 0.5, "counts": [0, 1, 2], "nan": None, "name": "déjà vu", "3": [4]}
     assert "déjà" in text
+
+
+def test_temporary_names_are_short_in_bytes(tmp_path):
+    path = tmp_path / ("\N{DOG}" * 60 + ".json")  # 245 bytes: the system takes it
+    images.write_json(path, 1)
+    assert json.loads(path.read_text()) == 1
+
+
+def test_a_path_too_long_gives_one_line(tmp_path):
+    with pytest.raises(UserError) as error:
+        images.read_image(tmp_path / ("a" * 300 + ".png"))
+    _one_line(error, tmp_path)
