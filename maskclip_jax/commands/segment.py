@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from maskclip_jax.data.vocabulary import parse_classes
     from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
 
-    paths, skipped = list(dict.fromkeys(find_images(args.images))), []
+    paths, skipped = list(dict.fromkeys(find_images(args.images, args.out))), []
     classes = parse_classes(args.classes)
     pretrained = common.load_model(args)
     settings = prediction_settings(classes, pretrained, **common.reading_options(args))
@@ -73,16 +73,27 @@ def run(args: argparse.Namespace) -> int:
     return 2 if skipped else 0
 
 
-def find_images(paths: list[Path]) -> Iterator[Path]:
-    """The files named, and all images of the folders named, sorted. Raises UserError where a folder has none."""
+def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:
+    """The files named, and all images of the folders named, sorted. Raises UserError where a folder has none.
+
+    What lies below `out` is left out where a folder that holds `out` is named: an earlier run wrote it.
+    """
+    written = None if out is None else os.path.realpath(out)
     for path in paths:
         if not os.path.isdir(path):  # Path.is_dir raises where a name is too long
             yield path
             continue
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+        if written is not None and os.path.realpath(path) != written:
+            found = [p for p in found if not _below(p, written)]
         if not found:
             raise UserError(f"a folder of images holds {', '.join(sorted(SUFFIXES))} files, {path} none: name another")
         yield from found
+
+
+def _below(path: Path, folder: str) -> bool:
+    parent = Path(os.path.realpath(path.parent))
+    return parent == Path(folder) or Path(folder) in parent.parents
 
 
 def output_names(paths: list[Path]) -> dict[Path, str]:
