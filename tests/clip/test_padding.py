@@ -86,7 +86,7 @@ def test_position_embeddings_by_count_inside_a_padded_batch():
     config = CLIPConfig(vision, infer.NO_TEXT, 16, dataclasses.replace(Fidelity(), position_resize="count"))
     model = CLIP(config)
     images = jax.random.normal(jax.random.key(0), (1, 16, 64, 3))
-    variables = model.init(jax.random.key(1), images[:, :, :32].repeat(2, 1), jnp.zeros((1, 2), jnp.int32))
+    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 2), jnp.int32))
     alone = model.apply(variables, images, method="encode_dense").features
     padded = jnp.pad(images, ((0, 0), (0, 24), (0, 8), (0, 0)))
     inside = model.apply(variables, padded, grid=jnp.array([[2, 8]]), method="encode_dense").features[:, :2, :8]

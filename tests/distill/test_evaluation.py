@@ -16,7 +16,7 @@ from tiny_run import HERE
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.sources import ArraySource, Example
 from maskclip_jax.distill.config import AugmentConfig
-from maskclip_jax.distill.evaluation import evaluate_student, evaluate_teacher
+from maskclip_jax.distill.evaluation import _evaluate, evaluate_student, evaluate_teacher
 from maskclip_jax.distill.step import make_eval_step
 from maskclip_jax.distill.views import Counter, Reader
 from maskclip_jax.errors import UserError
@@ -108,12 +108,23 @@ def halves():
     return ArraySource(image[None], labels[None])
 
 
+def test_a_last_batch_takes_the_program_of_the_full_ones():
+    images = np.zeros((7, 16, 16, 3), np.uint8)
+    images[2, 4:8] = 255
+    source = ArraySource(images, np.zeros((7, 16, 16), np.uint8))
+    counter = Counter(brightness_reader(), 2)
+    variables = {"threshold": np.float32(0.5)}
+    for _ in range(2):
+        scores = _evaluate(counter, variables, source, ("dark", "bright"), batch_size=3, protocol={})
+        assert scores.confusion.sum() == 7 * 256  # an image that only fills a batch does not count
+        assert 0 < scores.confusion[0, 1] < 256
+    assert counter._count._cache_size() == 1
+
+
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 2.0)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_views_land_where_they_came_from(scales, flip):
     """A flip that is not undone, or a scale that is off, would put bright on the dark side."""
-    from maskclip_jax.distill.evaluation import _evaluate
-
     counter, source = Counter(brightness_reader(), 2), halves()
     variables = {"threshold": np.float32(0.5)}
     scores = _evaluate(counter, variables, source, ("dark", "bright"), scales=scales, flip=flip, protocol={})
@@ -124,8 +135,6 @@ def test_views_land_where_they_came_from(scales, flip):
 
 def test_views_are_averaged():
     """A threshold that one scale passes and the mean of both does not, against the same sum in NumPy."""
-    from maskclip_jax.distill.evaluation import _evaluate
-
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (16, 16, 3), np.uint8)
     labels = np.zeros((16, 16), np.uint8)
@@ -181,8 +190,6 @@ np.save({str(tmp_path / "three.npy")!r}, found.confusion)
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
     child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert child.returncode == 0, child.stderr
-    from maskclip_jax.distill.evaluation import _evaluate
-
     one = _evaluate(Counter(brightness_reader(), 5), {"threshold": np.float32(0.5)}, MIXED, tuple("abcde"), protocol={})
     np.testing.assert_array_equal(np.load(tmp_path / "three.npy"), one.confusion)
     assert one.confusion.sum() == sum((e.labels != 255).sum() for e in MIXED.examples)
