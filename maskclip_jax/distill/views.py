@@ -132,6 +132,7 @@ class Counter:
         self._everywhere = everywhere
         self._count = jax.jit(self._traced)
         self._grid_shapes: dict[tuple[int, int], tuple[int, int]] = {}
+        self._sizes: dict[Any, int] = {}
 
     def place(self, variables: Any) -> Any:
         """Variables on all local devices; what training keeps on the devices of all hosts is read back first."""
@@ -152,8 +153,12 @@ class Counter:
     def __call__(self, variables: Any, batch: list[Prepared]) -> Int64[np.ndarray, "C C"]:
         """The confusion matrix of one batch; `variables` come from `place`."""
         views, labels = jax.tree.map(lambda *x: np.stack(x), *batch)
-        missing = -len(labels) % self._devices
-        if missing:  # whole shares for every device: the first image again, labelled "ignore"
+        # Whole shares for every device, and the size of an earlier batch of these shapes, which has its program.
+        shapes = tuple(x.shape[1:] for x in jax.tree.leaves((views, labels)))
+        size = max(-(-len(labels) // self._devices) * self._devices, self._sizes.get(shapes, 0))
+        self._sizes[shapes] = size
+        missing = size - len(labels)
+        if missing:  # the first image again, labelled "ignore"
             views = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)]), views)
             labels = np.concatenate([labels, np.full((missing, *labels.shape[1:]), IGNORE, labels.dtype)])
         views, labels = jax.device_put((views, labels), self._split)

@@ -147,7 +147,7 @@ def test_one_line_for_files_that_cannot_be(tmp_path):
         (tmp_path / "empty.py", "defines config"),
         (tmp_path / "wrong.py", "returns int"),
         (tmp_path / "broken.py", "does not run .ModuleNotFoundError"),
-        (f"{EXPERIMENTS / 'distill_scenes.py'}:tiny", "has the variants annotation_free, demo"),
+        (f"{EXPERIMENTS / 'distill_scenes.py'}:tiny", "has the variants annotation_free, from_clip"),
         (f"{EXPERIMENTS / 'paper_configs.py'}:voc20", "for example voc20/annotation_free/vit_b16"),
     ):
         with pytest.raises(UserError, match=why) as error:
