@@ -83,14 +83,16 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=8, help="images or windows at once")
 
 
+def template_option(args: argparse.Namespace) -> str | tuple[str] | None:
+    """`--templates`: the name of a set, or one template of the user's own."""
+    return (args.templates,) if args.templates is not None and "{" in args.templates else args.templates
+
+
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     """`add_reading_arguments` as keyword arguments of `segment_images`."""
-    templates = args.templates
-    if templates is not None and "{" in templates:
-        templates = (templates,)
     names = ("short_side", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
     names += ("background_threshold", "batch_size")
-    return {"templates": templates} | {name: getattr(args, name) for name in names}
+    return {"templates": template_option(args)} | {name: getattr(args, name) for name in names}
 
 
 def record(args: argparse.Namespace) -> dict[str, Any]:

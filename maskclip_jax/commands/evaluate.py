@@ -75,8 +75,7 @@ def _teacher(args: argparse.Namespace):
         raise UserError("a CLIP must be told what the masks' values mean, but --classes is missing: name them in order")
     classes = parse_classes(args.classes)
     pretrained = common.load_model(args)
-    templates = (args.templates,) if args.templates and "{" in args.templates else args.templates
-    return pretrained, text_classifier(pretrained, classes, templates), [str(c) for c in classes]
+    return pretrained, text_classifier(pretrained, classes, common.template_option(args)), [str(c) for c in classes]
 
 
 def _teacher_options(args: argparse.Namespace) -> dict:
