@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,13 @@ def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     names = ("short_side", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
     names += ("background_threshold", "batch_size")
     return {"templates": template_option(args)} | {name: getattr(args, name) for name in names}
+
+
+def refuse_for_students(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Raises UserError where an option of the given ones was set: a student is read as it was trained."""
+    if refused := [name for name in names if getattr(args, name)]:
+        option = f"--{refused[0].replace('_', '-')}"
+        raise UserError(f"a student is read as it was trained, but {option} came: leave it out")
 
 
 def record(args: argparse.Namespace) -> dict[str, Any]:

@@ -36,19 +36,16 @@ def run(args: argparse.Namespace) -> None:
     from maskclip_jax.data.images import write_json
     from maskclip_jax.data.sources import open_source
     from maskclip_jax.distill.evaluation import evaluate_student, evaluate_teacher
-    from maskclip_jax.distill.workdir import is_run, load_student
+    from maskclip_jax.distill.layout import is_run
+    from maskclip_jax.distill.workdir import load_student
 
     source = open_source(args.data)
     views = {"scales": args.scales, "flip": args.flip, "batch_size": args.batch_size}
     with common.progress("evaluating", len(source)) as report:
         views["progress"] = lambda done, total: report(done)
         if is_run(args.model):
-            refused = [
-                o for o in ("classes", "templates", "naive", "prompt_denoising", "key_smoothing") if getattr(args, o)
-            ]
-            if refused:
-                option = f"--{refused[0].replace('_', '-')}"
-                raise UserError(f"a student is evaluated as it was trained, but {option} came: leave it out")
+            refused = ("classes", "templates", "naive", "prompt_denoising", "key_smoothing")
+            common.refuse_for_students(args, refused)
             trained = load_student(args.model)
             scores = evaluate_student(trained.config, trained.variables, trained.text, source, **views)
         else:

@@ -8,25 +8,29 @@ pixel is the number of the class) and NAME.json (area and confidence of every cl
 --classes is a list separated by commas; a class set (voc20, context59, coco-stuff171, ade20k150, cityscapes19,
 scenes66, …); or a text file with a class on each line. With semicolons between classes, commas separate synonyms:
 "sofa, couch; dog".
+
+--model is a CLIP, or the folder of a run of `distill`: a trained student, which knows the classes it was trained on.
+Without --classes it looks for all of them, with --classes for those.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from maskclip_jax.commands import common
 from maskclip_jax.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+STUDENTS_REFUSE = ("templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
 LONGEST = 200  # bytes of an output's name before its suffix: systems take 255 in all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--classes", required=True, help="what to look for")
+    parser.add_argument("--classes", help="what to look for (a student knows its own)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     common.add_model_arguments(parser)
     common.add_reading_arguments(parser)
@@ -34,13 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from maskclip_jax.data.images import read_image, write_json
-    from maskclip_jax.data.vocabulary import parse_classes
-    from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
 
     paths, skipped = list(dict.fromkeys(find_images(args.images, args.out))), []
-    classes = parse_classes(args.classes)
-    pretrained = common.load_model(args)
-    settings = prediction_settings(classes, pretrained, **common.reading_options(args))
+    segmenter = make_segmenter(args)
     out = common.output_folder(args.out)
     names = output_names(paths)
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             yield image
 
     with common.progress("segmenting", len(paths)) as report:
-        for number, result in enumerate(iter_segmentations(pixels(), settings, report)):
+        for number, result in enumerate(segmenter(pixels(), report)):
             path, image = done[number]
             done[number] = (path, None)
             write_result(out, names[path], path, image, result)
@@ -71,6 +71,30 @@ def run(args: argparse.Namespace) -> int:
     if len(skipped) < len(paths):
         print(f"wrote {len(paths) - len(skipped)} of {len(paths)} images to {out}")
     return 2 if skipped else 0
+
+
+def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable, Callable[[int], None]], Iterator]:
+    """`(images, progress) -> segmentations` of the CLIP or the student that the arguments name."""
+    from maskclip_jax.data.vocabulary import parse_classes
+    from maskclip_jax.distill.layout import is_run
+
+    if is_run(args.model):
+        from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
+        from maskclip_jax.distill.workdir import load_student
+
+        common.refuse_for_students(args, STUDENTS_REFUSE)
+        trained = load_student(args.model)
+        options = {name: getattr(args, name) for name in ("short_side", "batch_size", "background_threshold")}
+        options["classes"] = None if args.classes is None else [str(c) for c in parse_classes(args.classes)]
+        chosen_labels(trained.config, options["classes"])  # complains before anything is written
+        return lambda images, report: iter_student_segmentations(images, trained, report, **options)
+    from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
+
+    if args.classes is None:
+        raise UserError('a CLIP looks for what is named, but --classes is missing: --classes "dog, sofa", for example')
+    classes = parse_classes(args.classes)
+    settings = prediction_settings(classes, common.load_model(args), **common.reading_options(args))
+    return lambda images, report: iter_segmentations(images, settings, report)
 
 
 def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:

@@ -146,6 +146,7 @@ def _student_counter(config: DistillConfig) -> Counter:
     return Counter(student_reader(config), config.num_classes)
 
 
+@functools.lru_cache(maxsize=4)  # programs are remembered by it
 def student_reader(config: DistillConfig) -> Reader:
     """A student as it is used: running statistics, no dropout, images sized as in training without the random scale."""
     module = create_student(dataclasses.replace(config.student_config, bn_axis_name=None))

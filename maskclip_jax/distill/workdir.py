@@ -21,11 +21,10 @@ from maskclip_jax.data.images import atomic_path, write_json
 from maskclip_jax.distill import hosts
 from maskclip_jax.distill.checkpoint import FOLDER, Checkpoints
 from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.layout import CONFIG, TEXT
 from maskclip_jax.distill.step import TrainState, create_train_state
 from maskclip_jax.distill.students import Student, create_student
 from maskclip_jax.errors import UserError
-
-CONFIG, TEXT = "config.json", "text.npy"
 
 
 class TrainedStudent(NamedTuple):
@@ -93,11 +92,6 @@ def read_config(workdir: str | Path) -> DistillConfig:
             f"a run's folder holds {CONFIG}, but {path} cannot be read ({error}): check the path"
         ) from error
     return DistillConfig.from_dict(values)
-
-
-def is_run(folder: str | Path) -> bool:
-    """Whether a folder is that of a run: how `run.py segment --model` tells a student from a CLIP."""
-    return (Path(folder) / CONFIG).is_file() and (Path(folder) / TEXT).is_file()
 
 
 def load_student(workdir: str | Path, which: str | int = "best") -> TrainedStudent:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Integer
+from jaxtyping import Float, Float32, Integer, UInt8
 
 from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.data.images import read_image
@@ -135,19 +135,24 @@ def iter_segmentations(
     `progress` is called with the number of images done.
     """
     done, images = 0, iter(images)
-    while chunk := [_pixels(image) for image in itertools.islice(images, LOOKAHEAD)]:
+    while chunk := [as_pixels(image) for image in itertools.islice(images, LOOKAHEAD)]:
         results: list[Segmentation | None] = [None] * len(chunk)
         scores = whole_scores if settings.windows is None else window_scores
         for index, upsampled in scores(chunk, settings):
-            results[index] = _segmentation(upsampled, settings)
+            results[index] = segmentation_of(_maps(upsampled, settings), settings.names)
             done += 1
             if progress is not None:
                 progress(done)
         yield from results
 
 
-def _segmentation(upsampled: Upsampled, settings: PredictionSettings) -> Segmentation:
-    maps = label_pixels(
+def segmentation_of(maps: PixelMaps, names: Sequence[str]) -> Segmentation:
+    """The answer that an image's pixels make: areas and mean confidences are counted over them."""
+    return Segmentation(maps.labels, _class_scores(maps, names), tuple(names), *maps[1:])
+
+
+def _maps(upsampled: Upsampled, settings: PredictionSettings) -> PixelMaps:
+    return label_pixels(
         *upsampled,
         np.asarray(settings.word_class),
         scale=settings.scale,
@@ -155,7 +160,6 @@ def _segmentation(upsampled: Upsampled, settings: PredictionSettings) -> Segment
         least=settings.least,
         with_probabilities=settings.return_probabilities,
     )
-    return Segmentation(maps.labels, _class_scores(maps, settings.names), settings.names, *maps[1:])
 
 
 def _class_scores(maps: PixelMaps, names: Sequence[str]) -> dict[str, ClassScore]:
@@ -167,7 +171,8 @@ def _class_scores(maps: PixelMaps, names: Sequence[str]) -> dict[str, ClassScore
     return {n: ClassScore(float(a) / size, float(c)) for n, a, c in zip(names, pixels, mean, strict=True)}
 
 
-def _pixels(image: Image) -> np.ndarray:
+def as_pixels(image: Image) -> UInt8[np.ndarray, "H W 3"]:
+    """An image as its pixels, read where it is a path. Raises UserError for anything that is no 8-bit RGB picture."""
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     if not isinstance(image, np.ndarray):

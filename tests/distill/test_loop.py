@@ -14,9 +14,10 @@ from maskclip_jax.distill import hosts
 from maskclip_jax.distill.checkpoint import Checkpoints
 from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.experiment import with_overrides
+from maskclip_jax.distill.layout import is_run
 from maskclip_jax.distill.loop import train_and_evaluate
 from maskclip_jax.distill.metrics import read_metrics
-from maskclip_jax.distill.workdir import is_run, keep_text, load_student, read_config
+from maskclip_jax.distill.workdir import keep_text, load_student, read_config
 from maskclip_jax.errors import UserError
 
 

@@ -1,0 +1,12 @@
+"""Where a run's folder keeps what it is; light enough for commands that only ask whether a folder is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIG, TEXT = "config.json", "text.npy"
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder is that of a run: how the commands' `--model` tells a student from a CLIP."""
+    return (Path(folder) / CONFIG).is_file() and (Path(folder) / TEXT).is_file()

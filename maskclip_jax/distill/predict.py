@@ -1,0 +1,130 @@
+"""Images of any size -> masks by a trained student: its own classes, no teacher, no text tower."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from maskclip_jax.data.preprocess import Preprocess, prepare, upsample_matrix
+from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.evaluation import student_reader
+from maskclip_jax.distill.views import Reader
+from maskclip_jax.distill.workdir import TrainedStudent
+from maskclip_jax.errors import UserError
+from maskclip_jax.segment.predict import Image, Segmentation, as_pixels, segmentation_of
+from maskclip_jax.segment.upsample import label_pixels
+
+LOOKAHEAD = 64  # images whose sizes are looked at together
+
+
+def iter_student_segmentations(
+    images: Iterable[Image],
+    trained: TrainedStudent,
+    progress: Callable[[int], None] | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    short_side: int | None = None,
+    batch_size: int = 8,
+    background_threshold: float | None = None,
+    return_probabilities: bool = False,
+) -> Iterator[Segmentation]:
+    """What `iter_segmentations` is for a CLIP: one `Segmentation` per image, in order and in its original size.
+
+    Args:
+      images: uint8 RGB arrays [H, W, 3], or paths of image files.
+      trained: from `load_student`.
+      progress: called with the number of images done.
+      classes: some of the student's own names, which then compete alone; None is all of them.
+      short_side: pixels that the short side is resized to; None is the size of its training.
+      batch_size: images of one padded size at once, at most. Convolutions see the padding, so that sizes are rounded
+        up to 32 pixels only, and there is one compiled program for each.
+      background_threshold: for students with a background: pixels less probable than this are background.
+
+    Raises:
+      UserError: an image that cannot be read, a class that the student has not learned, a threshold without background.
+    """
+    names = trained.config.label_names
+    chosen = chosen_labels(trained.config, classes)
+    if background_threshold is not None and not (trained.config.background and 0 in chosen):
+        raise UserError("a background threshold needs a student with a background, but this one has none: leave it out")
+    reader = student_reader(trained.config)
+    preprocess = reader.preprocess
+    if short_side is not None:
+        preprocess = dataclasses.replace(preprocess, short_side=short_side, long_side=None)
+    variables = jax.device_put({"student": trained.variables, "text": trained.text})
+    done, images = 0, iter(images)
+    while chunk := [as_pixels(image) for image in itertools.islice(images, LOOKAHEAD)]:
+        results: list[Segmentation | None] = [None] * len(chunk)
+        for index, upsampled in _scores(chunk, reader, variables, preprocess, batch_size):
+            scores, *matrices = upsampled
+            maps = label_pixels(
+                scores[..., chosen],
+                *matrices,
+                np.arange(len(chosen)),
+                scale=np.float32(1),
+                smoothed=False,
+                least=background_threshold or 0.0,
+                with_probabilities=return_probabilities,
+            )
+            results[index] = segmentation_of(maps, [names[label] for label in chosen])
+            done += 1
+            if progress is not None:
+                progress(done)
+        yield from results
+
+
+def chosen_labels(config: DistillConfig, classes: Sequence[str] | None) -> list[int]:
+    """Label values of the classes asked for, and the background's. Raises UserError for a class it does not know."""
+    names = config.label_names
+    if classes is None:
+        return list(range(len(names)))
+    unknown = [name for name in classes if name not in names]
+    if unknown or len(set(classes)) != len(classes):
+        raise UserError(
+            f"a student knows the {len(names)} classes it was trained on, each once, but {unknown or list(classes)} "
+            f"came: choose among {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+        )
+    wanted = [names.index(name) for name in classes]
+    return [0] * (config.background and 0 not in wanted) + wanted
+
+
+def _scores(
+    images: Sequence[UInt8[np.ndarray, "_H _W 3"]],
+    reader: Reader,
+    variables: Any,
+    preprocess: Preprocess,
+    batch_size: int,
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """(index, (scores of the cells, the two upsampling matrices)) of every image, padded size by padded size."""
+    groups: dict[tuple[int, ...], list] = defaultdict(list)
+    for index, image in enumerate(images):
+        one = prepare(image, preprocess)
+        groups[one.pixels.shape].append((index, one))
+    for members in groups.values():
+        size = batch_size if 2 * len(members) > batch_size else 1  # two programs for a padded size at most
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            pixels = np.zeros((size, *part[0][1].pixels.shape), np.float32)
+            pixels[: len(part)] = [one.pixels for _, one in part]
+            scores = np.asarray(_apply(reader, variables, pixels), np.float32)
+            for row, (index, one) in enumerate(part):
+                matrices = []
+                for axis in range(2):
+                    stride = one.pixels.shape[axis] // scores.shape[1 + axis]
+                    valid, original = one.valid[axis], one.original[axis]
+                    cells = -(-valid // stride)
+                    matrices.append(upsample_matrix(cells, stride, valid, original, columns=scores.shape[1 + axis]))
+                yield index, (scores[row], *matrices)
+
+
+@functools.partial(jax.jit, static_argnames="reader")
+def _apply(reader: Reader, variables: Any, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
+    return reader.scores(variables, pixels, None)
