@@ -2,8 +2,11 @@
 
     python run.py demo
 
-Writes sheet.png (image, naive, MaskCLIP, + prompt denoising, + key smoothing, truth), scores.json and demo.json,
-and prints mIoU on the held-out scenes. Neither masks nor these scenes were seen in training.
+Writes sheet.png (image, naive, MaskCLIP, + prompt denoising, + key smoothing, student, truth), scores.json and
+demo.json, and prints mIoU on the held-out scenes. Neither masks nor these scenes were seen in training.
+
+The student (MaskCLIP+) is trained here, in under three minutes, by `experiments/distill_scenes.py:demo` on other
+scenes that the same model labels; it stays in OUT/student, where a second call finds it. --no-student leaves it out.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from pathlib import Path
 
 from maskclip_jax.commands import common
 
+EXPERIMENT = Path(__file__).resolve().parents[2] / "experiments" / "distill_scenes.py"
 SHOWN = (48, 50, 19, 46, 5, 1)  # scenes on the sheet: some that come out well, some that do not
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to")
+    parser.add_argument("--no-student", action="store_true", help="only what needs no training")
     common.add_model_arguments(parser)
 
 
@@ -37,12 +42,7 @@ def load_scenes():
 
 
 def run(args: argparse.Namespace) -> None:
-    import numpy as np
-    from rich.console import Console
-    from rich.table import Table
-
-    from maskclip_jax.data.images import write_image, write_json
-    from maskclip_jax.evaluate import confusion_matrix, mean_iou, pixel_accuracy
+    from maskclip_jax.data.images import write_json
     from maskclip_jax.segment.classifier import text_classifier
     from maskclip_jax.segment.predict import segment_images
 
@@ -57,42 +57,85 @@ def run(args: argparse.Namespace) -> None:
         f"+ denoising {threshold:g}": {"prompt_denoising": threshold},
         "+ smoothing": {"prompt_denoising": threshold, "key_smoothing": True},
     }
-    console = Console(width=100)
     print(f"{len(images)} scenes, {len(names)} class names as prompts, model {args.model}")
     classifier = text_classifier(pretrained, names)
-    results, scores = {}, {}
+    masks, scores = {}, {}
+
+    def keep(name, found, start):
+        masks[name] = [result.labels for result in found]
+        scores[name] = score(labels, masks[name], names) | {"seconds": time.monotonic() - start}
+
     for name, options in readings.items():
         start = time.monotonic()
         with common.progress(name, len(images)) as report:
-            found = segment_images(
-                images,
-                names,
-                pretrained,
-                classifier=classifier,
-                progress=lambda done, total, report=report: report(done),
-                **options,
-            )
-        results[name] = [result.labels for result in found]
-        confusion = sum(confusion_matrix(t, p, len(names)) for t, p in zip(labels, results[name], strict=True))
-        iou = mean_iou(confusion)
-        per_class = np.asarray(iou.per_class)
-        scores[name] = {
-            "mIoU": 100 * float(iou.mean),
-            "objects": 100 * float(np.nanmean(per_class[:60])),
-            "stuff": 100 * float(np.nanmean(per_class[60:])),
-            "pixel accuracy": 100 * float(pixel_accuracy(confusion)),
-            "seconds": time.monotonic() - start,
-        }
-    table = Table(title=f"{len(images)} held-out scenes, {len(names)} classes, %")
+            options["progress"] = lambda done, total, report=report: report(done)
+            keep(name, segment_images(images, names, pretrained, classifier=classifier, **options), start)
+    write_results(out, images, labels, names, masks, scores)
+    if not args.no_student:
+        start = time.monotonic()
+        if trained := train_student(args, out / "student"):
+            from maskclip_jax.distill.predict import iter_student_segmentations
+
+            keep("student", iter_student_segmentations(images, trained, classes=names), start)
+            write_results(out, images, labels, names, masks, scores)
+    print_table(f"{len(images)} held-out scenes, {len(names)} classes, %", scores)
+    write_json(out / "demo.json", common.record(args))
+    print(f"wrote {out / 'sheet.png'} ({time.monotonic() - began:.0f} s in all)")
+
+
+def train_student(args: argparse.Namespace, folder: Path):
+    """The student of the embedded model; None, with a word why, where its scenes are not at hand."""
+    if args.model != "embedded":
+        print("no student: the demo's starts from the embedded ResNet; `run.py distill` trains any other")
+        return None
+    if not EXPERIMENT.is_file():
+        print("no student: its scenes come with the repository, not with the installed package")
+        return None
+    from maskclip_jax.distill.experiment import load_experiment
+    from maskclip_jax.distill.loop import train_and_evaluate
+    from maskclip_jax.distill.workdir import load_student
+
+    config = load_experiment(f"{EXPERIMENT}:demo")
+    train_and_evaluate(config, folder)
+    return load_student(folder, "latest")
+
+
+def score(labels, predicted, names) -> dict[str, float]:
+    """Percentages over all scenes."""
+    import numpy as np
+
+    from maskclip_jax.evaluate import confusion_matrix, mean_iou, pixel_accuracy
+
+    confusion = sum(confusion_matrix(t, p, len(names)) for t, p in zip(labels, predicted, strict=True))
+    iou = mean_iou(confusion)
+    per_class = np.asarray(iou.per_class)
+    return {
+        "mIoU": 100 * float(iou.mean),
+        "objects": 100 * float(np.nanmean(per_class[:60])),
+        "stuff": 100 * float(np.nanmean(per_class[60:])),
+        "pixel accuracy": 100 * float(pixel_accuracy(confusion)),
+    }
+
+
+def write_results(out: Path, images, labels, names, masks, scores) -> None:
+    """The sheet and the scores of what there is so far."""
+    from maskclip_jax.data.images import write_image, write_json
+
+    write_image(out / "sheet.png", sheet(images, labels, masks, names, scores))
+    write_json(out / "scores.json", scores)
+
+
+def print_table(title: str, scores: dict[str, dict[str, float]]) -> None:
+    """A row for each way of reading."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
     for column in ("", *next(iter(scores.values()))):
         table.add_column(column, justify="right" if column else "left")
     for name, row in scores.items():
         table.add_row(name, *(f"{value:.1f}" for value in row.values()))
-    console.print(table)
-    write_image(out / "sheet.png", sheet(images, labels, results, names, scores))
-    write_json(out / "scores.json", scores)
-    write_json(out / "demo.json", common.record(args))
-    print(f"wrote {out / 'sheet.png'} ({time.monotonic() - began:.0f} s in all)")
+    Console(width=100).print(table)
 
 
 def sheet(images, labels, results, names, scores):

@@ -42,7 +42,7 @@ class AugmentConfig:
       crop_retries: … at most this often.
       photometric: brightness, contrast, saturation and hue, each with probability ½.
       brightness: largest shift, in 0..255.   contrast, saturation: ranges of the factor.
-      hue: largest turn, in degrees.
+      hue: largest turn, in degrees (mmsegmentation's 18 are half-degrees of OpenCV's).
     """
 
     short_side: int | None = None
@@ -55,7 +55,7 @@ class AugmentConfig:
     brightness: float = 32.0
     contrast: tuple[float, float] = (0.5, 1.5)
     saturation: tuple[float, float] = (0.5, 1.5)
-    hue: float = 18.0
+    hue: float = 36.0
 
     def __post_init__(self):
         for name in ("scale", "contrast", "saturation"):
