@@ -23,7 +23,7 @@ from maskclip_jax.data.augment import augment, example_rng
 from maskclip_jax.data.images import read_label_png
 from maskclip_jax.data.sources import DataSource
 from maskclip_jax.distill.config import IGNORE, UNLABELLED, DistillConfig
-from maskclip_jax.distill.pseudo_labels import training_annotation
+from maskclip_jax.distill.pseudo_labels import check_no_leak, training_annotation
 from maskclip_jax.errors import UserError
 
 AHEAD = 4  # batches that wait for their step
@@ -138,7 +138,9 @@ def _annotation(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W
             f"annotation is 0..{config.num_classes - 1} or {IGNORE}, but {example.name} has {wrong[0]}: "
             "check classes and background"
         )
-    return training_annotation(example.labels, config)
+    labels = training_annotation(example.labels, config)
+    check_no_leak(labels, config)
+    return labels
 
 
 def _made_before(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W"]:

@@ -46,7 +46,8 @@ def check_no_leak(labels: Integer[np.ndarray, "*shape"], config: DistillConfig) 
     """
     if config.mode == "supervised":
         return
-    if forbidden := sorted(set(np.unique(labels)) & set(forbidden_labels(config))):
+    counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)
+    if forbidden := [label for label in forbidden_labels(config) if counts[label]]:
         names = ", ".join(config.label_names[label] for label in forbidden)
         raise UserError(
             f"refuse to train: the annotation must not hold classes without annotation ({config.mode}), but it holds "
