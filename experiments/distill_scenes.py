@@ -20,6 +20,7 @@ Variants (`FILE.py:NAME`):
 
 from pathlib import Path
 
+from maskclip_jax.clip.folders import OPENAI_MEAN, OPENAI_STD
 from maskclip_jax.clip.load import EMBEDDED
 from maskclip_jax.distill.config import AugmentConfig, DistillConfig
 from maskclip_jax.distill.students import StudentConfig
@@ -37,8 +38,8 @@ FROM_CLIP = {
         width=128, layers=(1, 1, 2, 1), base_width=16, expansion=4, stem="clip", rates=STUDENT.rates
     ),
     "backbone_weights": str(ROOT / "maskclip_jax" / "assets" / EMBEDDED["embedded"] / "open_clip_model.safetensors"),
-    "image_mean": (0.48145466, 0.4578275, 0.40821073),  # what those weights were trained with
-    "image_std": (0.26862954, 0.26130258, 0.27577711),
+    "image_mean": OPENAI_MEAN,  # what those weights were trained with
+    "image_std": OPENAI_STD,
 }
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.embedded.prompts import CLASSES, PHRASE_TOKENS
+from maskclip_jax.clip.folders import OPENAI_MEAN, OPENAI_STD
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.vocabulary import prompt_templates
 
@@ -48,8 +49,7 @@ def dense_scores(
     """mIoU of naive, MaskCLIP, and denoising at several thresholds on the first `count` held-out scenes."""
     with np.load(heldout) as file:
         images, labels = file["images"][:count], file["labels"][:count]
-    mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-    std = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+    mean, std = np.array(OPENAI_MEAN, np.float32), np.array(OPENAI_STD, np.float32)
     classifier = class_embeddings(model, variables, tokenize)
     scale = float(jnp.exp(variables["params"]["logit_scale"]))
     predicted: dict[str, list[np.ndarray]] = {}

@@ -48,11 +48,11 @@ from experiments.embedded.prompts import (
 )
 from experiments.embedded.scenes import caption
 from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.clip.folders import OPENAI_MEAN, OPENAI_STD
 from maskclip_jax.clip.layers import attend
 from maskclip_jax.clip.model import CLIP
 
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+MEAN, STD = np.array(OPENAI_MEAN, np.float32), np.array(OPENAI_STD, np.float32)
 NOUNS = np.array([CLASSES.index(phrase.split()[-1]) for phrase in PHRASES], np.int32)
 COLOURED_SLOTS = 46  # coloured phrases contrasted at each step, beside all class names
 
