@@ -1,0 +1,59 @@
+"""The embedded CLIP's training reads its towers as the library does; its losses do what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.embedded.train_clip import both_readings, multi_positive, uniformity
+from maskclip_jax.clip.config import CLIPConfig, TextConfig, ViTConfig
+from maskclip_jax.clip.model import CLIP
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    config = CLIPConfig(
+        ViTConfig(image_size=16, patch_size=4, width=16, layers=2, heads=2, mlp_width=32),
+        TextConfig(40, 8, width=16, layers=1, heads=2, mlp_width=32),
+        embed_dim=8,
+    )
+    model, key = CLIP(config), jax.random.key(0)
+    images = jax.random.normal(key, (2, 16, 24, 3))
+    return model, model.init(key, images, jnp.zeros((1, 8), jnp.int32)), images
+
+
+def test_both_readings_are_the_librarys(tiny):
+    model, variables, images = tiny
+    embedding, patches = model.apply(variables, images, None, method=both_readings)
+    np.testing.assert_allclose(embedding, model.apply(variables, images, method="encode_image"), atol=1e-5)
+    dense = model.apply(variables, images, method="encode_dense").features
+    unit = patches / jnp.linalg.norm(patches, axis=-1, keepdims=True)
+    np.testing.assert_allclose(unit.reshape(dense.shape), dense, atol=1e-5)
+
+
+def test_dropped_patches_have_no_say(tiny):
+    model, variables, images = tiny
+    keep = jnp.tile(jnp.arange(0, 24, 2)[None], (2, 1))
+    embedding, patches = model.apply(variables, images, keep, method=both_readings)
+    assert patches.shape == (2, 12, 8)
+    blocks = images.reshape(2, 4, 4, 6, 4, 3).at[:, :, :, 1::2].set(7.0)  # columns 1, 3, 5 of patches are not kept
+    again, _ = model.apply(variables, blocks.reshape(images.shape), keep, method=both_readings)
+    np.testing.assert_array_equal(embedding, again)
+
+
+def test_multi_positive_by_hand():
+    """Two right phrases do not compete with each other, and an unknown one with nobody."""
+    scores = jnp.asarray([[2.0, 1.0, 0.5, 9.0]])
+    right = jnp.asarray([[True, True, False, False]])
+    wrong = jnp.asarray([[False, False, True, False]])
+    expected = np.mean([np.log(1 + np.exp(0.5 - s)) for s in (2.0, 1.0)])
+    assert float(multi_positive(scores, right, wrong)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_uniformity_is_least_where_nouns_differ():
+    noun = jnp.arange(3)
+    same = jnp.tile(jnp.asarray([[1.0, 0.0]]), (3, 1))
+    angles = jnp.arange(3) * 2 * jnp.pi / 3
+    apart = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+    assert float(uniformity(same, noun)) == pytest.approx(3.0)
+    assert float(uniformity(apart, noun)) == pytest.approx(-1.5, abs=1e-5)
