@@ -29,7 +29,7 @@ ARCHIVE = Path(__file__).with_name("heldout.zip")
 READINGS = {
     "naive": {"naive": True},
     "MaskCLIP": {},
-    **{f"PD {t}": {"prompt_denoising": t} for t in (0.2, 0.3, 0.4, 0.5, 0.7)},
+    **{f"PD {t}": {"prompt_denoising": t} for t in (0.2, 0.3, 0.4, 0.5, 0.7, 0.8)},
     "KS": {"key_smoothing": True},
     "PD 0.3 + KS": {"prompt_denoising": 0.3, "key_smoothing": True},
 }
