@@ -1,6 +1,6 @@
 """Pseudo labels for the generated scenes: several readings of the teacher; of every class the surest pixels.
 
-    python -m experiments.label_scenes --scenes data/scenes/train --count 6000 --keep 0.5 --out data/scene-labels
+    python -m experiments.label_scenes --scenes data/scenes/train --out data/scene-labels
 
 Writes OUT/000000.png … for `labels_from` of a `distill` run, and OUT/labels.json. Goes on after Ctrl-C.
 
@@ -10,14 +10,19 @@ Writes OUT/000000.png … for `labels_from` of a `distill` run, and OUT/labels.j
   al. 2018). One threshold for all classes keeps stuff and drops objects. Of the pixels that are objects in truth and
   keep a label, right / called stuff / called another object, in %:
 
-      all pixels                   44 / 32 / 24     46 of 60 objects are called by their own name most often
-      probability above 0.35       53 / 36 / 11     40
-      surest half of every class   80 /  3 / 17     53
+      all pixels                          44 / 32 / 24     46 of 60 objects are called by their own name most often
+      probability above 0.35              53 / 36 / 11     40
+      surest half of every class          80 /  3 / 17     53
+      half of objects, 80% of stuff       67 / 18 / 15     52     (--keep 0.5 --keep-stuff 0.8)
+
+  The surest half of everything has the purest labels, and none near an object's border: a student of 200 steps then
+  paints objects too large (pixel accuracy 75.7 against 81.1 with 80% of stuff, at the same mIoU).
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +35,7 @@ from maskclip_jax import load_clip
 from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.commands.common import progress
 from maskclip_jax.data.images import atomic_path, write_json, write_label_png
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
+from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_STUFF
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.segment.classifier import text_classifier
 
@@ -78,12 +83,12 @@ def read_scenes(
 
 
 def surest(
-    labels: UInt8[np.ndarray, "N H W"], sure: UInt8[np.ndarray, "N H W"], keep: float
+    labels: UInt8[np.ndarray, "N H W"], sure: UInt8[np.ndarray, "N H W"], keep: Sequence[float]
 ) -> UInt8[np.ndarray, "N H W"]:
-    """Labels, 255 where a pixel is not among the surest `keep` of its class."""
+    """Labels, 255 where a pixel is not among the surest `keep[class]` of its class."""
     least = np.zeros(256, np.uint8)
     for label in np.unique(labels):
-        least[label] = np.quantile(sure[labels == label], 1 - keep)
+        least[label] = np.quantile(sure[labels == label], 1 - keep[label])
     return np.where(sure >= least[labels], labels, 255).astype(np.uint8)
 
 
@@ -92,11 +97,13 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, required=True, help="a folder that make_scenes wrote (images.npy)")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--count", type=int, default=6000)
-    parser.add_argument("--keep", type=float, default=0.5)
+    parser.add_argument("--keep", type=float, default=0.5, help="share of every object class's pixels")
+    parser.add_argument("--keep-stuff", type=float, default=0.8, help="of every stuff class's")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     images = np.load(args.scenes / "images.npy", mmap_mode="r")[: args.count]
-    labels = surest(*read_scenes(load_clip(args.model), images, args.out / "parts"), args.keep)
+    keep = [args.keep_stuff if name in SCENE_STUFF else args.keep for name in SCENE_CLASSES]
+    labels = surest(*read_scenes(load_clip(args.model), images, args.out / "parts"), keep)
     palette = class_palette(list(SCENE_CLASSES))
     for row, label in enumerate(labels):
         write_label_png(args.out / f"{row:06d}.png", label, palette)

@@ -27,6 +27,7 @@ CHOICES = {
     "loss_mean": ("labelled", "all"),
     "mapper": (None, "identity", "linear", "mlp"),
     "dtype": ("float32", "bfloat16"),
+    "optimizer": ("sgd", "adamw"),
 }
 
 
@@ -92,7 +93,8 @@ class DistillConfig:
       steps: optimiser steps.   batch_size: images per optimiser step, over all devices of all hosts.
       accumulate: micro-batches that a device takes its share in, one after the other; gradients are summed exactly.
       crop_size: side of the training crop, in pixels.
-      learning_rate, min_learning_rate, power, momentum, weight_decay: SGD with the polynomial schedule.
+      optimizer: "sgd" (the paper's) or "adamw".
+      learning_rate, min_learning_rate, power, momentum, weight_decay: of the optimizer, with the polynomial schedule.
       loss_mean: cross-entropy over the "labelled" pixels, or over "all", ignored ones too (the released code).
       mapper: M(t) of finetuned-clip.
       backbone_weights: ImageNet weights to start from (file, folder or hub id), or None.
@@ -126,6 +128,7 @@ class DistillConfig:
     batch_size: int = 16
     accumulate: int = 1
     crop_size: int = 512
+    optimizer: str = "sgd"
     learning_rate: float = 0.01
     min_learning_rate: float = 1e-4
     power: float = 0.9

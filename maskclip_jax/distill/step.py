@@ -26,7 +26,7 @@ from maskclip_jax.clip.load import load_clip
 from maskclip_jax.distill import pseudo_labels
 from maskclip_jax.distill.config import UNLABELLED, DistillConfig
 from maskclip_jax.distill.losses import LossSum, cross_entropy, feature_l1, has_loss, valid_positions
-from maskclip_jax.distill.schedule import learning_rate, sgd_direction
+from maskclip_jax.distill.schedule import descent_direction, learning_rate
 from maskclip_jax.distill.students import Student
 from maskclip_jax.distill.students.layers import resize_bilinear
 from maskclip_jax.distill.students.weights import backbone_from_clip, load_backbone_weights
@@ -93,7 +93,9 @@ def create_train_state(
         variables = backbone_from_clip(tower, variables)
     variables = jax.tree.map(jnp.asarray, variables)
     params = variables["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], sgd_direction(config).init(params))
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, variables["batch_stats"], descent_direction(config).init(params)
+    )
 
 
 def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | None) -> Callable:
@@ -129,7 +131,7 @@ def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | 
         grads, batch_stats, tally = _accumulate(forward_backward, state.batch_stats, batch, config.accumulate)
         grads, tally = jax.lax.psum((grads, tally), AXIS)
         count = jnp.maximum(tally.loss.count, 1)
-        direction, opt_state = sgd_direction(config).update(
+        direction, opt_state = descent_direction(config).update(
             jax.tree.map(lambda g: g / count, grads), state.opt_state, state.params
         )
         rate = learning_rate(state.step, config)

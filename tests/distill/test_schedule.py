@@ -6,7 +6,7 @@ import optax
 import pytest
 from tiny_distill import config_of
 
-from maskclip_jax.distill.schedule import learning_rate, polynomial, sgd_direction
+from maskclip_jax.distill.schedule import descent_direction, learning_rate, polynomial
 
 
 @pytest.mark.parametrize("step", [0, 1, 7, 1999, 3999, 4000, 5000])
@@ -29,7 +29,7 @@ def test_sgd_is_pytorchs():
     p = rng.normal(size=3)
     gradients = rng.normal(size=(4, 3))
     params = {"p": p.astype(np.float32)}
-    optimiser = sgd_direction(config)
+    optimiser = descent_direction(config)
     state = optimiser.init(params)
     buffer = None
     for step, gradient in enumerate(gradients):
@@ -41,3 +41,20 @@ def test_sgd_is_pytorchs():
         lr = learning_rate(step, config)
         params = optax.apply_updates(params, jax.tree.map(lambda d, lr=lr: -lr * d, direction))
         np.testing.assert_allclose(params["p"], p, rtol=1e-5)
+
+
+def test_adamw_by_hand():
+    """m = β₁m + (1−β₁)g, v = β₂v + (1−β₂)g², both corrected; decay beside it, and for matrices alone."""
+    config = config_of(optimizer="adamw", momentum=0.9, weight_decay=0.1)
+    rng = np.random.default_rng(1)
+    params = {"matrix": rng.normal(size=(2, 2)).astype(np.float32), "bias": rng.normal(size=2).astype(np.float32)}
+    optimiser = descent_direction(config)
+    state = optimiser.init(params)
+    m = v = 0
+    for t in (1, 2, 3):
+        g = rng.normal(size=(2, 2)).astype(np.float32)
+        m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g**2
+        adam = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.98**t)) + 1e-8)
+        found, state = optimiser.update({"matrix": g, "bias": g[0]}, state, params)
+        np.testing.assert_allclose(found["matrix"], adam + 0.1 * params["matrix"], rtol=1e-4)
+        np.testing.assert_allclose(found["bias"], adam[0], rtol=1e-4)

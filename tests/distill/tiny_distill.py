@@ -12,7 +12,7 @@ from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.distill.config import AugmentConfig, DistillConfig
-from maskclip_jax.distill.schedule import sgd_direction
+from maskclip_jax.distill.schedule import descent_direction
 from maskclip_jax.distill.step import TrainState, make_train_step
 from maskclip_jax.distill.students import StudentConfig, create_student
 from maskclip_jax.distill.teacher import teacher_from
@@ -100,7 +100,7 @@ def setup(config: DistillConfig, kind: str = "vit"):
     shapes = jax.eval_shape(student.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), frozen.text)
     variables = drawn(shapes, seed=2)
     params = variables["params"]
-    opt_state = jax.tree.map(np.asarray, sgd_direction(config).init(params))
+    opt_state = jax.tree.map(np.asarray, descent_direction(config).init(params))
     return teacher, frozen, student, TrainState(np.int32(0), params, variables["batch_stats"], opt_state)
 
 
