@@ -2,7 +2,10 @@
 
     python run.py distill experiments/distill_scenes.py --out runs/scenes
     python run.py distill experiments/distill_scenes.py:demo --out runs/demo
-    python run.py distill experiments/distill_scenes.py:large --set train_data=/work/scenes/train --out runs/large
+
+    python -m experiments.embedded.make_scenes --train 40000 --heldout 500 --out data/scenes
+    python -m experiments.label_scenes --scenes data/scenes/train --out data/scene-labels
+    python run.py distill experiments/distill_scenes.py:large --set seed=0 --out runs/large-0
 
 Variants (`FILE.py:NAME`):
 
@@ -11,11 +14,13 @@ Variants (`FILE.py:NAME`):
     from_clip         the same, with a student whose backbone starts from CLIP's image tower, as the paper's starts from
                       ImageNet: it needs far fewer steps
     demo              from_clip, as much as two cores do in three minutes
-    large             generated training scenes (`python -m experiments.embedded.make_scenes --train 40000`), scored on
-                      all 500 held-out scenes; the three below too
+    large             6,000 generated scenes with the ViT's labels made before (`label_scenes`), scored on all 500
+                      held-out scenes, as are the three below; all from the ResNet's image tower
     zero_shot         six classes without annotation: teacher's labels, then the student's own
     supervised        all annotations, the upper bound of zero_shot
     feature           L1 to the teacher's features, the ablation that loses
+
+SGD, the paper's, is slow here: 12 mIoU after 200 steps of `large` at its best rate (0.005) where AdamW has 23.
 """
 
 from pathlib import Path
@@ -45,18 +50,25 @@ FROM_CLIP = {
 
 def config(name: str = "annotation_free") -> DistillConfig:
     """A variant by name."""
-    shipped = {"train_data": f"{ARCHIVE}!heldout[64:]", "eval_data": "scenes"}
-    generated = {"train_data": str(ROOT / "data" / "scenes" / "train"), "eval_data": f"{ARCHIVE}!heldout"}
-    long = generated | {"steps": 6000, "evaluate_every": 500, "checkpoint_every": 250}
+    shipped = {"train_data": f"{ARCHIVE}!heldout[64:]", "eval_data": "scenes", "prompt_denoising": 0.3}
+    generated = FROM_CLIP | {
+        "train_data": f"{ROOT / 'data' / 'scenes' / 'train'}[0:6000]",
+        "eval_data": f"{ARCHIVE}!heldout",
+        "teacher": "embedded-vit",
+        "prompt_denoising": 0.7,
+        "steps": 800,
+        "evaluate_every": 200,
+        "checkpoint_every": 200,
+    }
     splits = {"unseen": UNSEEN}
     variants = {
         "annotation_free": shipped | {"steps": 1500, "evaluate_every": 250, "checkpoint_every": 250},
         "from_clip": shipped | FROM_CLIP | {"steps": 1000, "evaluate_every": 250, "checkpoint_every": 250},
         "demo": shipped | FROM_CLIP | {"steps": 150, "evaluate_every": 150, "checkpoint_every": 150, "batch_size": 8},
-        "large": long,
-        "zero_shot": long | splits | {"mode": "zero-shot", "self_training": True, "guided_steps": 600},
-        "supervised": long | splits | {"mode": "supervised"},
-        "feature": long | {"mode": "feature"},
+        "large": generated | {"labels_from": str(ROOT / "data" / "scene-labels")},
+        "zero_shot": generated | splits | {"mode": "zero-shot", "self_training": True, "guided_steps": 400},
+        "supervised": generated | splits | {"mode": "supervised"},
+        "feature": generated | {"mode": "feature"},
     }
     if name not in variants:
         raise UserError(f"distill_scenes has the variants {', '.join(variants)}, but not {name!r}: choose one")
@@ -68,10 +80,12 @@ COMMON = {
     "student": STUDENT,
     "teacher": "embedded",
     "dense_stride": 8,
-    "prompt_denoising": 0.3,  # what the shipped CLIP recommends
     "batch_size": 16,
     "crop_size": 96,
-    "learning_rate": 0.05,
-    "min_learning_rate": 5e-4,
-    "augmentation": AugmentConfig(scale=(0.6, 1.5), hue=10.0),  # colours are what tells some glyphs apart
+    "optimizer": "adamw",
+    "learning_rate": 2e-3,
+    "min_learning_rate": 1e-5,
+    "weight_decay": 0.02,
+    # Colours are what tells some glyphs apart, and sizes vary within the scenes.
+    "augmentation": AugmentConfig(scale=(0.8, 1.3), photometric=False),
 }
