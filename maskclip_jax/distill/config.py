@@ -94,6 +94,7 @@ class DistillConfig:
       accumulate: micro-batches that a device takes its share in, one after the other; gradients are summed exactly.
       crop_size: side of the training crop, in pixels.
       optimizer: "sgd" (the paper's) or "adamw".
+      backbone_rate: the backbone learns at so much of the learning rate; below 1 keeps what it started from.
       learning_rate, min_learning_rate, power, momentum, weight_decay: of the optimizer, with the polynomial schedule.
       loss_mean: cross-entropy over the "labelled" pixels, or over "all", ignored ones too (the released code).
       mapper: M(t) of finetuned-clip.
@@ -131,6 +132,7 @@ class DistillConfig:
     optimizer: str = "sgd"
     learning_rate: float = 0.01
     min_learning_rate: float = 1e-4
+    backbone_rate: float = 1.0
     power: float = 0.9
     momentum: float = 0.9
     weight_decay: float = 5e-4

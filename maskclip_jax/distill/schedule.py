@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -41,3 +43,9 @@ def descent_direction(config: DistillConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.scale_by_adam(config.momentum, 0.98), optax.add_decayed_weights(config.weight_decay, matrices)
     )
+
+
+def scaled_step(direction: Any, rate: Float[Array, ""], config: DistillConfig) -> Any:
+    """What is added to the parameters: `−rate · v`, for the backbone's `−rate · backbone_rate · v`."""
+    scale = lambda path: config.backbone_rate if path[0].key == "backbone" else 1.0  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lambda path, d: -rate * scale(path) * d, direction)

@@ -26,7 +26,7 @@ from maskclip_jax.clip.load import load_clip
 from maskclip_jax.distill import pseudo_labels
 from maskclip_jax.distill.config import UNLABELLED, DistillConfig
 from maskclip_jax.distill.losses import LossSum, cross_entropy, feature_l1, has_loss, valid_positions
-from maskclip_jax.distill.schedule import descent_direction, learning_rate
+from maskclip_jax.distill.schedule import descent_direction, learning_rate, scaled_step
 from maskclip_jax.distill.students import Student
 from maskclip_jax.distill.students.layers import resize_bilinear
 from maskclip_jax.distill.students.weights import backbone_from_clip, load_backbone_weights
@@ -135,7 +135,7 @@ def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | 
             jax.tree.map(lambda g: g / count, grads), state.opt_state, state.params
         )
         rate = learning_rate(state.step, config)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda d: -rate * d, direction))
+        params = optax.apply_updates(state.params, scaled_step(direction, rate, config))
         state_after = TrainState(state.step + 1, params, batch_stats, opt_state)
         guided = pseudo_labels.is_guided(state.step, config)
         return state_after, {

@@ -6,7 +6,7 @@ import optax
 import pytest
 from tiny_distill import config_of
 
-from maskclip_jax.distill.schedule import descent_direction, learning_rate, polynomial
+from maskclip_jax.distill.schedule import descent_direction, learning_rate, polynomial, scaled_step
 
 
 @pytest.mark.parametrize("step", [0, 1, 7, 1999, 3999, 4000, 5000])
@@ -58,3 +58,10 @@ def test_adamw_by_hand():
         found, state = optimiser.update({"matrix": g, "bias": g[0]}, state, params)
         np.testing.assert_allclose(found["matrix"], adam + 0.1 * params["matrix"], rtol=1e-4)
         np.testing.assert_allclose(found["bias"], adam[0], rtol=1e-4)
+
+
+def test_the_backbone_learns_at_its_own_rate():
+    direction = {"backbone": {"kernel": np.ones(2)}, "head": {"kernel": np.ones(2)}}
+    step = scaled_step(direction, 0.5, config_of(backbone_rate=0.1))
+    np.testing.assert_allclose(step["backbone"]["kernel"], -0.05)
+    np.testing.assert_allclose(step["head"]["kernel"], -0.5)
