@@ -1,6 +1,7 @@
 """The schedule against its formula, the optimiser against PyTorch's written out."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -62,6 +63,6 @@ def test_adamw_by_hand():
 
 def test_the_backbone_learns_at_its_own_rate():
     direction = {"backbone": {"kernel": np.ones(2)}, "head": {"kernel": np.ones(2)}}
-    step = scaled_step(direction, 0.5, config_of(backbone_rate=0.1))
+    step = scaled_step(direction, jnp.asarray(0.5), config_of(backbone_rate=0.1))
     np.testing.assert_allclose(step["backbone"]["kernel"], -0.05)
     np.testing.assert_allclose(step["head"]["kernel"], -0.5)
