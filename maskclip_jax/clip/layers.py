@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
@@ -91,6 +92,11 @@ class Attention(nn.Module):
         q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         return self.out_proj(self._merge(attend(q, k, v, mask)))
 
+    def read(self, x: Float[Array, "B T D"], attention: Callable[[Array, Array, Array], Array]) -> tuple[Array, Array]:
+        """What comes out when `attention` (of q, k, v, each [B, T, N, d]) replaces the softmax; and the keys."""
+        q, k, v = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(self._merge(attention(*map(self._split, (q, k, v))))), k
+
     def value(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """`W_o (W_v x + b_v) + b_o`: what attention would give if every token looked only at itself (equation 4)."""
         return self.out_proj(self.v_proj(x))
@@ -107,9 +113,15 @@ def attend(
     k: Float[Array, "B K N d"],
     v: Float[Array, "B K N d"],
     mask: Bool[Array, "#B 1 #Q K"] | None = None,
+    bias: Float[Array | np.ndarray, "Q K"] | None = None,
 ) -> Float[Array, "B Q N d"]:
-    """Softmax attention as plain batched products (on CPU faster than `jax.nn.dot_product_attention`)."""
+    """Softmax attention as plain batched products (on CPU faster than `jax.nn.dot_product_attention`).
+
+    `bias` is added to the scaled scores of every image and head.
+    """
     scores = jnp.einsum("bqnd,bknd->bnqk", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -158,6 +170,32 @@ class Block(nn.Module):
         k = self.attn.k_proj(y)
         k = self.attn.out_proj(k) if keys == "out_proj" else k
         return z + self.mlp(self.ln_2(z)), k
+
+    def read(
+        self,
+        x: Float[Array, "B T D"],
+        beside: Float[Array, "B T D"],
+        attention: Callable[[Array, Array, Array, Array], Array],
+        *,
+        residual: bool,
+        mlp: bool,
+        keys: str,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """A step of the path `beside` the tower, and the keys: `attention` is given the tokens, then q, k and v.
+
+        q, k and v come from the tower's own tokens `x`; residual and MLP, where kept, act on the path.
+        """
+        y = self.ln_1(x)
+        z, k = self.attn.read(y, lambda q, k, v: attention(y, q, k, v))
+        z = beside + z if residual else z
+        z = z + self.mlp(self.ln_2(z)) if mlp else z
+        return z, self.attn.out_proj(k) if keys == "out_proj" else k
+
+
+def mean_length(tokens: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"] | None) -> Float[Array, "B"]:  # noqa: UP037
+    """The mean norm of each image's tokens; padding does not count."""
+    length = jnp.linalg.norm(tokens.astype(jnp.float32), axis=-1)
+    return length.mean(axis=1) if mask is None else length.mean(axis=1, where=mask[:, 0, 0])
 
 
 def fold_linear(first: dict, second: dict) -> dict:
