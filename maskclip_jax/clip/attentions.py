@@ -1,9 +1,9 @@
 """Training-free readings of the last blocks: which matrix takes the place of `softmax(q kᵀ s)`, and what is kept.
 
 MaskCLIP reads values alone; its successors let patches look at those that are like them. Every attention here is one
-pure function `(q, k, v, around) -> [B, T, N, d]` of the last block's own queries, keys and values, the class token first
-(in a ResNet's attention pool, the mean token). `s` is `d ** -0.5`, d the width of a head. What a method does to the rest
-of the block (residual, MLP, how many blocks) are switches of `DenseMethod`; the published combinations are `METHODS`.
+pure function `(q, k, v, around) -> [B, T, N, d]` of the last block's own queries, keys and values, the class token
+first (in a ResNet's attention pool, the mean token). `s` is `d ** -0.5`, d the width of a head. What a method does to
+the rest of the block (residual, MLP, how many blocks) are switches of `DenseMethod`; published ones are in `METHODS`.
 
     clip           softmax(q kᵀ s)                             as trained: the paper's baseline
     maskclip       v                                           Zhou et al., ECCV 2022, equation 4

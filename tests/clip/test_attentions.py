@@ -149,7 +149,9 @@ def vit_by_definition(visual, image, method):
     path = None
     for i in range(c.layers):
         p = visual["transformer"][f"resblocks_{i}"]
-        mlp = lambda z, p=p: linear(p["mlp"]["c_proj"], quick_gelu(linear(p["mlp"]["c_fc"], layer_norm(p["ln_2"], z))))
+        mlp = lambda z, p=p: linear(  # noqa: E731
+            p["mlp"]["c_proj"], quick_gelu(linear(p["mlp"]["c_fc"], layer_norm(p["ln_2"], z)))
+        )
         y = layer_norm(p["ln_1"], x)
         q, k, v = (linear(p["attn"][f"{n}_proj"], y) for n in "qkv")
         around = {"shape": (grid, grid), "sigma": method.sigma, "norm": np.linalg.norm(y, axis=-1).mean()}
