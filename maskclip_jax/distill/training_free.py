@@ -6,6 +6,7 @@ go, one result at a time, every host its share.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -47,7 +48,10 @@ def evaluate_protocol(
       UserError: an option that cannot be used, an image without annotation, or a label that is no class.
     """
     names = [str(name) for name in classes]
-    protocol = {"protocol": protocol_name} | {k: v for k, v in options.items() if k != "batch_size" and v is not None}
+    method = options.get("method", "maskclip")
+    # not part of a protocol, or recorded below as it was used
+    apart = ("batch_size", "classifier", "cache", "short_side", "probability_scale", "naive", "method")
+    protocol = {"protocol": protocol_name} | {k: v for k, v in options.items() if k not in apart and v is not None}
     if names[0].casefold() == BACKGROUND and len(classes) > 1:
         options["background"] = [(word,) for word in classes[0][1:]] or None
         classes = classes[1:]
@@ -57,7 +61,13 @@ def evaluate_protocol(
                 "neither: name some, or take a --protocol that has one"
             )
     settings = prediction_settings(classes, pretrained, **options)
-    protocol |= {"short side": settings.preprocess.short_side, "probability scale": round(float(settings.scale), 3)}
+    protocol |= {
+        "short side": settings.preprocess.short_side,
+        "probability scale": round(float(settings.scale), 3),
+        "naive": settings.naive,
+        "method": method if isinstance(method, str) else dataclasses.asdict(method),
+        "fidelity": dataclasses.asdict(pretrained.config.fidelity),
+    }
     waiting: deque[np.ndarray] = deque()
     share = range(jax.process_index(), len(source), jax.process_count())
 
