@@ -23,6 +23,7 @@ import numpy as np
 from experiments.embedded.score import load_split
 from maskclip_jax import load_clip
 from maskclip_jax.clip.attentions import METHODS, dense_method
+from maskclip_jax.clip.config import ResNetConfig
 from maskclip_jax.commands.common import progress
 from maskclip_jax.data.images import write_json
 from maskclip_jax.evaluate import confusion_matrix, mean_iou
@@ -79,6 +80,8 @@ def score_model(name: str, count: int, methods: list[str], out: Path, results: d
     scenes = load_split("heldout", count)
     classifier = text_classifier(pretrained, scenes[2])
     for method in methods:
+        if method == "values" and isinstance(pretrained.config.vision, ResNetConfig):
+            continue  # a pool has neither residual nor MLP: this is MaskCLIP
         blocks = dense_method(method, pretrained.config).blocks
         row = rows.setdefault(method, {})
         for reading, options in READINGS.items():
