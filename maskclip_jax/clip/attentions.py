@@ -21,6 +21,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -87,7 +88,11 @@ def pool_value_value(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
 
 def key_key_gaussian(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
     """NACLIP: patches near each other attract each other."""
-    return attend(k, k, v, around.mask, bias=gaussian_neighbourhood(around.shape, around.sigma))
+    scores = jnp.einsum("bqnd,bknd->bnqk", k * k.shape[-1] ** -0.5, k).astype(jnp.float32)
+    scores += gaussian_neighbourhood(around.shape, around.sigma)
+    if around.mask is not None:
+        scores = jnp.where(around.mask, scores, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
 def gem(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
@@ -102,6 +107,12 @@ def gem(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
         p = _unit(attend(p * temperature, p, p, around.mask))
         out += attend(p * temperature, p, v, around.mask)
     return out / 3
+
+
+def mean_length(tokens: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"] | None) -> Float[Array, "B"]:  # noqa: UP037
+    """The mean norm of each image's tokens; padding does not count."""
+    length = jnp.linalg.norm(tokens.astype(jnp.float32), axis=-1)
+    return length.mean(axis=1) if mask is None else length.mean(axis=1, where=mask[:, 0, 0])
 
 
 def gaussian_neighbourhood(shape: tuple[int, int], sigma: float) -> Float[np.ndarray, "T T"]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
@@ -113,15 +112,9 @@ def attend(
     k: Float[Array, "B K N d"],
     v: Float[Array, "B K N d"],
     mask: Bool[Array, "#B 1 #Q K"] | None = None,
-    bias: Float[Array | np.ndarray, "Q K"] | None = None,
 ) -> Float[Array, "B Q N d"]:
-    """Softmax attention as plain batched products (on CPU faster than `jax.nn.dot_product_attention`).
-
-    `bias` is added to the scaled scores of every image and head.
-    """
+    """Softmax attention as plain batched products (on CPU faster than `jax.nn.dot_product_attention`)."""
     scores = jnp.einsum("bqnd,bknd->bnqk", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
-    if bias is not None:
-        scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -190,12 +183,6 @@ class Block(nn.Module):
         z = beside + z if residual else z
         z = z + self.mlp(self.ln_2(z)) if mlp else z
         return z, self.attn.out_proj(k) if keys == "out_proj" else k
-
-
-def mean_length(tokens: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"] | None) -> Float[Array, "B"]:  # noqa: UP037
-    """The mean norm of each image's tokens; padding does not count."""
-    length = jnp.linalg.norm(tokens.astype(jnp.float32), axis=-1)
-    return length.mean(axis=1) if mask is None else length.mean(axis=1, where=mask[:, 0, 0])
 
 
 def fold_linear(first: dict, second: dict) -> dict:

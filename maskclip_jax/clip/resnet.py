@@ -11,18 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from maskclip_jax.clip.attentions import ATTENTIONS, MASKCLIP, Around, DenseMethod, pool_value_value
+from maskclip_jax.clip.attentions import ATTENTIONS, MASKCLIP, Around, DenseMethod, mean_length, pool_value_value
 from maskclip_jax.clip.config import ResNetConfig
-from maskclip_jax.clip.layers import (
-    Conv,
-    Dtype,
-    Linear,
-    apply_folded,
-    attend,
-    mean_length,
-    resize_positions,
-    valid_mask,
-)
+from maskclip_jax.clip.layers import Conv, Dtype, Linear, apply_folded, attend, resize_positions, valid_mask
 
 
 def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from maskclip_jax.clip.attentions import ATTENTIONS, MASKCLIP, Around, DenseMethod, check_blocks
+from maskclip_jax.clip.attentions import ATTENTIONS, MASKCLIP, Around, DenseMethod, check_blocks, mean_length
 from maskclip_jax.clip.config import Fidelity, ViTConfig
-from maskclip_jax.clip.layers import Dtype, Transformer, layer_norm, mean_length, resize_positions, valid_mask
+from maskclip_jax.clip.layers import Dtype, Transformer, layer_norm, resize_positions, valid_mask
 
 
 class VisionTransformer(nn.Module):
