@@ -79,10 +79,11 @@ def score_model(name: str, count: int, methods: list[str], out: Path, results: d
     rows = before["rows"] if before.get("protocol") == protocol else {}
     scenes = load_split("heldout", count)
     classifier = text_classifier(pretrained, scenes[2])
+    resnet = isinstance(pretrained.config.vision, ResNetConfig)
     for method in methods:
-        if method == "values" and isinstance(pretrained.config.vision, ResNetConfig):
+        if method == "values" and resnet:
             continue  # a pool has neither residual nor MLP: this is MaskCLIP
-        blocks = dense_method(method, pretrained.config).blocks
+        blocks = 1 if resnet else dense_method(method, pretrained.config).blocks
         row = rows.setdefault(method, {})
         for reading, options in READINGS.items():
             if reading in row:
