@@ -12,6 +12,7 @@ from maskclip_jax.clip.transformers_quietly import transformers
 from maskclip_jax.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
+WIDER_HEADS = {1280: 80, 1408: 88, 1664: 104}  # width of the ViT -> of a head, in H/14, g/14 and bigG/14
 NO_TEXT = TextConfig(1, 2, 1, 1, 1, 1)  # the least there can be, where a checkpoint holds the image tower alone
 
 
@@ -212,6 +213,11 @@ def vision_from_shapes(shapes: Shapes) -> tuple[ViTConfig | ResNetConfig, int]:
     """The image tower and the joint embedding's width E, from the shapes of OpenAI-named `visual.…` arrays."""
     if "visual.proj" in shapes:
         width, _, _, patch = _shape(shapes, "visual.conv1.weight", 4)
+        if width in WIDER_HEADS:  # 64 divides these too, and would be silently wrong
+            raise UserError(
+                f"a ViT of width {width} is not OpenAI's: its heads are {WIDER_HEADS[width]} wide, and its arrays do "
+                "not tell its activation: put its open_clip_config.json (or config.json) beside the weights"
+            )
         image_size = _side(_shape(shapes, "visual.positional_embedding", 2)) * patch
         layers = _count(shapes, r"visual\.transformer\.resblocks\.(\d+)\.")
         mlp_width, _ = _shape(shapes, "visual.transformer.resblocks.0.mlp.c_fc.weight", 2)

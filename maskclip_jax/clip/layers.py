@@ -91,6 +91,11 @@ class Attention(nn.Module):
         q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         return self.out_proj(self._merge(attend(q, k, v, mask)))
 
+    def read(self, x: Float[Array, "B T D"], attention: Callable[[Array, Array, Array], Array]) -> tuple[Array, Array]:
+        """What comes out when `attention` (of q, k, v, each [B, T, N, d]) replaces the softmax; and the keys."""
+        q, k, v = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(self._merge(attention(*map(self._split, (q, k, v))))), k
+
     def value(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """`W_o (W_v x + b_v) + b_o`: what attention would give if every token looked only at itself (equation 4)."""
         return self.out_proj(self.v_proj(x))
@@ -158,6 +163,26 @@ class Block(nn.Module):
         k = self.attn.k_proj(y)
         k = self.attn.out_proj(k) if keys == "out_proj" else k
         return z + self.mlp(self.ln_2(z)), k
+
+    def read(
+        self,
+        x: Float[Array, "B T D"],
+        beside: Float[Array, "B T D"],
+        attention: Callable[[Array, Array, Array, Array], Array],
+        *,
+        residual: bool,
+        mlp: bool,
+        keys: str,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """A step of the path `beside` the tower, and the keys: `attention` is given the tokens, then q, k and v.
+
+        q, k and v come from the tower's own tokens `x`; residual and MLP, where kept, act on the path.
+        """
+        y = self.ln_1(x)
+        z, k = self.attn.read(y, lambda q, k, v: attention(y, q, k, v))
+        z = beside + z if residual else z
+        z = z + self.mlp(self.ln_2(z)) if mlp else z
+        return z, self.attn.out_proj(k) if keys == "out_proj" else k
 
 
 def fold_linear(first: dict, second: dict) -> dict:

@@ -9,11 +9,13 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod
 from maskclip_jax.clip.config import CLIPConfig, ViTConfig
 from maskclip_jax.clip.layers import Dtype, fold_linear
 from maskclip_jax.clip.resnet import ModifiedResNet
 from maskclip_jax.clip.text import TextTransformer
 from maskclip_jax.clip.vit import VisionTransformer
+from maskclip_jax.errors import UserError
 
 
 class DenseFeatures(NamedTuple):
@@ -59,7 +61,16 @@ class CLIP(nn.Module):
         return self.text(ids)[0]
 
     def encode_dense(
-        self, images: Float[Array, "B H W 3"], *, grid: Int[Array, "B 2"] | None = None, naive: bool = False
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        grid: Int[Array, "B 2"] | None = None,
+        naive: bool = False,
+        attention: str = "value",
+        residual: bool = True,
+        mlp: bool = True,
+        blocks: int = 1,
+        sigma: float | int = 5.0,
     ) -> DenseFeatures:
         """Features of every position through the last layer's values alone (paper, section 3.1, equation 4).
 
@@ -68,11 +79,16 @@ class CLIP(nn.Module):
           grid: when images of different sizes share a padded batch, each one's valid rows and columns in units of
             `config.stride` pixels. What lies beyond changes nothing inside, and comes out meaningless.
           naive: the paper's baseline instead, the unmodified last layer (keys are the same).
+          attention, residual, mlp, blocks, sigma: another reading of the last blocks, as `DenseMethod` has them;
+            `**dataclasses.asdict(METHODS["sclip"])` is a published one.
 
         Returns:
           features [B, h, w, E] of unit norm and keys [B, h·w, D]. Under `jit`, what is not used is not computed.
         """
-        features, keys = self.visual.dense(images, grid, naive)
+        method = DenseMethod(attention, residual, mlp, blocks, sigma)
+        if naive and method != MASKCLIP:
+            raise UserError("naive is the unmodified last layer, but another attention came too: give one of the two")
+        features, keys = self.visual.dense(images, grid, naive, method)
         features = features.astype(jnp.float32)
         norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
         return DenseFeatures(features / jnp.maximum(norm, 1e-12), keys)

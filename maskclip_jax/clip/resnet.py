@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from maskclip_jax.clip.attentions import ATTENTIONS, MASKCLIP, Around, DenseMethod, mean_length, pool_value_value
 from maskclip_jax.clip.config import ResNetConfig
 from maskclip_jax.clip.layers import Conv, Dtype, Linear, apply_folded, attend, resize_positions, valid_mask
 
@@ -134,10 +135,26 @@ class AttentionPool(nn.Module):
     def naive(self, x: Float[Array, "B h w D"], mask: Bool[Array, "B h w"] | None) -> Float[Array, "B h w E"]:
         """Every position as a query, without position embedding: the paper's baseline."""
         tokens = self._tokens(x, mask)
-        if mask is not None:
-            flat = mask.reshape(mask.shape[0], -1)
-            mask = jnp.pad(flat, ((0, 0), (1, 0)), constant_values=True)[:, None, None]
-        return self._attend(tokens, tokens, mask)[:, 1:].reshape(*x.shape[:3], -1)
+        return self._attend(tokens, tokens, _token_mask(mask))[:, 1:].reshape(*x.shape[:3], -1)
+
+    def read(
+        self, x: Float[Array, "B h w D"], mask: Bool[Array, "B h w"] | None, grid: Array | None, method: DenseMethod
+    ) -> Float[Array, "B h w E"]:
+        """Every position through another attention (`maskclip_jax.clip.attentions`); not normalised.
+
+        Without position embedding, as MaskCLIP reads the pool; CLIP Surgery ("vv"), which has its own rule for the
+        pool, keeps it.
+        """
+        tokens, shape, attention = self._tokens(x, mask), x.shape[1:3], ATTENTIONS[method.attention]
+        if method.attention == "vv":
+            patches = resize_positions(self.positional_embedding[1:], self.grid, grid, shape)
+            patches = patches.reshape(len(patches), -1, self.width).astype(tokens.dtype)
+            tokens, attention = tokens.at[:, 1:].add(patches), pool_value_value
+            tokens = tokens.at[:, 0].add(self.positional_embedding[0].astype(tokens.dtype))
+        split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)  # noqa: E731
+        around = Around(shape, _token_mask(mask), mean_length(tokens, _token_mask(mask)), method.sigma)
+        out = attention(*(split(proj(tokens)) for proj in (self.q_proj, self.k_proj, self.v_proj)), around)
+        return self.c_proj(out.reshape(*out.shape[:2], -1)[:, 1:]).reshape(*x.shape[:3], -1)
 
     def dense(self, x: Float[Array, "B h w D"], folded: dict | None) -> tuple[Array, Float[Array, "B L D"]]:
         """`c_proj(v_proj(x))` at every position (not normalised), and the keys `k_proj(x)`."""
@@ -158,6 +175,12 @@ class AttentionPool(nn.Module):
         q, k, v = split(self.q_proj(queries)), split(self.k_proj(tokens)), split(self.v_proj(tokens))
         out = attend(q, k, v, mask)
         return self.c_proj(out.reshape(*out.shape[:2], -1))
+
+
+def _token_mask(mask: Bool[Array, "B h w"] | None) -> Bool[Array, "B 1 1 T"] | None:
+    if mask is None:
+        return None
+    return jnp.pad(mask.reshape(mask.shape[0], -1), ((0, 0), (1, 0)), constant_values=True)[:, None, None]
 
 
 class ModifiedResNet(nn.Module):
@@ -182,7 +205,11 @@ class ModifiedResNet(nn.Module):
         return self.attnpool(x), out
 
     def dense(
-        self, images: Float[Array, "B H W 3"], grid: Int[Array, "B 2"] | None, naive: bool
+        self,
+        images: Float[Array, "B H W 3"],
+        grid: Int[Array, "B 2"] | None,
+        naive: bool,
+        method: DenseMethod = MASKCLIP,
     ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
         """Projected features of every position (not normalised) and the keys; see `CLIP.encode_dense`."""
         stride = self.config.dense_stride
@@ -192,6 +219,8 @@ class ModifiedResNet(nn.Module):
         values, keys = self.attnpool.dense(x, folded)
         if naive:
             values = self.attnpool.naive(x, real.mask(x.shape[1:3], stride))
+        elif method.attention != "value":
+            values = self.attnpool.read(x, real.mask(x.shape[1:3], stride), grid, method)
         return values, keys
 
     def _trunk(

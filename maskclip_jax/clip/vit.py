@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from maskclip_jax.clip.attentions import ATTENTIONS, MASKCLIP, Around, DenseMethod, check_blocks, mean_length
 from maskclip_jax.clip.config import Fidelity, ViTConfig
 from maskclip_jax.clip.layers import Dtype, Transformer, layer_norm, resize_positions, valid_mask
 
@@ -44,13 +45,20 @@ class VisionTransformer(nn.Module):
         return self._project(x[:, 0]), out
 
     def dense(
-        self, images: Float[Array, "B H W 3"], grid: Int[Array, "B 2"] | None, naive: bool
+        self,
+        images: Float[Array, "B H W 3"],
+        grid: Int[Array, "B 2"] | None,
+        naive: bool,
+        method: DenseMethod = MASKCLIP,
     ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
         """Projected features of every patch (not normalised) and the last layer's keys; see `CLIP.encode_dense`."""
         shape = self._grid(images)
         mask = valid_mask(grid, shape)
         if mask is not None:  # the class token sees, and is seen by, every valid patch
             mask = jnp.pad(mask.reshape(mask.shape[0], -1), ((0, 0), (1, 0)), constant_values=True)[:, None, None]
+        if method != MASKCLIP:
+            z, keys = self._read(self._embed(images, grid), mask, shape, method)
+            return self._project(z).reshape(z.shape[0], *shape, -1), keys
         x = self.transformer.penultimate(self._embed(images, grid), mask)
         folded = self.get_variable("folded", "value") if self.has_variable("folded", "value") else None
         # The class token ends here: nothing below looks from one token to another, except in the naive baseline.
@@ -58,6 +66,25 @@ class VisionTransformer(nn.Module):
         if naive:
             z = self.transformer.last(x, mask)[:, 1:]
         return self._project(z).reshape(z.shape[0], *shape, -1), keys
+
+    def _read(
+        self, x: Float[Array, "B T D"], mask: Array | None, shape: tuple[int, int], method: DenseMethod
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+        """The last `method.blocks` blocks on a path beside the tower: patches and keys, the class token dropped."""
+        check_blocks(method, self.config)
+        blocks, first = self.transformer.resblocks, self.config.layers - method.blocks
+        for block in blocks[:first]:
+            x = block(x, mask)
+
+        def attention(tokens: Array, q: Array, k: Array, v: Array) -> Array:
+            around = Around(shape, mask, mean_length(tokens, mask), method.sigma)
+            return ATTENTIONS[method.attention](q, k, v, around)
+
+        path, switches = x, {"residual": method.residual, "mlp": method.mlp, "keys": self.fidelity.keys}
+        for block in blocks[first:]:
+            path, keys = block.read(x, path, attention, **switches)
+            x = block(x, mask) if block is not blocks[-1] else x
+        return path[:, 1:], keys[:, 1:]
 
     def _project(self, x: Array) -> Array:
         x = self.ln_post(x)

@@ -12,6 +12,8 @@ from typing import Any
 
 from maskclip_jax.errors import UserError
 
+METHOD_OPTIONS = ("method", "synonyms", "probability_scale", "pamr")
+
 
 def unit(text: str) -> float:
     """An argument above 0 and up to 1."""
@@ -81,6 +83,35 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--background", help="words that compete and become one class, background")
     parser.add_argument("--background-threshold", type=unit, metavar="P", help="less sure pixels become background")
     parser.add_argument("--batch-size", type=positive, default=8, help="images or windows at once")
+    add_method_arguments(parser)
+    parser.add_argument("--scales", type=float, nargs="+", help="sizes whose probabilities are averaged (1.0)")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", help="how CLIP's last blocks are read: maskclip, sclip, clearclip, naclip, gem, …")
+    parser.add_argument("--protocol", help="a paper's sizes, windows, templates, scale and method; yours go first")
+    parser.add_argument(
+        "--synonyms", choices=("mean", "max"), help="a class is its synonyms' mean, or the best of them"
+    )
+    parser.add_argument("--probability-scale", type=float, metavar="S", help="of the softmax over classes")
+    parser.add_argument("--pamr", type=int, metavar="N", help="steps that pull masks to the image's edges (paper: 10)")
+
+
+def with_protocol(args: argparse.Namespace, options: dict[str, Any], *, background: bool) -> dict[str, Any]:
+    """`options` and those of `add_method_arguments`, gaps (None) filled by `--protocol`, and then by the defaults."""
+    from maskclip_jax.segment.protocols import protocol_options
+
+    options = options | {name: getattr(args, name) for name in METHOD_OPTIONS}
+    if args.protocol is not None:
+        preset = protocol_options(args.protocol, background=background)
+        if options.get("naive"):
+            preset["method"] = None
+        if options.get("window") is not None:  # a window of one's own comes with its own stride
+            preset["stride"] = None
+        options |= {name: value for name, value in preset.items() if options.get(name) is None}
+    defaults = {"method": "maskclip", "synonyms": "mean", "pamr": 0, "scales": (1.0,)}
+    return options | {name: value for name, value in defaults.items() if options.get(name) is None}
 
 
 def template_option(args: argparse.Namespace) -> str | tuple[str] | None:
@@ -91,8 +122,9 @@ def template_option(args: argparse.Namespace) -> str | tuple[str] | None:
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     """`add_reading_arguments` as keyword arguments of `segment_images`."""
     names = ("short_side", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
-    names += ("background_threshold", "batch_size")
-    return {"templates": template_option(args)} | {name: getattr(args, name) for name in names}
+    names += ("background_threshold", "batch_size", "scales", "flip")
+    options = {"templates": template_option(args)} | {name: getattr(args, name) for name in names}
+    return with_protocol(args, options, background=args.background is not None)
 
 
 def refuse_for_students(args: argparse.Namespace, names: Sequence[str]) -> None:

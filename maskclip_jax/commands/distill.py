@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend", help="changes to its config"
     )
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--method", help="how the teacher's last blocks are read (teacher_method of the config)")
     parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster that JAX knows")
 
 
@@ -30,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
     from maskclip_jax.distill.experiment import load_experiment
     from maskclip_jax.distill.loop import train_and_evaluate
 
-    config = load_experiment(args.experiment, args.set)
+    changes = args.set if args.method is None else [*args.set, f"teacher_method={args.method}"]
+    config = load_experiment(args.experiment, changes)
     state = train_and_evaluate(config, args.out)
     if is_first_host():
         print(f"{args.out} holds the student after {int(state.step)} steps")

@@ -1,6 +1,7 @@
 """mIoU of a model on images with masks.
 
     python run.py evaluate scenes --classes scenes66
+    python run.py evaluate scenes --classes scenes66 --model embedded-vit --protocol naclip
     python run.py evaluate scenes --model runs/scenes
 
 DATA is "scenes" (the 64 that ship), a folder with images/ and labels/, an .npz, a folder of .npy, a .zip!split, or
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--naive", action="store_true", help="the paper's baseline: the unmodified last layer")
     parser.add_argument("--prompt-denoising", type=common.unit, metavar="T", help="threshold; off unless given")
     parser.add_argument("--key-smoothing", type=common.unit, nargs="?", const=1.0, metavar="T", help="threshold (1)")
+    common.add_method_arguments(parser)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="sizes whose probabilities are averaged")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
     parser.add_argument("--batch-size", type=common.positive, default=8, help="images at once, at most")
@@ -44,10 +46,14 @@ def run(args: argparse.Namespace) -> None:
     with common.progress("evaluating", len(source)) as report:
         views["progress"] = lambda done, total: report(done)
         if is_run(args.model):
-            refused = ("classes", "templates", "naive", "prompt_denoising", "key_smoothing")
-            common.refuse_for_students(args, refused)
+            refused = ("classes", "templates", "naive", "prompt_denoising", "key_smoothing", "protocol")
+            common.refuse_for_students(args, (*refused, *common.METHOD_OPTIONS))
             trained = load_student(args.model)
             scores = evaluate_student(trained.config, trained.variables, trained.text, source, **views)
+        elif any(getattr(args, o) for o in ("protocol", "synonyms", "probability_scale", "pamr")):
+            from maskclip_jax.distill.training_free import evaluate_protocol
+
+            scores = evaluate_protocol(common.load_model(args), source, **_protocol_options(args), **views)
         else:
             scores = evaluate_teacher(*_teacher(args), source, **_teacher_options(args), **views)
     found = scores.to_dict()
@@ -64,13 +70,30 @@ def run(args: argparse.Namespace) -> None:
         print(f"wrote {args.out}")
 
 
-def _teacher(args: argparse.Namespace):
+def _classes(args: argparse.Namespace):
     from maskclip_jax.data.vocabulary import parse_classes
-    from maskclip_jax.segment.classifier import text_classifier
 
     if args.classes is None:
         raise UserError("a CLIP must be told what the masks' values mean, but --classes is missing: name them in order")
-    classes = parse_classes(args.classes)
+    return parse_classes(args.classes)
+
+
+def _protocol_options(args: argparse.Namespace) -> dict:
+    """Arguments of `evaluate_protocol`; a background, where the first class is called so, has the threshold."""
+    from maskclip_jax.segment.settings import BACKGROUND
+
+    classes = _classes(args)
+    options = _teacher_options(args) | {"templates": common.template_option(args)}
+    unseen = options.pop("unseen", ())
+    options = common.with_protocol(args, options, background=str(classes[0]).casefold() == BACKGROUND)
+    del options["scales"]  # they come with the other views
+    return {"classes": classes, "unseen": unseen, "protocol_name": args.protocol} | options
+
+
+def _teacher(args: argparse.Namespace):
+    from maskclip_jax.segment.classifier import text_classifier
+
+    classes = _classes(args)
     pretrained = common.load_model(args)
     return pretrained, text_classifier(pretrained, classes, common.template_option(args)), [str(c) for c in classes]
 
@@ -79,6 +102,7 @@ def _teacher_options(args: argparse.Namespace) -> dict:
     from maskclip_jax.data.vocabulary import class_set_names, parse_classes, unseen_classes
 
     options = {name: getattr(args, name) for name in ("prompt_denoising", "key_smoothing", "naive")}
+    options["method"] = args.method or "maskclip"
     if args.unseen:
         names = [str(c) for c in parse_classes(args.classes)]
         known = args.unseen in class_set_names()

@@ -82,7 +82,7 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable, Callable[[in
         from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
         from maskclip_jax.distill.workdir import load_student
 
-        common.refuse_for_students(args, STUDENTS_REFUSE)
+        common.refuse_for_students(args, (*STUDENTS_REFUSE, *common.METHOD_OPTIONS))
         trained = load_student(args.model)
         options = {name: getattr(args, name) for name in ("short_side", "batch_size", "background_threshold")}
         options["classes"] = None if args.classes is None else [str(c) for c in parse_classes(args.classes)]

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from maskclip_jax.clip.attentions import METHODS
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes
 from maskclip_jax.distill.students import StudentConfig
 from maskclip_jax.errors import UserError
@@ -23,6 +24,7 @@ MODES = ("annotation-free", "zero-shot", "supervised", "feature", "finetuned-cli
 CHOICES = {
     "mode": MODES,
     "teacher_fidelity": ("clip", "released"),
+    "teacher_method": tuple(METHODS),
     "foreground": ("none", "annotation"),
     "loss_mean": ("labelled", "all"),
     "mapper": (None, "identity", "linear", "mlp"),
@@ -84,6 +86,7 @@ class DistillConfig:
         Context59 runs saw); "none" uses no annotation at all.
       background: class 0 is the background, a learnable embedding; never a pseudo label.
       teacher, teacher_fidelity, dense_stride: arguments of `load_clip`.   templates: of `text_classifier`.
+      teacher_method: how the teacher's last blocks are read (`maskclip_jax.clip.attentions.METHODS`).
       prompt_denoising, key_smoothing: thresholds of the teacher's refinement; None is off.
       conf_thresh: pseudo labels less probable than this (softmax over the candidate classes) become 255; None is off.
       labels_from: "online" (the teacher inside the step) or a folder of masks made before.
@@ -115,6 +118,7 @@ class DistillConfig:
     background: bool = False
     teacher: str = "embedded"
     teacher_fidelity: str = "clip"
+    teacher_method: str = "maskclip"
     dense_stride: int | None = None
     templates: str | None = None
     prompt_denoising: float | None = None

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
+from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.preprocess import Preprocess
@@ -108,14 +109,18 @@ def evaluate_teacher(
     prompt_denoising: float | None = None,
     key_smoothing: float | None = None,
     naive: bool = False,
+    method: str | DenseMethod = "maskclip",
     unseen: Sequence[int] = (),
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Scores of MaskCLIP itself, whole images; `classifier` has a row for each name. Otherwise as for students."""
-    fidelity = pretrained.config.fidelity
+    """Scores of MaskCLIP itself, whole images; `classifier` has a row for each name. Otherwise as for students.
+
+    `method` is another reading of the last blocks (`maskclip_jax.clip.attentions.METHODS`).
+    """
+    fidelity, reading = pretrained.config.fidelity, dense_method(method, pretrained.config)
     protocol = {
         "scales": list(scales),
         "flip": flip,
@@ -124,11 +129,12 @@ def evaluate_teacher(
         "prompt denoising": prompt_denoising,
         "key smoothing": key_smoothing,
         "naive": naive,
+        "method": method if isinstance(method, str) else dataclasses.asdict(method),
         "stride": pretrained.config.stride,
         "fidelity": dataclasses.asdict(fidelity),
     }
     return _evaluate(
-        Counter(teacher_reader(pretrained, prompt_denoising, key_smoothing, naive), len(names)),
+        Counter(teacher_reader(pretrained, prompt_denoising, key_smoothing, naive, reading), len(names)),
         {"clip": pretrained.variables, "text": classifier},
         source,
         names,
@@ -164,12 +170,13 @@ def teacher_reader(
     denoising: float | None = None,
     smoothing: float | None = None,
     naive: bool = False,
+    method: DenseMethod = MASKCLIP,
 ) -> Reader:
     """MaskCLIP with its refinement."""
     model: CLIP = pretrained.model
 
     def scores(v: Any, pixels: Array, grid: Array) -> Array:
-        options = {"grid": grid, "denoising": denoising, "smoothing": smoothing, "naive": naive}
+        options = {"grid": grid, "denoising": denoising, "smoothing": smoothing, "naive": naive, "method": method}
         return predict_scores(model, v["clip"], pixels, v["text"], **options)
 
     def probabilities(v: Any, scores: Array) -> Array:
@@ -205,7 +212,17 @@ def _evaluate(
         done += len(batch)
         if progress is not None:
             progress(done, len(share))
-    total = sum_over_hosts(total)
+    return scored(sum_over_hosts(total), names, unseen, len(source), protocol)
+
+
+def scored(
+    total: Int64[np.ndarray, "C C"],
+    names: Sequence[str],
+    unseen: Sequence[int],
+    images: int,
+    protocol: dict[str, Any],
+) -> Scores:
+    """All scores of one confusion matrix."""
     iou = mean_iou(total)
     zero_shot = seen_unseen_harmonic(total, unseen) if 0 < len(unseen) < len(names) else None
     return Scores(
@@ -216,6 +233,6 @@ def _evaluate(
         float(mean_accuracy(total).mean),
         float(pixel_accuracy(total)),
         zero_shot,
-        len(source),
+        images,
         protocol,
     )

@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, UInt8
 
+from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.clip.load import Pretrained, load_clip
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.preprocess import upsample_matrix
@@ -38,6 +39,7 @@ class Teacher:
       model: its `config` has the fidelity and the dense stride.
       mean, std: of its images, per RGB channel in units of 0..1.
       denoising, smoothing: thresholds; None is off.
+      method: how the tower's last blocks are read.
     """
 
     model: CLIP
@@ -45,20 +47,21 @@ class Teacher:
     std: tuple[float, float, float]
     denoising: float | None = None
     smoothing: float | None = None
+    method: DenseMethod = MASKCLIP
 
     def features(self, variables: Any, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
-        """Dense value features of unit norm, at the teacher's own grid (of the padded image)."""
+        """Dense features of unit norm, at the teacher's own grid (of the padded image)."""
         padded, grid = self._prepared(images)
-        return self.model.apply(variables, padded, grid=grid, method="encode_dense").features
+        reading = dataclasses.asdict(self.method)
+        return self.model.apply(variables, padded, grid=grid, method="encode_dense", **reading).features
 
     def scores(
         self, variables: Any, images: UInt8[Array, "B H W 3"], classifier: Float[Array, "K E"]
     ) -> Float[Array, "B H W K"]:
         """Refined scores of the given classes alone, upsampled to pixels (bilinear, aligned as the fidelity says)."""
         padded, grid = self._prepared(images)
-        scores = predict_scores(
-            self.model, variables, padded, classifier, grid=grid, denoising=self.denoising, smoothing=self.smoothing
-        )
+        refinement = {"denoising": self.denoising, "smoothing": self.smoothing}
+        scores = predict_scores(self.model, variables, padded, classifier, grid=grid, method=self.method, **refinement)
         stride, aligned = self.model.config.stride, self.model.config.fidelity.upsample == "aligned"
         matrices = (
             upsample_matrix(-(-size // stride), stride, size, size, aligned=aligned, columns=cells)
@@ -108,6 +111,7 @@ def teacher_from(
         pretrained.preprocess.std,
         config.prompt_denoising,
         config.key_smoothing,
+        dense_method(config.teacher_method, pretrained.config),
     )
     return teacher, Frozen(image_tower(pretrained.variables), text)
 

@@ -5,6 +5,7 @@ Everything an image needs is in the arguments; nothing is read from disk, kept, 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod
 from maskclip_jax.clip.config import Fidelity
 from maskclip_jax.clip.layers import valid_mask
 from maskclip_jax.clip.model import CLIP
@@ -33,6 +35,7 @@ def dense_logits(
     *,
     grid: Int[Arrays, "B 2"] | None = None,
     naive: bool = False,
+    method: DenseMethod = MASKCLIP,
 ) -> DenseLogits:
     """MaskCLIP (paper, equation 4): the text classifier applied to the value features of every position.
 
@@ -42,9 +45,11 @@ def dense_logits(
       classifier: unit vectors, as `text_classifier` makes them. Logits are differentiable in them.
       grid: valid rows and columns of each image inside a padded batch, in units of `config.stride`; see `encode_dense`.
       naive: the paper's baseline, the unmodified last layer.
+      method: how the last blocks are read instead (`maskclip_jax.clip.attentions.METHODS`).
     """
     images, grid = jnp.asarray(images), None if grid is None else jnp.asarray(grid)
-    features, keys = model.apply(variables, images, grid=grid, naive=naive, method="encode_dense")
+    reading = dataclasses.asdict(method)
+    features, keys = model.apply(variables, images, grid=grid, naive=naive, method="encode_dense", **reading)
     return DenseLogits(jnp.einsum("bhwe,ce->bhwc", features, classifier, precision="highest"), keys)
 
 
@@ -62,6 +67,7 @@ def predict_scores(
     *,
     grid: Int[Arrays, "B 2"] | None = None,
     naive: bool = False,
+    method: DenseMethod = MASKCLIP,
     denoising: ArrayLike | None = None,
     smoothing: ArrayLike | None = None,
 ) -> Float[Array, "B h w C"]:
@@ -72,7 +78,7 @@ def predict_scores(
       smoothing: threshold of `key_smoothing`, may be traced; None is off.
       The others are those of `dense_logits`; the habits are those of `model.config.fidelity`.
     """
-    logits, keys = dense_logits(model, variables, images, classifier, grid=grid, naive=naive)
+    logits, keys = dense_logits(model, variables, images, classifier, grid=grid, naive=naive, method=method)
     scale = probability_scale(model, variables)
     flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3])
     confidence = None if denoising is None else class_confidence(flat, scale=scale, valid=valid)
@@ -111,6 +117,7 @@ def predict_probabilities(
     *,
     grid: Int[Arrays, "B 2"] | None = None,
     naive: bool = False,
+    method: DenseMethod = MASKCLIP,
     denoising: ArrayLike | None = None,
     smoothing: ArrayLike | None = None,
 ) -> Float[Array, "B h w C"]:
@@ -122,6 +129,7 @@ def predict_probabilities(
         classifier,
         grid=grid,
         naive=naive,
+        method=method,
         denoising=denoising,
         smoothing=smoothing,
     )

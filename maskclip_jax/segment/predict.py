@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Integer, UInt8
 
+from maskclip_jax.clip.attentions import DenseMethod
 from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.data.images import read_image
 from maskclip_jax.errors import UserError
@@ -27,6 +28,7 @@ from maskclip_jax.segment.classifier import Classes, Templates
 from maskclip_jax.segment.dense import dense_logits as dense_logits
 from maskclip_jax.segment.dense import predict_probabilities as predict_probabilities
 from maskclip_jax.segment.dense import predict_scores as predict_scores
+from maskclip_jax.segment.pixelwise import needs_every_pixel, pixel_maps
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.settings import prediction_settings as prediction_settings
 from maskclip_jax.segment.upsample import PixelMaps, label_pixels
@@ -73,6 +75,12 @@ def segment_images(
     progress: Callable[[int, int], None] | None = None,
     return_probabilities: bool = False,
     cache: bool | str | Path = True,
+    method: str | DenseMethod = "maskclip",
+    synonyms: str = "mean",
+    probability_scale: float | int | None = None,
+    pamr: int = 0,
+    scales: Sequence[float | int] = (1.0,),
+    flip: bool = False,
 ) -> list[Segmentation]:
     """Finds the named things in images of any sizes (MaskCLIP: paper, section 3).
 
@@ -95,6 +103,13 @@ def segment_images(
       batch_size: images (or windows) at once, at most; large images take less.
       progress: called with (images done, images in all).
       return_probabilities: also return the probability of every class at every pixel, in float32.
+      method: how CLIP's last blocks are read: "maskclip", "sclip", "clearclip", "naclip", "clip_surgery", "gem", … or a
+        `DenseMethod` (`maskclip_jax.clip.attentions`).
+      synonyms: a class is the "mean" of its synonyms' prompts, or the most probable of them, each a row of its own
+        ("max": then a given `classifier` has a row for every synonym).
+      probability_scale: what cosines are multiplied by before a softmax; None takes the model's own.
+      pamr: steps of PAMR, which pulls masks to the image's edges (`maskclip_jax.segment.pamr`); slow.
+      scales, flip: sizes (1 is `short_side`), and the mirrored image too, whose probabilities are averaged; slow.
 
     Returns:
       One `Segmentation` per image, in order.
@@ -118,6 +133,12 @@ def segment_images(
         batch_size=batch_size,
         return_probabilities=return_probabilities,
         cache=cache,
+        method=method,
+        synonyms=synonyms,
+        probability_scale=probability_scale,
+        pamr=pamr,
+        scales=scales,
+        flip=flip,
     )
     if isinstance(images, str | os.PathLike):
         raise UserError(f"images must be a list, but one path came ({images}): write [path]")
@@ -138,8 +159,12 @@ def iter_segmentations(
     while chunk := [as_pixels(image) for image in itertools.islice(images, LOOKAHEAD)]:
         results: list[Segmentation | None] = [None] * len(chunk)
         scores = whole_scores if settings.windows is None else window_scores
-        for index, upsampled in scores(chunk, settings):
-            results[index] = segmentation_of(_maps(upsampled, settings), settings.names)
+        if needs_every_pixel(settings):
+            found = pixel_maps(chunk, settings, scores)
+        else:
+            found = ((index, _pixel_maps(upsampled, settings)) for index, upsampled in scores(chunk, settings))
+        for index, maps in found:
+            results[index] = segmentation_of(maps, settings.names)
             done += 1
             if progress is not None:
                 progress(done)
@@ -151,13 +176,14 @@ def segmentation_of(maps: PixelMaps, names: Sequence[str]) -> Segmentation:
     return Segmentation(maps.labels, _class_scores(maps, names), tuple(names), *maps[1:])
 
 
-def _maps(upsampled: Upsampled, settings: PredictionSettings) -> PixelMaps:
+def _pixel_maps(upsampled: Upsampled, settings: PredictionSettings) -> PixelMaps:
     return label_pixels(
         *upsampled,
         np.asarray(settings.word_class),
         scale=settings.scale,
         smoothed=settings.smoothing is not None,
         least=settings.least,
+        synonyms=settings.synonyms,
         with_probabilities=settings.return_probabilities,
     )
 

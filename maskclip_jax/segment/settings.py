@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.clip.config import CLIPConfig
 from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.clip.model import CLIP
@@ -39,6 +40,10 @@ class PredictionSettings:
       least: below this probability a pixel is class 0; 0 is never.
       batch_size: images or windows at once, at most.
       return_probabilities: keep the probability of every class.
+      method: how the last blocks are read.
+      synonyms: a class's words are one row ("mean"), or a row each, of which the most probable counts ("max").
+      pamr: steps of PAMR on the pixels.
+      scales, flip: views whose probabilities are averaged.
     """
 
     model: CLIP
@@ -55,6 +60,11 @@ class PredictionSettings:
     least: float
     batch_size: int
     return_probabilities: bool
+    method: DenseMethod = MASKCLIP
+    synonyms: str = "mean"
+    pamr: int = 0
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
 
     @property
     def config(self) -> CLIPConfig:
@@ -79,9 +89,27 @@ def prediction_settings(
     batch_size: int = 8,
     return_probabilities: bool = False,
     cache: bool | str | Path = True,
+    method: str | DenseMethod = "maskclip",
+    synonyms: str = "mean",
+    probability_scale: float | int | None = None,
+    pamr: int = 0,
+    scales: Sequence[float | int] = (1.0,),
+    flip: bool = False,
 ) -> PredictionSettings:
     """Checks the options of `segment_images` (see there) and makes the text classifier. Raises UserError."""
     names, words, word_class = _words(named_classes(classes), background, background_threshold is not None)
+    if synonyms not in ("mean", "max"):
+        raise UserError(f"synonyms are taken by their 'mean' or their 'max', not {synonyms!r}: choose one")
+    if synonyms == "max":
+        word_class = tuple(c for c, entry in zip(word_class, words, strict=True) for _ in entry)
+        words = tuple(ClassName.of((word,)) for entry in words for word in entry)
+    reading = dense_method(method, pretrained.config)
+    if naive and reading != MASKCLIP:
+        raise UserError("--naive is the unmodified last layer, but another method came too: give one of the two")
+    if pamr < 0 or not scales or min(scales) <= 0:
+        raise UserError(f"PAMR takes 0 steps or more and scales are above 0, but {pamr} and {list(scales)} came")
+    if probability_scale is not None and probability_scale <= 0:
+        raise UserError(f"a probability scale is above 0, but {probability_scale} came: try 40")
     if isinstance(key_smoothing, bool):
         key_smoothing = 1.0 if key_smoothing else None
     for name, value in (
@@ -107,10 +135,14 @@ def prediction_settings(
             f"a classifier has a row for each of the {wanted[0]} words (background first) and {wanted[1]} columns, "
             f"but {list(classifier.shape)} came: make it with text_classifier"
         )
-    fixed = pretrained.config.fidelity.probability_scale
+    model = pretrained.model
+    if probability_scale is not None:  # where the fidelity keeps it, so that every softmax there is takes it
+        fidelity = dataclasses.replace(model.config.fidelity, probability_scale=float(probability_scale))
+        model = CLIP(dataclasses.replace(model.config, fidelity=fidelity), model.dtype)
+    fixed = model.config.fidelity.probability_scale
     scale = np.exp(np.asarray(pretrained.variables["params"]["logit_scale"])) if fixed is None else fixed
     return PredictionSettings(
-        pretrained.model,
+        model,
         jax.device_put(pretrained.variables),
         preprocess,
         jax.device_put(np.asarray(classifier, np.float32)),
@@ -124,6 +156,11 @@ def prediction_settings(
         float(background_threshold or 0),
         batch_size,
         return_probabilities,
+        reading,
+        synonyms,
+        pamr,
+        tuple(map(float, scales)),
+        flip,
     )
 
 

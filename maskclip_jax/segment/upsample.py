@@ -48,6 +48,7 @@ def label_pixels(
     scale: ArrayLike,
     smoothed: bool,
     least: float = 0.0,
+    synonyms: str = "mean",
     with_probabilities: bool = False,
 ) -> PixelMaps:
     """Upsamples, takes the best word of every pixel, and names its class.
@@ -55,7 +56,8 @@ def label_pixels(
     Args:
       scores: of every cell and word, as `predict_scores` gives them.
       rows, columns: upsampling matrices of the two axes.
-      word_class: the class that each word belongs to. A class's probability is the sum of its words'.
+      word_class: the class that each word belongs to. A class's probability is the sum of its words', or with
+        `synonyms="max"` the largest of them.
       scale: of the softmax that makes logits probabilities.
       smoothed: the scores are smoothed probabilities already.
       least: pixels whose class is less probable than this become class 0 (and keep the confidence they had).
@@ -81,6 +83,7 @@ def label_pixels(
                 scale,
                 np.float32(least),
                 smoothed=smoothed,
+                synonyms=synonyms,
                 classes=classes if with_probabilities else None,
             )
             to, inside = np.s_[down.start : down.stop, right.start : right.stop], _corner(down, right)
@@ -120,7 +123,7 @@ def _corner(down: Strip, right: Strip) -> tuple[slice, slice]:
     return np.s_[: down.stop - down.start, : right.stop - right.start]
 
 
-@functools.partial(jax.jit, static_argnames=("smoothed", "classes"))
+@functools.partial(jax.jit, static_argnames=("smoothed", "synonyms", "classes"))
 def _label_tile(
     cells: Float[Array, "r c C"],
     rows: Float[Array, "H r"],
@@ -130,13 +133,36 @@ def _label_tile(
     least: ArrayLike,
     *,
     smoothed: bool,
+    synonyms: str,
     classes: int | None,
 ) -> tuple[Int[Array, "H W"], Float[Array, "H W"], Float[Array, "H W K"] | None]:
     with jax.default_matmul_precision("highest"):
         scores = jnp.einsum("wc,hcn->hwn", columns, jnp.einsum("hr,rcn->hcn", rows, cells))
+    return best_class(scores, word_class, scale, least, smoothed=smoothed, synonyms=synonyms, classes=classes)
+
+
+def best_class(
+    scores: Float[Array, "H W C"],
+    word_class: Int[Array, "C"],
+    scale: ArrayLike,
+    least: ArrayLike,
+    *,
+    smoothed: bool,
+    synonyms: str,
+    classes: int | None,
+) -> tuple[Int[Array, "H W"], Float[Array, "H W"], Float[Array, "H W K"] | None]:
+    """The class of every pixel's best word, its probability, and (for `classes` of them) every class's; traced."""
+    with jax.default_matmul_precision("highest"):
         labels = word_class[scores.argmax(axis=-1)]
         words = to_probabilities(scores, scale, smoothed=smoothed)
-        confidence = jnp.where(word_class == labels[..., None], words, 0).sum(axis=-1)
+        own = jnp.where(word_class == labels[..., None], words, 0)
+        confidence = own.max(axis=-1) if synonyms == "max" else own.sum(axis=-1)
         labels = jnp.where(confidence < least, 0, labels)
-        probabilities = None if classes is None else words @ jax.nn.one_hot(word_class, classes)
+        if classes is None:
+            probabilities = None
+        elif synonyms == "max":
+            largest = jax.ops.segment_max(jnp.moveaxis(words, -1, 0), word_class, classes)
+            probabilities = jnp.moveaxis(jnp.maximum(largest, 0), 0, -1)  # a class without words has none
+        else:
+            probabilities = words @ jax.nn.one_hot(word_class, classes)
     return labels, confidence, probabilities

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
+from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod
 from maskclip_jax.clip.config import CLIPConfig, ViTConfig
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.buckets import Shape, ShapeBuckets, bucket_shape
@@ -55,6 +56,7 @@ def whole_scores(
                 settings.denoising,
                 settings.smoothing,
                 naive=settings.naive,
+                method=settings.method,
             )
             # The accelerator works on this batch while the host makes pixels of the one before.
             if waiting:
@@ -71,7 +73,7 @@ def bucket_shapes(originals: Sequence[Shape], settings: PredictionSettings) -> l
     shapes = _buckets(settings.model, p.short_side).assign(sizes)
     for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True)):
         # Sharing a large square is cheap in programs, but attention's memory grows with the area squared.
-        if _attention_bytes(config, shape, settings.naive) > _ATTENTION_BYTES:
+        if _attention_bytes(config, shape, settings) > _ATTENTION_BYTES:
             own = bucket_shape(*size, config.multiple, short_side=p.short_side)
             if 2 * own[0] * own[1] < shape[0] * shape[1]:
                 shapes[i] = own
@@ -88,13 +90,14 @@ def batch_size_for(settings: PredictionSettings, shape: Shape, count: int) -> in
     """How many of `count` images of a padded shape go together: full batches (smaller where images are large), or one
     by one where a batch would be mostly empty. Two sizes a shape are all that is ever compiled."""
     most = min(settings.batch_size, max(1, _BATCH_PIXELS // (shape[0] * shape[1])))
-    attention = _attention_bytes(settings.config, shape, settings.naive)
+    attention = _attention_bytes(settings.config, shape, settings)
     most = min(most, max(1, _ATTENTION_BYTES // attention)) if attention else most
     return most if 2 * count > most else 1
 
 
-def _attention_bytes(config: CLIPConfig, shape: Shape, naive: bool) -> int:
-    if not isinstance(config.vision, ViTConfig) and not naive:
+def _attention_bytes(config: CLIPConfig, shape: Shape, settings: PredictionSettings) -> int:
+    values_alone = not settings.naive and settings.method.attention == MASKCLIP.attention
+    if not isinstance(config.vision, ViTConfig) and values_alone:
         return 0
     tokens = shape[0] * shape[1] // config.stride**2 + 1
     return 4 * config.vision.heads * tokens**2
@@ -116,7 +119,7 @@ def padded_batch(
     return batch, grid
 
 
-@functools.partial(jax.jit, static_argnames=("model", "naive"))
+@functools.partial(jax.jit, static_argnames=("model", "naive", "method"))
 def _scores(
     model: CLIP,
     variables: Any,
@@ -127,6 +130,7 @@ def _scores(
     smoothing: ArrayLike | None,
     *,
     naive: bool,
+    method: DenseMethod,
 ) -> Float[Array, "B h w C"]:
     return predict_scores(
         model,
@@ -135,6 +139,7 @@ def _scores(
         classifier,
         grid=grid,
         naive=naive,
+        method=method,
         denoising=denoising,
         smoothing=smoothing,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
+from maskclip_jax.clip.attentions import DenseMethod
 from maskclip_jax.clip.config import Fidelity
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.buckets import Shape
@@ -65,6 +66,7 @@ def window_scores(
                 settings.classifier,
                 grid,
                 naive=settings.naive,
+                method=settings.method,
                 with_keys=settings.smoothing is not None,
             )
         )
@@ -91,7 +93,7 @@ def _crops(
         yield np.pad(prepared[y : y + height, x : x + width], (*padding, (0, 0)))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "naive", "with_keys"))
+@functools.partial(jax.jit, static_argnames=("model", "naive", "method", "with_keys"))
 def _window_logits(
     model: CLIP,
     variables: Any,
@@ -100,9 +102,10 @@ def _window_logits(
     grid: Int[Array, "B 2"],
     *,
     naive: bool,
+    method: DenseMethod,
     with_keys: bool,
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B L D"] | None, Float[Array, "B C"]]:
-    logits, keys = dense_logits(model, variables, images, classifier, grid=grid, naive=naive)
+    logits, keys = dense_logits(model, variables, images, classifier, grid=grid, naive=naive, method=method)
     flat = logits.reshape(logits.shape[0], -1, logits.shape[-1])
     valid = flat_mask(grid, logits.shape[1:3])
     confidence = class_confidence(flat, scale=probability_scale(model, variables), valid=valid)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from tiny_distill import CLASSES, config_of, dense, pretrained_clip, text_rows
 
+from maskclip_jax.clip.attentions import METHODS
 from maskclip_jax.clip.config import Fidelity
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.preprocess import interpolation_matrix
 from maskclip_jax.distill.teacher import teacher_from
+from maskclip_jax.errors import UserError
 from maskclip_jax.segment import refine
 
 
@@ -83,3 +85,23 @@ def test_bfloat16_is_the_towers_alone():
     clip = pretrained_clip()
     teacher, _ = teacher_from(config_of(dtype="bfloat16"), clip, text_rows())
     assert (teacher.model.dtype, clip.model.dtype) == (jnp.dtype("bfloat16"), jnp.float32)
+
+
+def test_a_teacher_of_another_method():
+    """`teacher_method` reaches the tower: scores and features are NACLIP's, not MaskCLIP's."""
+    clip, images = pretrained_clip(), images_of(32)
+    teacher, frozen = teacher_from(config_of(teacher_method="naclip"), clip, text_rows())
+    assert teacher.method == METHODS["naclip"]
+    options = dataclasses.asdict(METHODS["naclip"])
+    read = jax.jit(lambda v, x: clip.model.apply(v, x, method="encode_dense", **options))
+    features = read(clip.variables, prepared(clip, images, 32)).features
+    found = jax.jit(teacher.features)(frozen.teacher, jnp.asarray(images))
+    np.testing.assert_allclose(found, features, atol=1e-5)
+    assert np.abs(found - dense(clip, prepared(clip, images, 32)).features).max() > 1e-3
+    matrix = interpolation_matrix(4, 32)
+    expected = np.einsum("hi,bijc,wj->bhwc", matrix, np.einsum("bhwe,ce->bhwc", features, text_rows()), matrix)
+    np.testing.assert_allclose(
+        jax.jit(teacher.scores)(frozen.teacher, jnp.asarray(images), jnp.asarray(text_rows())), expected, atol=1e-5
+    )
+    with pytest.raises(UserError, match="teacher_method is one of maskclip"):
+        config_of(teacher_method="slip")

@@ -1,0 +1,68 @@
+"""PAMR: scores that follow the image's own edges (Araslanov and Roth, CVPR 2020), as NACLIP and SCLIP use it.
+
+Every step replaces a pixel's scores by a mean over its neighbours', weighted by how alike their colours are. A pure
+function, jitted: the number of steps is traced, so that any number of them is the same program.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+DILATIONS = (8, 16)  # pixels to the neighbours: SCLIP's and NACLIP's
+
+
+@functools.partial(jax.jit, static_argnames="dilations")
+def pamr(
+    scores: Float[Array | np.ndarray, "H W C"],
+    image: Float[Array | np.ndarray, "H W 3"],
+    *,
+    steps: ArrayLike = 10,
+    dilations: tuple[int, ...] = DILATIONS,
+    size: Int[Array | np.ndarray, "2"] | None = None,  # noqa: UP037
+) -> Float[Array, "H W C"]:
+    """`m_i ← Σ_j a_ij m_j`, `a_i = softmax_j(−mean_c |x_ic − x_jc| / (0.1 σ_ic + 1e-8))`, `steps` times.
+
+    j runs over the eight neighbours at each dilation (never i itself), σ is the standard deviation of the neighbours
+    and i; what lies beyond the border is the border's pixel. Shifting or scaling a channel changes nothing.
+
+    Args:
+      scores: logits or probabilities of every pixel; classes do not mix.
+      image: colours of the same pixels.
+      steps: may be traced; 0 changes nothing.
+      dilations: distances of the neighbours, in pixels.
+      size: rows and columns that are image, where arrays are padded; the rest comes out meaningless.
+    """
+    x, m = jnp.asarray(image, jnp.float32), jnp.asarray(scores, jnp.float32)
+    height, width = x.shape[:2] if size is None else size
+    near = functools.partial(_neighbours, height=height, width=width, dilations=dilations)
+    around = jnp.stack([y for y, _ in near(x)])
+    others = np.array([other for _, other in near(x)])
+    # PyTorch's std, divided by n − 1; the pixel itself counts once at each dilation
+    sigma = around.std(axis=0, ddof=1)
+    likeness = -(jnp.abs(x - around[others]) / (1e-8 + 0.1 * sigma)).mean(axis=-1)
+    weights = jax.nn.softmax(likeness, axis=0)
+
+    def step(_, m: Array) -> Array:
+        neighbours = (y for y, other in near(m) if other)
+        return sum(weight[..., None] * y for weight, y in zip(weights, neighbours, strict=True))
+
+    return jax.lax.fori_loop(0, steps, step, m)
+
+
+def _neighbours(
+    x: Float[Array, "H W K"], height: ArrayLike, width: ArrayLike, dilations: tuple[int, ...]
+) -> Iterator[tuple[Float[Array, "H W K"], bool]]:
+    """`x` moved to each of the nine places at each dilation, and whether that is another pixel than the own."""
+    rows, columns = (jnp.arange(n) for n in x.shape[:2])
+    for d in dilations:
+        for dy in (-d, 0, d):
+            band = x[jnp.clip(rows + dy, 0, height - 1)]
+            for dx in (-d, 0, d):
+                yield band[:, jnp.clip(columns + dx, 0, width - 1)], bool(dy or dx)
