@@ -74,7 +74,7 @@ def test_tfds(tmp_path):
         for i, array in enumerate(arrays):
             Image.fromarray(array).save(folder / kind / f"p{i}.{'jpg' if kind == 'images' else 'png'}")
     EmojiScenes(folder, data_dir=tmp_path / "data").download_and_prepare()
-    source = open_source(f"tfds:emoji_scenes?split=heldout&label=label&name=name&data_dir={tmp_path / 'data'}")
+    source = open_source(f"tfds:emoji_scenes?split=scenes&label=label&name=name&data_dir={tmp_path / 'data'}")
     assert len(source) == 6
     plain = open_source(str(folder))
     for i in range(6):
@@ -82,7 +82,7 @@ def test_tfds(tmp_path):
         np.testing.assert_array_equal(source[i].image, plain[i].image)
     assert source[4].name == "p4"
     with pytest.raises(UserError, match="has the features image, label, name"):
-        open_source(f"tfds:emoji_scenes?split=heldout&label=mask&data_dir={tmp_path / 'data'}")
+        open_source(f"tfds:emoji_scenes?split=scenes&label=mask&data_dir={tmp_path / 'data'}")
     with pytest.raises(UserError, match=r"names its split.*add \?split="):
         open_source("tfds:nothing")
     with pytest.raises(UserError, match="cannot open no_such_set"):
