@@ -22,7 +22,7 @@ from pathlib import Path
 from maskclip_jax.commands import common
 from maskclip_jax.errors import UserError
 
-PLACE = ("data", "out", "shard", "on_error", "cluster", "command")  # arguments that change no result
+PLACE = ("data", "out", "scratch", "shard", "on_error", "cluster", "command")  # arguments that change no result
 
 
 def share(text: str) -> tuple[int, int]:
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", action="store_true", help="also the features of every cell, in bfloat16")
     parser.add_argument("--shard", type=share, metavar="I/N", help="this is worker I of N, counted from 0")
     parser.add_argument("--shard-size", type=common.positive, default=1000, help="images of a shard")
+    parser.add_argument("--scratch", type=Path, help="local folder where records wait until their shard is whole (OUT)")
     parser.add_argument("--on-error", choices=("skip", "stop"), default="skip", help="what to do about damaged images")
     parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster that JAX knows")
     common.add_model_arguments(parser)
@@ -92,7 +93,13 @@ def run(args: argparse.Namespace) -> None:
         for shard in mine:
             before = done
             found = label.label_shard(
-                corpus, settings, options, out, shard, progress=lambda n, before=before: report(before + n)
+                corpus,
+                settings,
+                options,
+                out,
+                shard,
+                scratch=args.scratch,
+                progress=lambda n, before=before: report(before + n),
             )
             for entry in found["skipped"]:
                 common.complain(f"skipped {entry['name']}: {entry['reason']}", "warning")

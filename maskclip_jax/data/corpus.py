@@ -31,6 +31,8 @@ class Read(NamedTuple):
 class FileCorpus:
     """Image files below a folder (below its `images/` where there is one), sorted by name."""
 
+    knows_names = True
+
     def __init__(self, folder: Path):
         self.root = folder / "images" if (folder / "images").is_dir() else folder
         (pairs,) = find_pairs(self.root, "classes+1", need_masks=False).values()
@@ -60,14 +62,13 @@ class FileCorpus:
 class SourceCorpus:
     """The images of a data source; masks are not looked at. Names cost reading, so `identity` is without them."""
 
+    knows_names = False  # before an image is read
+
     def __init__(self, source: DataSource):
         self.source = source
 
     def __len__(self) -> int:
         return len(self.source)
-
-    def name(self, index: int) -> str:
-        return _checked_name(self.source[index].name)
 
     def read(self, index: int, *, encoded: bool = False) -> Read:
         example = self.source[index]

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from maskclip_jax.data.layouts import Pair
-from maskclip_jax.data.masks import File
 from maskclip_jax.data.sources import SUFFIXES
+from maskclip_jax.data.walk import File, files_by_name
 from maskclip_jax.errors import UserError
 
 
@@ -65,19 +64,19 @@ def split_name(text: str) -> str:
 
 
 def _plain(root: File, values: str, suffixes: tuple[str, ...]) -> list[Pair]:
-    images = _by_name(root, suffixes)
+    images = files_by_name(root, suffixes)
     if not images:
         raise UserError(f"a folder of images holds {', '.join(suffixes)} files, but {root} has none: check the path")
     return [Pair(name, image, None, values) for name, image in images.items()]
 
 
 def _split(folder: File, values: str, need_masks: bool, suffixes: tuple[str, ...]) -> list[Pair]:
-    images = _by_name(folder / "images", suffixes)
+    images = files_by_name(folder / "images", suffixes)
     if not images:
         raise UserError(
             f"a split has images ({', '.join(suffixes)}), but {folder / 'images'} has none: add or remove it"
         )
-    masks = _by_name(folder / "labels", (".png", ".mat")) if (folder / "labels").is_dir() else {}
+    masks = files_by_name(folder / "labels", (".png", ".mat")) if (folder / "labels").is_dir() else {}
     if not masks and not need_masks:
         return [Pair(name, image, None, values) for name, image in images.items()]
     if lacking := sorted(set(images) - set(masks)):
@@ -87,25 +86,3 @@ def _split(folder: File, values: str, need_masks: bool, suffixes: tuple[str, ...
         path = f"{folder / 'images' / lacking[0]}{suffixes[0]}"
         raise UserError(f"every mask has an image, but {path} is missing ({len(lacking)} in all): add it")
     return [Pair(name, image, masks[name], values) for name, image in images.items()]
-
-
-def _by_name(folder: File, suffixes: tuple[str, ...]) -> dict[str, File]:
-    """Files below a folder by their path in it without suffix, sorted."""
-    found: dict[str, File] = {}
-    for name, file in _walk(folder, ""):
-        if Path(name).suffix.lower() in suffixes:
-            bare = name[: -len(Path(name).suffix)]
-            if bare in found:
-                raise UserError(f"images have different names, but {folder} has two called {bare}: rename one")
-            found[bare] = file
-    return dict(sorted(found.items()))
-
-
-def _walk(folder: File, above: str) -> Iterator[tuple[str, File]]:
-    for item in folder.iterdir():
-        if item.name.startswith("."):
-            continue
-        if item.is_dir():
-            yield from _walk(item, f"{above}{item.name}/")
-        else:
-            yield above + item.name, item

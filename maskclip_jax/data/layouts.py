@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from maskclip_jax.data.masks import File
+from maskclip_jax.data.walk import File
 from maskclip_jax.errors import UserError
 
 

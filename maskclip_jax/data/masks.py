@@ -7,22 +7,19 @@ variable `LabelMap` (Pascal Context). Indices are 0 … C−1 and 255 = ignore, 
 from __future__ import annotations
 
 import io
-import zipfile
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
 from maskclip_jax.data.images import IGNORE, read_label_png
 from maskclip_jax.data.vocabulary import coco_stuff_label_map, context_label_map
+from maskclip_jax.data.walk import File
 from maskclip_jax.errors import UserError
 
 MAT_VARIABLE = "LabelMap"  # Pascal Context's files
 # Cityscapes' labels.py: label id -> train id, in the order of the 19 classes.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _REFUSED = -1  # a value that no mask of its kind holds: the file is of another kind
-
-File = Path | zipfile.Path
 
 
 def value_table(values: str, *, background: bool = False) -> Int[np.ndarray, " 65536"]:

@@ -80,12 +80,14 @@ def label_shard(
     out: Path,
     shard: int,
     *,
+    scratch: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Labels what of one shard is not labelled yet, and writes the shard's JSON, which it returns.
 
     Args:
       corpus: all images. The shard is images `shard · shard_size` … of it.
+      scratch: folder where records wait until their shard is whole; None is in `out`.
       progress: called with the number of images of this shard done so far.
 
     Raises:
@@ -93,7 +95,12 @@ def label_shard(
     """
     shards = shard_count(corpus, options)
     indices = range(len(corpus))[shard * options.shard_size : (shard + 1) * options.shard_size]
-    store = _store(settings, options, out, shard, shards)
+    if options.form == "records":
+        wanted = record_features(settings, options)
+        store: Store = RecordStore(out, scratch or out, settings.names, shard, shards, wanted)
+    else:
+        cells = bool(options.top_k or options.features)
+        store = FileStore(out, settings.names, confidence=options.confidence, cells=cells)
     entries: dict[str, Entry] = {}
     skipped: dict[int, tuple[str, str]] = {}
     size = BATCHES_OF_A_BLOCK * settings.batch_size
@@ -105,7 +112,7 @@ def label_shard(
         try:
             for block, reading in _read_ahead(corpus, settings, options, store, blocks, readers, entries, names):
                 shared = entries, skipped, names, saving, 4 * workers
-                _label_block(block, reading, settings, options, devices, store, writers, *shared)
+                _label_block(corpus, block, reading, settings, options, devices, store, writers, *shared)
                 if progress is not None:
                     progress(len(entries) + len(skipped))
             for name, future in saving:
@@ -137,13 +144,6 @@ def shard_count(corpus: Corpus, options: LabelOptions) -> int:
     return -(-len(corpus) // options.shard_size)
 
 
-def _store(settings: PredictionSettings, options: LabelOptions, out: Path, shard: int, shards: int) -> Store:
-    if options.form == "records":
-        return RecordStore(out, settings.names, shard, shards, record_features(settings, options))
-    cells = bool(options.top_k or options.features)
-    return FileStore(out, settings.names, confidence=options.confidence, cells=cells)
-
-
 def record_features(settings: PredictionSettings, options: LabelOptions) -> dict[str, Any]:
     """Arguments of `label_records.tfds_features`."""
     width = settings.config.embed_dim if options.features else None
@@ -166,12 +166,8 @@ def _read_ahead(
     """Blocks in which something is missing, all images of each being read; one block is read ahead."""
     encoded, whole = options.form == "records", settings.windows is None
 
-    def known(index: int) -> tuple[str, Entry | None] | Exception:
-        try:
-            name = corpus.name(index)
-        except Exception as error:  # of a damaged record not even the name is known
-            return error
-        return name, store.recall(name)
+    def known(index: int) -> tuple[str, Entry | None]:
+        return corpus.name(index), store.recall(corpus.name(index))
 
     def read(index: int) -> tuple[Read, PreparedImage | None] | Exception:
         try:
@@ -185,14 +181,12 @@ def _read_ahead(
 
     waiting: collections.deque[tuple[range, Reading]] = collections.deque()
     for block in blocks:
-        for index, found in zip(block, readers.map(known, block), strict=True):
-            if isinstance(found, Exception):
-                names[index] = f"number {index}"
-                continue
-            names[index] = found[0]
-            if found[1] is not None:
-                entries[found[0]] = found[1]
-        if any(names[index] not in entries for index in block):
+        if corpus.knows_names:
+            for index, (name, entry) in zip(block, readers.map(known, block), strict=True):
+                names[index] = name
+                if entry is not None:
+                    entries[name] = entry
+        if any(names.get(index) not in entries for index in block):
             waiting.append((block, [readers.submit(read, index) for index in block]))
         if len(waiting) > 1:
             yield waiting.popleft()
@@ -200,6 +194,7 @@ def _read_ahead(
 
 
 def _label_block(
+    corpus: Corpus,
     block: range,
     reading: Reading,
     settings: PredictionSettings,
@@ -219,7 +214,11 @@ def _label_block(
         found = future.result()
         if not isinstance(found, Exception):
             images.append(found)
+            name = names.setdefault(index, found[0].name)
+            if not corpus.knows_names and (entry := store.recall(name)) is not None:
+                entries[name] = entry
             continue
+        names.setdefault(index, f"number {index}")  # of a damaged record not even the name is known
         reason = " ".join(str(found).split()) or type(found).__name__
         if options.on_error == "stop":
             raise UserError(f"{names[index]} cannot be labelled: {reason} (--on-error skip goes on)") from found

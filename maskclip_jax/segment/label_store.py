@@ -110,12 +110,15 @@ def _tensors(found: Labelled) -> bytes:
 
 
 class RecordStore:
-    """Images wait in .partial until their shard is whole; then they become one array_record file."""
+    """Images wait in `scratch`/.partial until their shard is whole; then they become one array_record file."""
 
-    def __init__(self, out: Path, names: Sequence[str], shard: int, shards: int, features: dict[str, Any]):
+    def __init__(
+        self, out: Path, scratch: Path, names: Sequence[str], shard: int, shards: int, features: dict[str, Any]
+    ):
         if len(names) > 255:
             raise UserError(f"records hold at most 255 classes, but {len(names)} came: use --format png")
-        self.out, self.classes, self.shard, self.shards = out, len(names), shard, shards
+        self.out, self.scratch, self.classes = out, scratch, len(names)
+        self.shard, self.shards = shard, shards
         self._features = features
         self._parts = f"{PARTIAL}/shard-{shard:05d}"
 
@@ -126,7 +129,7 @@ class RecordStore:
 
     def recall(self, name: str) -> Entry | None:
         try:
-            head, _, record = (self.out / self._part(name)).read_bytes().partition(b"\n")
+            head, _, record = (self.scratch / self._part(name)).read_bytes().partition(b"\n")
         except FileNotFoundError:
             return None
         return Entry({}, len(record), np.array(json.loads(head), np.int64))
@@ -139,7 +142,7 @@ class RecordStore:
             example[name] = array.view(np.uint16) if name == "features" else array
         record = self.serializer.serialize_example(example)
         pixels = np.bincount(found.labels.ravel(), minlength=self.classes).astype(np.int64)
-        write_whole(self.out, self._part(found.name), json.dumps(pixels.tolist()).encode() + b"\n" + record)
+        write_whole(self.scratch, self._part(found.name), json.dumps(pixels.tolist()).encode() + b"\n" + record)
         return Entry({}, len(record), pixels)
 
     def seal(self, names: Sequence[str]) -> dict[str, str]:
@@ -150,7 +153,7 @@ class RecordStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
         for name in names:
-            writer.write((self.out / self._part(name)).read_bytes().partition(b"\n")[2])
+            writer.write((self.scratch / self._part(name)).read_bytes().partition(b"\n")[2])
         writer.close()
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -159,7 +162,7 @@ class RecordStore:
 
     def clear(self) -> None:
         """Removes what waited, after the shard's JSON is written."""
-        shutil.rmtree(self.out / self._parts, ignore_errors=True)
+        shutil.rmtree(self.scratch / self._parts, ignore_errors=True)
 
     def _part(self, name: str) -> str:
         return f"{self._parts}/{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()}"

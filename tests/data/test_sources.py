@@ -58,6 +58,20 @@ def test_images_alone_have_no_labels(folder):
     assert ArraySource(IMAGES)[0].labels is None
 
 
+def test_folders_in_folders_are_part_of_the_name(tmp_path):
+    for i, name in enumerate(("b/p", "a/p", "q")):
+        for kind, array in (("images", IMAGES[i]), ("labels", LABELS[i])):
+            path = tmp_path / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+    source = open_source(str(tmp_path))
+    assert [source[i].name for i in range(3)] == ["a/p", "b/p", "q"]
+    np.testing.assert_array_equal(source[0].labels, LABELS[1])
+    Image.fromarray(IMAGES[0]).save(tmp_path / "images" / "a" / "p.jpg")
+    with pytest.raises(UserError, match="has two called a/p"):
+        open_source(str(tmp_path))
+
+
 def test_the_shipped_scenes():
     source = open_source("scenes")
     assert len(source) == 64
