@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -91,7 +93,7 @@ def label_shard(
       progress: called with the number of images of this shard done so far.
 
     Raises:
-      UserError: an image is damaged and `on_error` is "stop", or nothing can be written.
+      UserError: an image is damaged and `on_error` is "stop", two have one name, or nothing can be written.
     """
     shards = shard_count(corpus, options)
     indices = range(len(corpus))[shard * options.shard_size : (shard + 1) * options.shard_size]
@@ -104,7 +106,7 @@ def label_shard(
     entries: dict[str, Entry] = {}
     skipped: dict[int, tuple[str, str]] = {}
     size = BATCHES_OF_A_BLOCK * settings.batch_size
-    devices, names = Devices(settings), {}
+    devices, names = _devices(settings), {}
     blocks = [indices[start : start + size] for start in range(0, len(indices), size)]
     workers = min(os.cpu_count() or 1, 16)
     saving: collections.deque[tuple[str, Future[Entry]]] = collections.deque()
@@ -122,7 +124,16 @@ def label_shard(
             writers.shutdown(wait=False, cancel_futures=True)
             raise
     done = [names[i] for i in indices if i not in skipped]
-    sealed = store.seal(done)
+    if len(set(done)) < len(done):
+        twice = next(name for name, count in collections.Counter(done).items() if count > 1)
+        raise UserError(f"images have different names, but two are called {twice!r}: name another feature, or none")
+    try:
+        sealed = store.seal(done)
+    except FileNotFoundError:  # another worker has sealed this shard meanwhile, and cleared away what waited
+        if not (out / shard_file(shard, shards)).is_file():
+            raise
+        store.clear()
+        return json.loads((out / shard_file(shard, shards)).read_text(encoding="utf-8"))
     pixels = sum((entries[name].pixels for name in done), np.zeros(len(settings.names), np.int64))
     found = {
         "shard": shard,
@@ -134,9 +145,13 @@ def label_shard(
         "files": sealed or {path: digest for name in done for path, digest in entries[name].files.items()},
     }
     write_json_whole(out, shard_file(shard, shards), found)
-    if isinstance(store, RecordStore):
-        store.clear()
+    store.clear()
     return found
+
+
+@functools.lru_cache(maxsize=1)  # shard after shard: the variables are copied to the devices once
+def _devices(settings: PredictionSettings) -> Devices:
+    return Devices(settings)
 
 
 def shard_count(corpus: Corpus, options: LabelOptions) -> int:

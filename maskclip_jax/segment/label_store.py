@@ -88,6 +88,9 @@ class FileStore:
         """Called when all of a shard's images are saved; files of the shard as a whole and their SHA-256."""
         return {}
 
+    def clear(self) -> None:
+        """Called after the shard's JSON is written."""
+
     def _count(self, labels: Integer[np.ndarray, "H W"]) -> Int64[np.ndarray, " C"]:
         return np.bincount(labels.ravel(), minlength=len(self.palette)).astype(np.int64)
 
@@ -151,10 +154,13 @@ class RecordStore:
         path = f"records/{DATASET}/{VERSION}/{DATASET}-train.array_record-{self.shard:05d}-of-{self.shards:05d}"
         temporary, target = self.out / PARTIAL / uuid.uuid4().hex, self.out / path
         target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        for name in names:
-            writer.write((self.scratch / self._part(name)).read_bytes().partition(b"\n")[2])
-        writer.close()
+        try:
+            for name in names:
+                writer.write((self.scratch / self._part(name)).read_bytes().partition(b"\n")[2])
+        finally:
+            writer.close()
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.replace(temporary, target)
