@@ -84,7 +84,7 @@ Corpus = FileCorpus | SourceCorpus
 def open_corpus(text: str) -> Corpus:
     """The corpus that a text names: a folder, or whatever `open_source` takes. Raises UserError."""
     folder = Path(text).expanduser()
-    if folder.is_dir() and not (folder / "images.npy").is_file():
+    if text != "scenes" and folder.is_dir() and not (folder / "images.npy").is_file():
         return FileCorpus(folder)
     return SourceCorpus(open_source(text))
 

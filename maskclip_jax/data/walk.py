@@ -21,7 +21,7 @@ def files_by_name(folder: File, suffixes: tuple[str, ...]) -> dict[str, File]:
         if Path(name).suffix.lower() in suffixes:
             bare = name[: -len(Path(name).suffix)]
             if bare in found:
-                raise UserError(f"images have different names, but {folder} has two called {bare}: rename one")
+                raise UserError(f"images have different names, but {folder} has two named {bare!r}: rename one")
             found[bare] = file
     return dict(sorted(found.items()))
 

@@ -119,7 +119,7 @@ def training_arrays(folder: Path) -> None:
         (lambda folder: (folder / "images" / "0001.jpg").unlink(), r"0001\.jpg is missing"),
         (
             lambda folder: shutil.copy(folder / "images" / "0001.jpg", folder / "images" / "0001.jpeg"),
-            "two called 0001",
+            "two named '0001'",
         ),
         (training_arrays, r"holds arrays \(images\.npy\), which need no preparing"),
     ],

@@ -68,7 +68,7 @@ def test_folders_in_folders_are_part_of_the_name(tmp_path):
     assert [source[i].name for i in range(3)] == ["a/p", "b/p", "q"]
     np.testing.assert_array_equal(source[0].labels, LABELS[1])
     Image.fromarray(IMAGES[0]).save(tmp_path / "images" / "a" / "p.jpg")
-    with pytest.raises(UserError, match="has two called a/p"):
+    with pytest.raises(UserError, match="has two named 'a/p'"):
         open_source(str(tmp_path))
 
 
