@@ -16,6 +16,9 @@ HEAVY = {"jax", "jaxlib", "flax", "numpy", "PIL", "transformers", "rich"}
 OPTIONS = {
     "segment": "--classes --out --model --fidelity --tokenizer --dense-stride --dtype --templates --short-side --naive "
     "--prompt-denoising --key-smoothing --window --stride --background --background-threshold --batch-size IMAGE",
+    "label": "DATA --classes --out --format --confidence --top-k --features --shard --shard-size --scratch --on-error "
+    "--cluster --model --fidelity --dtype --templates --short-side --key-smoothing --window --batch-size",
+    "prepare": "DATASET source --data-dir --config --splits --classes --on-error",
     "demo": "--out --model --fidelity --tokenizer --dense-stride --dtype",
     "convert": "source out --tokenizer",
 }

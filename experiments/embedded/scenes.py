@@ -107,9 +107,11 @@ def restyled(layout: Layout, style: str) -> Layout:
 
 
 def tint_glyph(rgba: np.ndarray, tint: str) -> np.ndarray:
-    """Recolours a glyph (uint8 [h, w, 4]) along the tint's ramp, its luminance kept.
+    """Recolours a glyph (uint8 [h, w, 4]) along the tint's ramp: shading is kept, luminance is not.
 
-    Only coloured pixels take part, so that tyres and windows stay as they are; a glyph that is mostly grey is tinted
+    What is darker than another tinted pixel stays so (or becomes as dark), while the glyph's own range, from its 2nd to
+    its 98th percentile, is stretched over the ramp's shadow, body and highlight. Alpha is kept. Only
+    coloured pixels take part, so that tyres and windows stay as they are; a glyph that is mostly grey is tinted
     wherever it is not dark.
     """
     rgb = rgba[..., :3].astype(np.float32)

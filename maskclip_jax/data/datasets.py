@@ -1,105 +1,286 @@
-"""The emoji scenes as a TFDS data set, so that they travel the same road as Pascal VOC.
+"""TFDS builders over files that you have: VOC, Pascal Context, COCO-Stuff, ADE20K, Cityscapes, folders, emoji scenes.
 
-    EmojiScenes("experiments/embedded/heldout.zip", data_dir="data").download_and_prepare()
-    open_source("tfds:emoji_scenes?split=heldout&label=label&data_dir=data")
+    Voc2012("~/VOCdevkit", config="voc20", data_dir="data").download_and_prepare()
+    open_source("tfds:voc2012/voc20?split=val&label=label&name=name&data_dir=data")
 
-This module imports TFDS and nothing imports this module: who only segments never pays for it. Files are handed over
-still encoded and stored as array_record, so neither writing nor reading needs TensorFlow.
+or on the command line, `python run.py prepare voc2012 ~/VOCdevkit --data-dir data`. Nothing is downloaded. Examples are
+`image` uint8 [H, W, 3], `label` uint8 [H, W, 1] (class indices, 255 = ignore) and `name`, in the order of the split's
+list; `builder.info.metadata` holds class names, colours and the unseen classes of the zero-shot split.
+
+This module imports TFDS and nothing imports it on top: who only segments never pays for it. Records are array_record,
+so neither writing nor reading needs TensorFlow. Which files lie where is in `layouts.py`, what pixels mean is in
+`masks.py`.
 """
 
+from __future__ import annotations
+
 import os
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from maskclip_jax.data.folders import find_pairs
+from maskclip_jax.data.images import IGNORE, stored_image, stored_label, write_json
+from maskclip_jax.data.layouts import LAYOUTS, Pair, find_examples
+from maskclip_jax.data.masks import read_mask, value_table
 from maskclip_jax.data.scene_classes import SCENE_CLASSES
+from maskclip_jax.data.vocabulary import class_palette, class_set, unseen_classes
 from maskclip_jax.errors import UserError
 
-ONE_SPLIT = "heldout"  # the name of the split where a folder holds `images/` itself
+ON_ERROR = ("stop", "skip")
+SKIPPED = "skipped.json"  # beside the records
 
 
-class EmojiScenes(tfds.core.GeneratorBasedBuilder):
-    """Scenes with exact masks of 66 classes, from `SPLIT/images/*.jpg` and `SPLIT/labels/*.png` (same stems).
+class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """What all builders share: files in, encoded examples out, and what happens to those that cannot be read.
 
-    Features: `image` uint8 [H, W, 3]; `label` uint8 [H, W, 1], indices into SCENE_CLASSES; `name`, the stem. Examples
-    keep the order of their names.
+    `source` is where the files are; None reads what is prepared already. `on_error="skip"` leaves out images and masks
+    that are damaged or do not fit (never files that are missing), and writes their names and reasons to skipped.json.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     # TFDS looks beside the code for checksums of downloads. There are none, and looking needs importlib_resources,
     # which TFDS 4.9.10 does not declare on today's Python.
     code_path = None
+    title = "images"
+    remedy = "check the masks"
 
-    def __init__(self, source: str | os.PathLike | None = None, *, file_format: str = "array_record", **kwargs):
-        """Names the scenes.
-
-        Args:
-            source: a zip file or folder with one folder for each split, or a folder that is one split ("heldout");
-                None to read what is prepared already, as `tfds.builder("emoji_scenes")` does.
-            file_format: of the records; `as_data_source` needs "array_record".
-            **kwargs: `data_dir` and others of `tfds.core.DatasetBuilder`.
+    def __init__(
+        self,
+        source: str | os.PathLike | None = None,
+        *,
+        on_error: str = "stop",
+        file_format: str = "array_record",
+        **kwargs,
+    ):
+        """Finds the files; `kwargs` (`data_dir`, `config` …) are those of `tfds.core.DatasetBuilder`.
 
         Raises:
-            UserError: no scenes there, or an image without its mask.
+          UserError: files are missing, or an option is none.
         """
-        self._splits = None if source is None else _splits(Path(source))
-        super().__init__(file_format=file_format, **kwargs)
+        if on_error not in ON_ERROR:
+            raise UserError(f"on_error is one of {', '.join(ON_ERROR)}, but {on_error!r} came: choose one")
+        self.on_error, self.skipped = on_error, []
+        self._source = None if source is None else Path(source).expanduser()
+        self._pairs = None if self._source is None else self.find(self._source)
+        try:
+            super().__init__(file_format=file_format, **kwargs)
+        except ValueError as error:  # TFDS's word for an unknown config
+            raise UserError(f"{self.title} is not prepared like this: {' '.join(str(error).split())}") from error
+
+    def find(self, source: Path) -> Mapping[str, Sequence[Pair]]:
+        """The files of every split. Raises UserError."""
+        raise NotImplementedError
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the label values; None where nobody named them."""
+        raise NotImplementedError
+
+    @property
+    def background(self) -> bool:
+        """Whether class 0 is the background."""
+        return False
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether examples have a label."""
+        return True
+
+    def unseen(self) -> tuple[str, ...]:
+        """Classes without annotation in the zero-shot split."""
+        return ()
 
     def _info(self) -> tfds.core.DatasetInfo:
+        features = {"image": tfds.features.Image(shape=(None, None, 3))}
+        if self.has_masks:
+            features["label"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        features["name"] = tfds.features.Text()
+        names, metadata = self.class_names(), {"ignore": IGNORE, "unseen": list(self.unseen())}
+        if names is not None:
+            metadata |= {"classes": list(names), "palette": class_palette(names).tolist()}
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"Emoji on procedural backgrounds, {len(SCENE_CLASSES)} classes: {', '.join(SCENE_CLASSES)}.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-                    "label": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-                    "name": tfds.features.Text(),
-                }
-            ),
+            description=f"{self.title}, {'as they are' if names is None else f'{len(names)} classes'}.",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(metadata),
             disable_shuffling=True,
         )
 
+    def download_and_prepare(self, **kwargs) -> None:
+        """Writes the records, and the list of what was left out."""
+        super().download_and_prepare(**kwargs)
+        if self.skipped:
+            write_json(Path(self.data_dir) / SKIPPED, self.skipped)
+
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         del dl_manager  # nothing to download
-        if self._splits is None:
-            raise UserError("scenes are prepared from files, but no source came: EmojiScenes(ZIP_OR_FOLDER, …)")
-        return {split: self._generate_examples(images) for split, images in self._splits.items()}
+        if self._pairs is None:
+            name = type(self).__name__
+            raise UserError(f"{self.title} is prepared from files, but no source came: {name}(FOLDER, …)")
+        self.skipped = []
+        return {split: self._generate_examples(split, pairs) for split, pairs in self._pairs.items()}
 
-    def _generate_examples(self, images: list[zipfile.Path | Path]) -> Iterator[tuple[int, dict]]:
-        for key, image in enumerate(images):
-            label = _label_of(image)
-            name = Path(image.name).stem
-            if isinstance(image, Path):
-                yield key, {"image": str(image), "label": str(label), "name": name}
-            else:
-                with image.open("rb") as image_file, label.open("rb") as label_file:
-                    yield key, {"image": image_file, "label": label_file, "name": name}
+    def _generate_examples(self, split: str, pairs: Sequence[Pair]) -> Iterator[tuple[int, dict]]:
+        tables, made = {}, 0
+        for key, pair in enumerate(pairs):
+            if pair.values not in tables:
+                tables[pair.values] = value_table(pair.values, background=self.background)
+            try:
+                example = self._example(pair, tables[pair.values])
+            except (UserError, OSError) as error:
+                if self.on_error == "stop":
+                    raise UserError(str(error)) from error
+                self.skipped.append({"split": split, "name": pair.name, "reason": str(error)})
+                continue
+            made += 1
+            yield key, example
+        if not made:
+            raise UserError(f"a split has examples, but none of {len(pairs)} in {split} is usable: {self.skipped[0]}")
+
+    def _example(self, pair: Pair, table) -> dict:
+        image, shape = stored_image(str(pair.image), pair.image.read_bytes())
+        example = {"image": image, "name": pair.name}
+        if not self.has_masks:
+            return example
+        labels = read_mask(pair.label, table, remedy=self.remedy)
+        if labels.shape != shape:
+            raise UserError(
+                f"a mask has its image's size {list(shape)}, but {pair.label} has {list(labels.shape)}: make it again"
+            )
+        return example | {"label": stored_label(labels)}
 
 
-def _label_of(image: zipfile.Path | Path) -> zipfile.Path | Path:
-    return image.parent.parent / "labels" / f"{Path(image.name).stem}.png"
+class _Standard(Corpus, skip_registration=True):
+    """A data set of the table in `layouts.py`."""
+
+    layout: str
+
+    def __init__(self, source: str | os.PathLike | None = None, *, splits: Sequence[str] | None = None, **kwargs):
+        """`splits`: which to prepare; None takes those whose files are there. Otherwise as `Corpus`."""
+        self._wanted = None if splits is None else tuple(splits)
+        super().__init__(source, **kwargs)
+
+    def find(self, source: Path) -> Mapping[str, Sequence[Pair]]:
+        return find_examples(LAYOUTS[self.layout], source, self._wanted)
+
+    @property
+    def title(self) -> str:
+        return LAYOUTS[self.layout].title
+
+    @property
+    def remedy(self) -> str:
+        return f"take the masks of {self.title} from {LAYOUTS[self.layout].origin}"
+
+    @property
+    def _classes(self) -> tuple[str, bool]:
+        return LAYOUTS[self.layout].configs[self.builder_config.name]
+
+    @property
+    def background(self) -> bool:
+        return self._classes[1]
+
+    def class_names(self) -> tuple[str, ...]:
+        return ("background",) * self.background + tuple(str(name) for name in class_set(self._classes[0]))
+
+    def unseen(self) -> tuple[str, ...]:
+        name = self._classes[0]
+        return unseen_classes(name) if name in ("voc20", "context59", "coco-stuff171") else ()
 
 
-def _splits(source: Path) -> dict[str, list[zipfile.Path | Path]]:
-    """The image files of each split, sorted by name; every one has its mask."""
-    if not source.exists():
-        raise UserError(f"scenes are a zip file or a folder, but {source} does not exist: check the path")
-    if not source.is_dir() and not zipfile.is_zipfile(source):
-        raise UserError(f"scenes are a zip file or a folder, but {source} is neither: check the path")
-    root = source if source.is_dir() else zipfile.Path(source)
-    if (root / "images").is_dir():
-        folders = {ONE_SPLIT: root}
-    else:
-        folders = {folder.name: folder for folder in root.iterdir() if (folder / "images").is_dir()}
-    splits = {}
-    for split in sorted(folders):
-        images = (folders[split] / "images").iterdir()
-        splits[split] = sorted((path for path in images if path.name.endswith(".jpg")), key=lambda path: path.name)
-        for image in splits[split]:
-            if not _label_of(image).is_file():
-                raise UserError(f"every scene has a mask, but {_label_of(image)} is missing: add it")
-    if not any(splits.values()):
-        raise UserError(f"scenes lie in SPLIT/images/*.jpg, but {source} has none: name a zip or folder that does")
-    return splits
+def _configs(layout: str) -> list[tfds.core.BuilderConfig]:
+    return [
+        tfds.core.BuilderConfig(name=name, description=f"{classes}, background {'as class 0' if own else 'ignored'}")
+        for name, (classes, own) in LAYOUTS[layout].configs.items()
+    ]
+
+
+class Voc2012(_Standard):
+    """Pascal VOC 2012: train, val, trainval, and with SBD's SegmentationClassAug trainaug. Configs voc20, voc21."""
+
+    layout, BUILDER_CONFIGS = "voc2012", _configs("voc2012")
+
+
+class PascalContext(_Standard):
+    """Pascal Context over VOC 2010, from 459-class .mat or PNG masks or mmsegmentation's PNGs: context59, context60."""
+
+    layout, BUILDER_CONFIGS = "pascal_context", _configs("pascal_context")
+
+
+class CocoStuff164k(_Standard):
+    """COCO-Stuff 164k, from stuffthingmaps with raw ids, or `*_labelTrainIds.png`. Config coco-stuff171."""
+
+    layout, BUILDER_CONFIGS = "coco_stuff164k", _configs("coco_stuff164k")
+    remedy = (
+        "these are no raw ids of stuffthingmaps (11, 25, 28 … are none); call masks of train ids *_labelTrainIds.png"
+    )
+
+
+class Ade20k(_Standard):
+    """ADE20K's scene parsing benchmark (ADEChallengeData2016), 150 classes; 0 is ignored."""
+
+    layout, BUILDER_CONFIGS = "ade20k", _configs("ade20k")
+
+
+class CityscapesFine(_Standard):
+    """Cityscapes, fine annotation, 19 classes: `*_labelTrainIds.png`, or `*_labelIds.png` as they are downloaded."""
+
+    layout, BUILDER_CONFIGS = "cityscapes_fine", _configs("cityscapes_fine")
+
+
+class ImageCorpus(Corpus):
+    """Your own images, with or without masks (see `folders.py`). With `classes`, mask values must be among them."""
+
+    title = "a folder of images"
+    remedy = "name all classes in order, or mark other pixels 255"
+
+    def __init__(
+        self, source: str | os.PathLike | None = None, *, classes: Sequence[str] | None = None, masks=None, **kwargs
+    ):
+        """`masks`: whether there are masks, where `source` is None and so cannot tell. Otherwise as `Corpus`."""
+        self._names = None if classes is None else tuple(str(name) for name in classes)
+        self._masks = bool(masks)
+        super().__init__(source, **kwargs)
+
+    def find(self, source: Path) -> Mapping[str, Sequence[Pair]]:
+        count = 255 if self._names is None else len(self._names)
+        pairs = find_pairs(source, f"classes+{count}", need_masks=False)
+        masked = {pair.label is not None for of_split in pairs.values() for pair in of_split}
+        if len(masked) > 1:
+            raise UserError(f"all splits have masks or none has, but {source} has both: prepare them one by one")
+        self._masks = masked.pop()
+        return pairs
+
+    def class_names(self) -> tuple[str, ...] | None:
+        return self._names
+
+    @property
+    def has_masks(self) -> bool:
+        return self._masks
+
+
+class EmojiScenes(Corpus):
+    """Scenes with exact masks of 66 classes, from `SPLIT/images/` (JPEG or PNG) and `SPLIT/labels/*.png` (same stems).
+
+    `source` is a zip file or folder with one folder for each split, or a folder that is one split and names it.
+    """
+
+    title = "emoji scenes"
+    remedy = f"masks hold 0..{len(SCENE_CLASSES) - 1}, the places in scene_classes.py"
+
+    def find(self, source: Path) -> Mapping[str, Sequence[Pair]]:
+        return find_pairs(source, f"only+{len(SCENE_CLASSES)}", need_masks=True, suffixes=(".jpg", ".jpeg", ".png"))
+
+    def class_names(self) -> tuple[str, ...]:
+        return SCENE_CLASSES
+
+
+BUILDERS = {
+    "voc2012": Voc2012,
+    "pascal_context": PascalContext,
+    "coco_stuff164k": CocoStuff164k,
+    "ade20k": Ade20k,
+    "cityscapes_fine": CityscapesFine,
+    "image_corpus": ImageCorpus,
+    "emoji_scenes": EmojiScenes,
+}

@@ -3,7 +3,8 @@
 A source is named by one text (`open_source`), which a config can hold:
 
     scenes                                    the 64 scenes that ship with the package
-    FOLDER                                    `images/` and maybe `labels/` in it (same stems), or only image files
+    FOLDER                                    `images/` and maybe `labels/` in it (same names), or only image files;
+                                              with all folders in these
     FOLDER with images.npy (and labels.npy)   arrays [N, H, W, 3] and [N, H, W], memory-mapped
     FILE.npz                                  arrays "images" and maybe "labels"
     FILE.zip!FOLDER                           a FOLDER of the first kind inside a zip file
@@ -29,6 +30,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from maskclip_jax.data.images import read_image, read_label_png
+from maskclip_jax.data.walk import files_by_name
 from maskclip_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -75,20 +77,23 @@ class ArraySource:
 
 
 class FolderSource:
-    """Image files of a folder (or of its `images/`, with masks of the same stems in `labels/`), sorted by name."""
+    """Image files below a folder (or its `images/`, with masks of the same names in `labels/`), sorted by name.
+
+    A name is the path in that folder without the suffix.
+    """
 
     def __init__(self, folder: str | Path):
         folder = Path(folder)
         self.labels = folder / "labels" if (folder / "images").is_dir() and (folder / "labels").is_dir() else None
         folder = folder / "images" if (folder / "images").is_dir() else folder
-        self.files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        found = files_by_name(folder, SUFFIXES)
+        self.names, self.files = list(found), list(found.values())
         if not self.files:
             raise UserError(
                 f"a data folder holds images ({', '.join(SUFFIXES)}), but {folder} has none: check the path"
             )
-        _check_names([path.stem for path in self.files], folder)
         if self.labels is not None:
-            missing = [path.stem for path in self.files if not (self.labels / f"{path.stem}.png").is_file()]
+            missing = [name for name in self.names if not (self.labels / f"{name}.png").is_file()]
             if missing:
                 raise UserError(f"every image has a mask, but {self.labels / missing[0]}.png is missing: add it")
 
@@ -96,9 +101,9 @@ class FolderSource:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
-        path = self.files[index]
-        labels = None if self.labels is None else read_label_png(self.labels / f"{path.stem}.png")
-        return _checked(Example(read_image(path), labels, path.stem))
+        name = self.names[index]
+        labels = None if self.labels is None else read_label_png(self.labels / f"{name}.png")
+        return _checked(Example(read_image(self.files[index]), labels, name))
 
 
 class ZipSource:

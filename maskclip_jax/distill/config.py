@@ -89,7 +89,8 @@ class DistillConfig:
       teacher_method: how the teacher's last blocks are read (`maskclip_jax.clip.attentions.METHODS`).
       prompt_denoising, key_smoothing: thresholds of the teacher's refinement; None is off.
       conf_thresh: pseudo labels less probable than this (softmax over the candidate classes) become 255; None is off.
-      labels_from: "online" (the teacher inside the step) or a folder of masks made before.
+      labels_from: "online" (the teacher inside the step), a folder of masks made before (`run.py label`: its labels/),
+        or "data": the train data's own labels are such masks (its records).
       guided_steps: length of phase 1, in optimiser steps; the paper takes a tenth of `steps`.
       self_training: after `guided_steps` the student labels for itself (phase 2); False stays in phase 1.
       train_data, eval_data: what the pipeline reads.
@@ -185,6 +186,11 @@ class DistillConfig:
         splits = self.mode in ("zero-shot", "finetuned-clip")
         if splits and not 0 < len(self.unseen) < len(self.class_names):
             raise UserError(f"{self.mode} needs some unseen classes, not none or all: name them in unseen")
+        if self.labels_from == "data" and (self.mode != "annotation-free" or self.foreground != "none"):
+            raise UserError(
+                "labels_from='data' takes pseudo labels from where annotation is, so there is none: "
+                "set mode='annotation-free' and foreground='none', or give a folder of masks"
+            )
         if self.background and self.mode in ("annotation-free", "feature") and self.foreground == "none":
             raise UserError(
                 f"no teacher knows the background, so {self.mode} needs its annotation: "

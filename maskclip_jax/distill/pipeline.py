@@ -144,10 +144,13 @@ def _annotation(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W
 
 
 def _made_before(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W"]:
-    path = Path(config.labels_from).expanduser() / f"{example.name}.png"
-    if not path.is_file():
-        raise UserError(f"labels_from holds a mask for every image, but {path} is missing: run the labelling again")
-    labels = read_label_png(path)
+    path, labels = Path(config.labels_from).expanduser() / f"{example.name}.png", example.labels
+    if config.labels_from != "data":
+        if not path.is_file():
+            raise UserError(f"labels_from holds a mask for every image, but {path} is missing: run the labelling again")
+        labels = read_label_png(path)
+    elif labels is None:
+        raise UserError(f"labels_from='data' needs labels, but {example.name} has none: name them, as &label=label")
     if labels.shape != example.image.shape[:2]:
         raise UserError(
             f"a mask has its image's size {list(example.image.shape[:2])}, but {path} has {list(labels.shape)}: "

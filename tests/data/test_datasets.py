@@ -1,6 +1,7 @@
 """EmojiScenes: what goes in as files comes out of array_record, pixel for pixel, without TensorFlow."""
 
 import io
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,8 +12,10 @@ import pytest
 from PIL import Image
 
 from maskclip_jax.data.datasets import EmojiScenes
+from maskclip_jax.data.scene_classes import SCENE_CLASSES
 from maskclip_jax.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = [(16, 20), (9, 31), (24, 8)]
 
 
@@ -58,13 +61,92 @@ def assert_is_scene(example: dict, index: int) -> None:
     assert example["name"] == f"{index:04d}".encode()
 
 
-def test_a_folder_is_one_split_in_the_order_of_names(folder, tmp_path):
+@pytest.mark.parametrize(("called", "split"), [("scenes", "scenes"), ("my scenes-2", "my_scenes_2"), ("all", "data")])
+def test_a_folder_is_one_split_of_its_own_name_in_the_order_of_names(folder, tmp_path, called, split):
+    folder = folder.rename(folder.with_name(called))
     builder = EmojiScenes(folder, data_dir=tmp_path / "tfds")
     builder.download_and_prepare()
-    source = builder.as_data_source("heldout")
-    assert len(source) == 3
+    sources = builder.as_data_source()
+    assert set(sources) == {split}
+    assert len(sources[split]) == 3
+    for i in range(3):
+        assert_is_scene(sources[split][i], i)
+
+
+def test_png_images_are_scenes_too(folder, tmp_path):
+    with Image.open(folder / "images" / "0001.jpg") as image:
+        pixels = np.array(image)
+    Image.fromarray(pixels).save(folder / "images" / "0001.png")
+    (folder / "images" / "0001.jpg").unlink()
+    builder = EmojiScenes(folder, data_dir=tmp_path / "tfds")
+    builder.download_and_prepare()
+    source = builder.as_data_source("scenes")
     for i in range(3):
         assert_is_scene(source[i], i)
+
+
+def empty_split(folder: Path) -> None:
+    for file in (folder / "images").iterdir():
+        file.unlink()
+
+
+def wrong_label(folder: Path) -> None:
+    Image.fromarray(np.full(SIZES[1], 66, np.uint8)).save(folder / "labels" / "0001.png")
+
+
+def wrong_size(folder: Path) -> None:
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(folder / "labels" / "0001.png")
+
+
+def training_arrays(folder: Path) -> None:
+    """What `make_scenes --train` writes."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    np.save(folder / "images.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    (folder / "scenes.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (empty_split, "has none"),
+        (lambda folder: (folder / "images" / "0001.jpg").write_bytes(b""), r"0001\.jpg is empty \(0 bytes\)"),
+        (lambda folder: (folder / "labels" / "0001.png").write_bytes(b""), r"0001\.png is empty \(0 bytes\)"),
+        (lambda folder: (folder / "images" / "0001.jpg").write_bytes(b"no image"), r"0001\.jpg is none of them"),
+        (wrong_label, r"0001\.png has the value 66, which is no label here: masks hold 0\.\.65"),
+        (wrong_size, r"its image's size \[9, 31\], but .*0001\.png has \[5, 5\]"),
+        (lambda folder: (folder / "labels" / "0001.png").unlink(), r"0001\.png is missing"),
+        (lambda folder: (folder / "images" / "0001.jpg").unlink(), r"0001\.jpg is missing"),
+        (
+            lambda folder: shutil.copy(folder / "images" / "0001.jpg", folder / "images" / "0001.jpeg"),
+            "two named '0001'",
+        ),
+        (training_arrays, r"holds arrays \(images\.npy\), which need no preparing"),
+    ],
+)
+def test_scenes_that_cannot_be(folder, tmp_path, spoil, words):
+    """One line each, whether it shows in the names of the files or when they are read; nothing half-prepared stays."""
+    spoil(folder)
+    with pytest.raises(UserError, match=words) as error:
+        EmojiScenes(folder, data_dir=tmp_path / "tfds").download_and_prepare()
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "tfds").rglob("*.json"))
+
+
+def test_every_shipped_mask_holds_scene_classes_and_has_its_image():
+    with zipfile.ZipFile(ROOT / "experiments" / "embedded" / "heldout.zip") as pack:
+        files = {name: pack.read(name) for name in pack.namelist() if name.endswith((".jpg", ".png"))}
+    assets = ROOT / "maskclip_jax" / "assets" / "scenes"
+    files |= {str(path): path.read_bytes() for path in assets.rglob("*") if path.suffix in (".jpg", ".png")}
+    masks = [name for name in files if name.endswith(".png")]
+    assert len(masks) == 2 * 500 + 64
+    assert len(files) == 2 * len(masks)
+    for name in masks:
+        image = name.replace("/labels/", "/images/").replace(".png", ".jpg")
+        with Image.open(io.BytesIO(files[name])) as mask, Image.open(io.BytesIO(files[image])) as picture:
+            assert mask.size == picture.size
+            assert mask.mode == "P"
+            assert mask.getextrema()[1] < len(SCENE_CLASSES), name
 
 
 def test_a_zip_has_a_split_for_each_folder(archive, tmp_path):
@@ -84,19 +166,15 @@ def test_bad_sources_are_told_in_one_line(folder, tmp_path):
     with pytest.raises(UserError, match="is neither"):
         EmojiScenes(tmp_path / "text.zip", data_dir=tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has none"):
+    with pytest.raises(UserError, match="no such folder"):
         EmojiScenes(tmp_path / "empty", data_dir=tmp_path)
     with pytest.raises(UserError, match="no source came"):
         EmojiScenes(data_dir=tmp_path).download_and_prepare()
-    (folder / "labels" / "0001.png").unlink()
-    with pytest.raises(UserError, match=r"0001\.png is missing"):
-        EmojiScenes(folder, data_dir=tmp_path)
 
 
 def run(program: str) -> None:
     """In a process of its own, where nothing is imported yet."""
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -106,6 +184,7 @@ import sys, numpy as np, maskclip_jax.data
 from maskclip_jax.data.sources import open_source
 assert "tensorflow_datasets" not in sys.modules
 from maskclip_jax.data.datasets import EmojiScenes
+from maskclip_jax.data.scene_classes import SCENE_CLASSES
 EmojiScenes({str(archive)!r}, data_dir={str(tmp_path)!r}).download_and_prepare()
 prepared = open_source("tfds:emoji_scenes?split=heldout&label=label&data_dir=" + {str(tmp_path)!r})
 direct = open_source({str(archive)!r} + "!heldout")

@@ -58,6 +58,20 @@ def test_images_alone_have_no_labels(folder):
     assert ArraySource(IMAGES)[0].labels is None
 
 
+def test_folders_in_folders_are_part_of_the_name(tmp_path):
+    for i, name in enumerate(("b/p", "a/p", "q")):
+        for kind, array in (("images", IMAGES[i]), ("labels", LABELS[i])):
+            path = tmp_path / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+    source = open_source(str(tmp_path))
+    assert [source[i].name for i in range(3)] == ["a/p", "b/p", "q"]
+    np.testing.assert_array_equal(source[0].labels, LABELS[1])
+    Image.fromarray(IMAGES[0]).save(tmp_path / "images" / "a" / "p.jpg")
+    with pytest.raises(UserError, match="has two named 'a/p'"):
+        open_source(str(tmp_path))
+
+
 def test_the_shipped_scenes():
     source = open_source("scenes")
     assert len(source) == 64
@@ -74,7 +88,7 @@ def test_tfds(tmp_path):
         for i, array in enumerate(arrays):
             Image.fromarray(array).save(folder / kind / f"p{i}.{'jpg' if kind == 'images' else 'png'}")
     EmojiScenes(folder, data_dir=tmp_path / "data").download_and_prepare()
-    source = open_source(f"tfds:emoji_scenes?split=heldout&label=label&name=name&data_dir={tmp_path / 'data'}")
+    source = open_source(f"tfds:emoji_scenes?split=scenes&label=label&name=name&data_dir={tmp_path / 'data'}")
     assert len(source) == 6
     plain = open_source(str(folder))
     for i in range(6):
@@ -82,7 +96,7 @@ def test_tfds(tmp_path):
         np.testing.assert_array_equal(source[i].image, plain[i].image)
     assert source[4].name == "p4"
     with pytest.raises(UserError, match="has the features image, label, name"):
-        open_source(f"tfds:emoji_scenes?split=heldout&label=mask&data_dir={tmp_path / 'data'}")
+        open_source(f"tfds:emoji_scenes?split=scenes&label=mask&data_dir={tmp_path / 'data'}")
     with pytest.raises(UserError, match=r"names its split.*add \?split="):
         open_source("tfds:nothing")
     with pytest.raises(UserError, match="cannot open no_such_set"):

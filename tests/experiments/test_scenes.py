@@ -191,6 +191,20 @@ def test_tints_look_like_their_names_and_spare_the_tyres(tint):
     }[tint]
 
 
+@pytest.mark.parametrize("tint", TINTS)
+def test_tints_keep_shading_and_change_luminance(tint):
+    """Ten shades of orange come out in the same order of luminance, but not with the luminance they had."""
+    shades = np.linspace(0.35, 1, 10)[:, None] * np.array([240, 120, 10])
+    glyph = np.full((10, 3, 4), 255, np.uint8)
+    glyph[..., :3] = shades[:, None]
+    weights = np.array([0.299, 0.587, 0.114])
+    before, after = (x[:, 0, :3] @ weights for x in (glyph, tint_glyph(glyph, tint)))
+    assert (np.diff(before) > 0).all()
+    assert (np.diff(after) >= -1).all()  # colours are whole numbers
+    assert after[-1] - after[0] > 20
+    assert abs(after - before).max() > 20
+
+
 def test_captions_name_everything_once_with_the_right_article():
     phrases = ("red car", "apple", "umbrella", "grass", "sky")
     rng, orders, sentences = np.random.default_rng(0), set(), set()

@@ -1,0 +1,105 @@
+"""Images to be labelled: as many as there are, each with a name that can become a path, read one by one.
+
+A folder is read with all folders in it, and an image's name is its path there without the suffix; everything else that
+`open_source` knows (zip files, arrays, TFDS, parts) keeps the names that its examples have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from maskclip_jax.data.folders import find_pairs
+from maskclip_jax.data.images import read_image, stored_image
+from maskclip_jax.data.sources import DataSource, open_source
+from maskclip_jax.errors import UserError
+
+
+class Read(NamedTuple):
+    """One image of a corpus."""
+
+    name: str
+    image: UInt8[np.ndarray, "H W 3"]
+    encoded: bytes | None  # JPEG or PNG that decodes to `image`, where it was asked for
+
+
+class FileCorpus:
+    """Image files below a folder (below its `images/` where there is one), sorted by name."""
+
+    knows_names = True
+
+    def __init__(self, folder: Path):
+        self.root = folder / "images" if (folder / "images").is_dir() else folder
+        (pairs,) = find_pairs(self.root, "classes+1", need_masks=False).values()
+        self.files = [(pair.name, pair.image) for pair in pairs]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """Unique, without suffix; folders are separated by "/"."""
+        return self.files[index][0]
+
+    def read(self, index: int, *, encoded: bool = False) -> Read:
+        """Raises UserError where the image is damaged."""
+        name, file = self.files[index]
+        if not encoded:
+            return Read(name, read_image(file), None)
+        data = file.read_bytes()
+        return Read(name, read_image(file, data), stored_image(file, data)[0])
+
+    def identity(self) -> str:
+        """A text that differs when the images do: how many, and their names."""
+        names = "\n".join(name for name, _ in self.files)
+        return f"{len(self)} images, {hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()}"
+
+
+class SourceCorpus:
+    """The images of a data source; masks are not looked at. Names cost reading, so `identity` is without them."""
+
+    knows_names = False  # before an image is read
+
+    def __init__(self, source: DataSource):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int, *, encoded: bool = False) -> Read:
+        example = self.source[index]
+        return Read(_checked_name(example.name), example.image, _as_png(example.image) if encoded else None)
+
+    def identity(self) -> str:
+        return f"{len(self)} images"
+
+
+Corpus = FileCorpus | SourceCorpus
+
+
+def open_corpus(text: str) -> Corpus:
+    """The corpus that a text names: a folder, or whatever `open_source` takes. Raises UserError."""
+    folder = Path(text).expanduser()
+    if text != "scenes" and folder.is_dir() and not (folder / "images.npy").is_file():
+        return FileCorpus(folder)
+    return SourceCorpus(open_source(text))
+
+
+def _checked_name(name: str) -> str:
+    if not name or name.startswith("/") or re.search(r"(^|/)\.{0,2}(/|$)|\0|\\", name):
+        raise UserError(f"an image's name becomes a path below --out, but {name!r} cannot: name the images otherwise")
+    return name
+
+
+def _as_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
