@@ -1,6 +1,7 @@
 """Image files in and out: any picture -> uint8 RGB; masks, pictures and tables -> files never half written."""
 
 import contextlib
+import io
 import json
 import os
 import threading
@@ -48,8 +49,19 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
       UserError: the file is missing, a folder, empty, not an image, truncated, too large, or has 32-bit samples.
     """
     path = _regular_file(path)
-    with _open(path) as (image, orientation):
-        image = _to_rgb(image, path)
+    return _upright(path, path)
+
+
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """`read_image` for the bytes of a file that lies in memory; `name` is what errors call it."""
+    if not data:
+        raise UserError(f"an image must hold data, but {name} is empty (0 bytes): download or export it again")
+    return _upright(io.BytesIO(data), Path(name))
+
+
+def _upright(source: Path | io.BytesIO, name: Path) -> UInt8[np.ndarray, "H W 3"]:
+    with _open(source, name) as (image, orientation):
+        image = _to_rgb(image, name)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         return np.array(image)
@@ -61,7 +73,7 @@ def read_label_png(path: str | os.PathLike) -> Integer[np.ndarray, "H W"]:
     Returns uint8, or uint16 for a 16-bit file. Raises UserError as `read_image` does, and for colour images.
     """
     path = _regular_file(path)
-    with _open(path) as (image, _):
+    with _open(path, path) as (image, _):
         if image.mode not in ("P", "L", "I;16"):
             raise UserError(
                 f"a label file must be an indexed or grey PNG, but {path} has mode {image.mode}: save class indices"
@@ -95,6 +107,13 @@ def write_label_png(
     Raises:
       UserError: a label is neither a class nor the ignore value, or the file cannot be written.
     """
+    data = label_png(labels, palette)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def label_png(labels: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "C 3"]) -> bytes:
+    """The bytes of the file that `write_label_png` writes (see there)."""
     classes = len(palette)
     ignore = IGNORE if classes <= 256 else IGNORE_16
     wrong = (labels < 0) | ((labels >= classes) & (labels != ignore))
@@ -111,15 +130,21 @@ def write_label_png(
         image.putpalette(colours.tobytes())
     else:
         image = Image.fromarray(labels.astype(np.uint16))
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
     """Writes `obj` as indented UTF-8 JSON. NumPy scalars and arrays are written as numbers and lists; NaN as null."""
-    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json_text(obj)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def json_text(obj: Any) -> str:
+    """The text of the file that `write_json` writes (see there)."""
+    return json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextlib.contextmanager
@@ -164,13 +189,13 @@ def _regular_file(path: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[Image.Image, int]]:
+def _open(source: Path | io.BytesIO, path: Path) -> Iterator[tuple[Image.Image, int]]:
     """The first frame, decoded, with its EXIF orientation (1: upright). Every decoder's failure becomes a UserError."""
     try:
         with _quiet_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata is no reason to talk while the pixels are fine
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=_formats())
+            image = Image.open(source, formats=_formats())
             try:
                 orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
             except Exception:
