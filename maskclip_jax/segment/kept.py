@@ -1,7 +1,7 @@
 """The image tower once, its features kept, and any number of words and thresholds read from them.
 
-`segment_images` runs the tower and the reading as one program, which is right for a corpus. Where somebody tries words on
-one picture, the picture stays and the words change: `keep_features` is the slow half, `read_features` the quick one.
+`segment_images` runs the tower and the reading as one program, which is right for a corpus. Where somebody tries words
+on one picture, the picture stays and the words change: `keep_features` is the slow half, `read_features` the quick one.
 Both are made of `whole`'s and `windowed`'s own steps (the private ones too), so that they answer as those do.
 """
 
