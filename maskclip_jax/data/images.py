@@ -52,15 +52,18 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
     return _upright(path, path)
 
 
-def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
-    """`read_image` for the bytes of a file that lies in memory; `name` is what errors call it."""
+def decode_image(data: bytes, name: str, *, most_pixels: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """`read_image` for the bytes of a file that lies in memory; `name` is what errors call it.
+
+    An image of more than `most_pixels` is refused before it is decoded (None: `read_image`'s own limit).
+    """
     if not data:
         raise UserError(f"an image must hold data, but {name} is empty (0 bytes): download or export it again")
-    return _upright(io.BytesIO(data), Path(name))
+    return _upright(io.BytesIO(data), Path(name), most_pixels)
 
 
-def _upright(source: Path | io.BytesIO, name: Path) -> UInt8[np.ndarray, "H W 3"]:
-    with _open(source, name) as (image, orientation):
+def _upright(source: Path | io.BytesIO, name: Path, most_pixels: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    with _open(source, name, most_pixels) as (image, orientation):
         image = _to_rgb(image, name)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
@@ -189,7 +192,7 @@ def _regular_file(path: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
-def _open(source: Path | io.BytesIO, path: Path) -> Iterator[tuple[Image.Image, int]]:
+def _open(source: Path | io.BytesIO, path: Path, most_pixels: int | None = None) -> Iterator[tuple[Image.Image, int]]:
     """The first frame, decoded, with its EXIF orientation (1: upright). Every decoder's failure becomes a UserError."""
     try:
         with _quiet_lock, warnings.catch_warnings():
@@ -210,6 +213,11 @@ def _open(source: Path | io.BytesIO, path: Path) -> Iterator[tuple[Image.Image, 
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error on a damaged file
         raise UserError(f"an image must be readable, but {path} is not ({_line(error)}): export it again") from error
     with image:
+        if most_pixels is not None and image.width * image.height > most_pixels:
+            raise UserError(
+                f"an image must have at most {most_pixels:,} pixels here, but {path} has "
+                f"{image.width * image.height:,}: scale it down"
+            )
         try:
             image.load()
         except Exception as error:
