@@ -9,6 +9,7 @@ page unless --host says so. Needs starlette and uvicorn: pip install -r requirem
 from __future__ import annotations
 
 import argparse
+import contextlib
 import socket
 import sys
 
@@ -64,10 +65,9 @@ def run(args: argparse.Namespace) -> int:
         settings = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5, server_header=False
         )
-        try:
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has answered whom it had to, and passes the signal on
             uvicorn.Server(settings).run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn has answered whom it had to, and passes the signal on
-            print("stopped", file=sys.stderr)
+        print("stopped", file=sys.stderr)
     return 0
 
 

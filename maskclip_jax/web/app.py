@@ -40,7 +40,9 @@ T = TypeVar("T")
 
 QUESTION_BYTES = 2**18
 MOST_WAITING = 64  # visitors in line; the next one is asked to come back
-PAGE = {"/": "index.html"} | {f"/{name}": name for name in ("page.js", "drawing.js", "page.css")}
+PAGE = {"/": "index.html"} | {
+    f"/{name}": name for name in ("page.js", "drawing.js", "legend.js", "words.js", "page.css")
+}
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 HEADERS = {  # nothing from outside is loaded, and nobody else's page may frame this one
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "

@@ -35,12 +35,12 @@ class Ask:
     classes: tuple[ClassName, ...]
     model: str | None = None
     method: str = "maskclip"
-    prompt_denoising: float | None = None
-    key_smoothing: float | None = None
+    prompt_denoising: float | int | None = None
+    key_smoothing: float | int | None = None
     window: int | None = None
     stride: int | None = None
     background: tuple[ClassName, ...] | None = None
-    background_threshold: float | None = None
+    background_threshold: float | int | None = None
     templates: str | None = None
 
     @property

@@ -1,8 +1,12 @@
 import {Drawing} from "/drawing.js";
+import {colourOf, writeLegend} from "/legend.js";
+import {Words} from "/words.js";
 
 const $ = (id) => document.getElementById(id);
+const HINT = "Point at a region, or click it for its heat map.";
 const state = {
   choices: null, // of /api/options
+  words: null, // what is typed
   image: null, // the name of the image at the server
   file: null, // {blob, name} of an uploaded image, to send it again should the server have forgotten it
   photo: null, // where the picture is
@@ -34,6 +38,7 @@ async function call(path, options) {
 }
 
 function complain(text) {
+  document.body.classList.toggle("stale", Boolean(text)); // what is still shown answers an earlier question
   $("message").textContent = text;
   $("message").hidden = !text;
 }
@@ -65,7 +70,11 @@ function choose(image, photo) {
   Object.assign(state, {image, photo});
   for (const button of $("scenes").children) button.setAttribute("aria-pressed", button.dataset.scene === image);
   complain("");
-  ask(0);
+  $("photo").src = photo; // at once: the answer takes a moment
+  $("photo").hidden = false;
+  $("hint").hidden = $("canvas").hidden = $("heat").hidden = true;
+  if ($("words").value.trim()) ask(0);
+  else $("status").textContent = "Now type some words: what do you want to see?";
 }
 
 function addScenes(names) {
@@ -107,44 +116,6 @@ function shoot() {
   canvas.toBlob((blob) => takeFile(blob, "camera.jpg"), "image/jpeg", 0.95);
 }
 
-// ---- the words
-
-function lastWord() {
-  const text = $("words").value;
-  const start = Math.max(...[",", ";", "\n"].map((mark) => text.lastIndexOf(mark))) + 1;
-  return {start, word: text.slice(start).trim().toLowerCase()};
-}
-
-function suggest() {
-  const {word} = lastWord();
-  const starts = [], holds = [];
-  if (word) {
-    for (const known of state.vocabulary) {
-      if (known.startsWith(word) && known !== word) starts.push(known);
-      else if (known !== word && known.includes(word)) holds.push(known);
-    }
-  }
-  $("suggestions").replaceChildren(...[...starts, ...holds].slice(0, 8).map((known) => {
-    const button = Object.assign(document.createElement("button"), {type: "button", textContent: known});
-    button.addEventListener("click", () => {
-      const {start} = lastWord();
-      $("words").value = $("words").value.slice(0, start) + (start ? " " : "") + known;
-      $("words").focus();
-      suggest();
-      ask(0);
-    });
-    return button;
-  }));
-}
-
-function fillIn(name) {
-  const words = state.choices.class_sets[name];
-  const mark = words.some((entry) => entry.includes(",")) ? "; " : ", ";
-  $("words").value = words.join(mark);
-  suggest();
-  ask(0);
-}
-
 // ---- question and answer
 
 const slider = (id) => Number($(id).value) || null; // 0 is off
@@ -153,7 +124,7 @@ function question() {
   const windows = $("windows").checked;
   return {
     image: state.image,
-    classes: $("words").value.replaceAll("\n", lastSeparator()),
+    classes: state.words.text(),
     model: $("model").value,
     method: $("method").value,
     prompt_denoising: slider("denoising"),
@@ -164,8 +135,6 @@ function question() {
     background_threshold: slider("least"),
   };
 }
-
-const lastSeparator = () => ($("words").value.includes(";") ? ";" : ",");
 
 let timer = null, controller = null;
 
@@ -205,14 +174,14 @@ async function askNow(again = true) {
 function show(answer, drawing, milliseconds) {
   complain("");
   Object.assign(state, {answer, drawing});
-  state.colours = answer.classes.map(({color}) => [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16)));
+  state.colours = answer.classes.map(({color}) => colourOf(color));
   for (const id of ["tools", "legend", "downloads"]) $(id).hidden = false;
-  $("hint").hidden = true;
+  $("photo").hidden = true;
   $("get-labels").href = answer.files.labels;
   $("get-json").href = answer.files.json;
   $("get-overlay").href = answer.files.overlay;
   for (const kind of ["labels", "json", "overlay"]) $(`get-${kind}`).title = answer.names[kind];
-  writeLegend(answer.classes);
+  writeLegend($("legend"), $("absent"), answer.classes, {choose: showHeat, point: single});
   const shown = answer.classes.find((entry) => entry.class === state.heat);
   if (shown) showHeat(shown.index);
   else showAll();
@@ -221,41 +190,6 @@ function show(answer, drawing, milliseconds) {
   $("status").textContent = `${answer.image}, ${answer.width} × ${answer.height}: ${ms(answer.seconds.all)} (words ` +
     `${ms(answer.seconds.words)}, ${tower}, masks ${ms(answer.seconds.masks)}), on screen after ${Math.round(milliseconds)} ms`;
   document.body.dataset.answers = Number(document.body.dataset.answers ?? 0) + 1;
-}
-
-function writeLegend(classes) {
-  const button = (entry) => {
-    const made = Object.assign(document.createElement("button"), {type: "button", title: "heat map of this class"});
-    made.addEventListener("click", () => showHeat(entry.index));
-    return made;
-  };
-  const present = classes.filter((entry) => entry.area > 0).sort((a, b) => b.area - a.area);
-  $("legend").tBodies[0].replaceChildren(...present.map((entry) => {
-    const row = document.createElement("tr");
-    row.dataset.index = entry.index;
-    const name = button(entry);
-    const swatch = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    const square = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    for (const [key, value] of Object.entries({width: "100%", height: "100%", fill: entry.color})) square.setAttribute(key, value);
-    swatch.append(square);
-    name.append(swatch, entry.class);
-    const percent = 100 * entry.area;
-    const cells = [name, percent < 0.1 ? "<0.1%" : `${percent.toFixed(1)}%`, entry.confidence.toFixed(2)];
-    row.append(...cells.map((content) => {
-      const cell = document.createElement("td");
-      cell.append(content);
-      return cell;
-    }));
-    row.addEventListener("mouseenter", () => single(entry.index));
-    row.addEventListener("mouseleave", () => single(null));
-    return row;
-  }));
-  const absent = classes.filter((entry) => entry.area === 0);
-  $("absent").replaceChildren(...(absent.length ? ["Nowhere: "] : []), ...absent.slice(0, 60).map((entry) => {
-    const made = button(entry);
-    made.textContent = entry.class;
-    return made;
-  }), ...(absent.length > 60 ? [` and ${absent.length - 60} more`] : []));
 }
 
 // ---- the picture
@@ -301,7 +235,7 @@ function showAll() {
   state.heat = singled = null;
   $("heat").hidden = $("back").hidden = true;
   $("canvas").hidden = false;
-  $("pointed").textContent = "Point at a region, or click it for its heat map.";
+  $("pointed").textContent = HINT;
   paint();
 }
 
@@ -330,11 +264,6 @@ function listen() {
       if (file) takeFile(file, file.name);
     });
   }
-  $("words").addEventListener("input", () => { suggest(); ask(500); });
-  $("class-set").addEventListener("change", () => {
-    if ($("class-set").value) fillIn($("class-set").value);
-    $("class-set").value = "";
-  });
   for (const id of ["denoising", "smoothing", "least"]) $(id).addEventListener("input", () => ask(60));
   for (const id of ["model", "method", "windows"]) $(id).addEventListener("change", () => ask(0));
   for (const id of ["window", "stride"]) $(id).addEventListener("input", () => { if ($("windows").checked) ask(500); });
@@ -348,7 +277,7 @@ function listen() {
   });
   $("canvas").addEventListener("mouseleave", () => {
     single(null);
-    if (state.heat === null) $("pointed").textContent = "Point at a region, or click it for its heat map.";
+    if (state.heat === null) $("pointed").textContent = HINT;
   });
   $("canvas").addEventListener("click", (event) => showHeat(pointed(event).label));
 }
@@ -363,9 +292,9 @@ async function start() {
   const option = (name) => new Option(name, name);
   $("model").append(...state.choices.models.map(option));
   $("method").append(...state.choices.methods.map(option));
-  $("class-set").append(...Object.keys(state.choices.class_sets).map(option));
-  const words = Object.values(state.choices.class_sets).flat().flatMap((entry) => entry.split(", "));
-  state.vocabulary = [...new Set(words.map((word) => word.toLowerCase()))].sort((a, b) => a.length - b.length);
+  state.words = new Words($("words"), $("suggestions"), $("class-set"), state.choices.class_sets, ask);
+  const own = state.choices.prompt_denoising;
+  if (own) $("denoising").title = `recommended for ${state.choices.models[0]}: ${own}`;
   addScenes(state.choices.scenes);
   document.body.dataset.ready = "yes";
 }
