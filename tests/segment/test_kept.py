@@ -14,7 +14,7 @@ TOWER = {"whole": {}, "windows": {"window": 24, "stride": 16}}
 READING = {
     "refined": {"prompt_denoising": 0.25, "key_smoothing": 0.4},
     "background": {"prompt_denoising": 0.25, "background": "wall, floor", "background_threshold": 0.2},
-    "threshold": {"background_threshold": 0.4},
+    "threshold": {"background_threshold": 0.445},
 }
 
 

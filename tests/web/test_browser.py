@@ -1,7 +1,8 @@
 """The page in headless Chromium, as a visitor uses it. Needs playwright (pip) and Debian's chromium (apt)."""
 
+import base64
 import io
-import json
+import re
 import shutil
 
 import numpy as np
@@ -85,11 +86,9 @@ class Visitor:
 
     def canvas(self):
         """What is drawn, uint8 [H, W, 3]."""
-        width, height, data = self.page.evaluate(
-            "() => { const c = document.getElementById('canvas');"
-            "return [c.width, c.height, [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]]; }"
-        )
-        return np.array(data, np.uint8).reshape(height, width, 4)[..., :3]
+        address = self.page.evaluate("document.getElementById('canvas').toDataURL()")
+        with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
+            return np.array(image.convert("RGB"))
 
 
 @pytest.fixture
@@ -128,7 +127,7 @@ def test_from_a_scene_to_its_label_png(visit, server, tmp_path, monkeypatch):
     # pointing at the sand, at the bottom
     box = visitor.page.locator("#canvas").bounding_box()
     visitor.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.97)
-    assert visitor.page.inner_text("#pointed").startswith("sand: probability 0.")
+    assert re.fullmatch(r"sand: probability [01]\.\d\d here", visitor.page.inner_text("#pointed"))
     # a class alone, and back
     visitor.page.click("#legend button >> text=ball")
     visitor.page.wait_for_selector("#heat:visible")
@@ -194,7 +193,7 @@ def test_bad_files_and_bad_words(visit):
     visitor.type(" ")
     assert "at least one word is needed" in visitor.message()
     visitor.type(", ".join(f"thing {i}" for i in range(500)))
-    visitor.page.wait_for_function("document.getElementById('message').textContent.includes('256 classes, but 500')")
+    visitor.page.wait_for_selector("#message:has-text('at most 256 classes, but 500 came')")
     visitor.type("dog, sand")
     visitor.answered()
     assert not visitor.page.is_visible("#message")
@@ -229,13 +228,10 @@ def test_paste_camera_suggestions_and_class_sets(visit):
     visitor.answered()
     assert visitor.page.inner_text("#status").startswith("image.png, 30 × 20")
     visitor.page.click("#camera")
-    visitor.page.wait_for_function("document.getElementById('video').videoWidth > 0")
     visitor.page.click("#shoot")
     visitor.answered()
     assert visitor.page.inner_text("#status").startswith("camera.jpg")
     visitor.page.select_option("#class-set", "pascal_voc20")
     visitor.answered()
     assert len(visitor.page.input_value("#words").split(", ")) == 20
-    names = visitor.page.locator("#legend tbody button, #absent button").all_inner_texts()
-    assert len(names) == 20
-    json.dumps(names)
+    assert visitor.page.locator("#legend tbody button, #absent button").count() == 20

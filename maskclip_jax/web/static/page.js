@@ -96,6 +96,7 @@ function addScenes(names) {
 async function openCamera() {
   try {
     const stream = await navigator.mediaDevices.getUserMedia({video: true});
+    $("shoot").disabled = true;
     $("video").srcObject = stream;
     $("camera-dialog").showModal();
   } catch (error) {
@@ -248,6 +249,7 @@ function listen() {
     $("file").value = ""; // the same file may be chosen again
   });
   $("camera").addEventListener("click", openCamera);
+  $("video").addEventListener("loadeddata", () => { $("shoot").disabled = false; });
   $("shoot").addEventListener("click", shoot);
   $("camera-dialog").addEventListener("close", closeCamera);
   document.addEventListener("paste", (event) => {
