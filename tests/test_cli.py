@@ -17,6 +17,7 @@ OPTIONS = {
     "segment": "--classes --out --model --fidelity --tokenizer --dense-stride --dtype --templates --short-side --naive "
     "--prompt-denoising --key-smoothing --window --stride --background --background-threshold --batch-size IMAGE",
     "demo": "--out --model --fidelity --tokenizer --dense-stride --dtype",
+    "serve": "--model --fidelity --dtype --more-models --host --port --max-upload --memory",
     "convert": "source out --tokenizer",
 }
 

@@ -2,11 +2,12 @@
 
 `segment_images` runs the tower and the reading as one program, which is right for a corpus. Where somebody tries words
 on one picture, the picture stays and the words change: `keep_features` is the slow half, `read_features` the quick one.
-Both are made of `whole`'s and `windowed`'s own steps (the private ones too), so that they answer as those do.
+Both are made of the steps of `predict` and `windowed` (private ones too), so that they answer as those do.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from maskclip_jax.data.buckets import Shape
 from maskclip_jax.data.preprocess import prepare, upsample_matrix
 from maskclip_jax.segment import windowed
 from maskclip_jax.segment.dense import flat_mask, probability_scale, refined
-from maskclip_jax.segment.predict import Segmentation, class_scores
+from maskclip_jax.segment.predict import Segmentation, _class_scores
 from maskclip_jax.segment.refine import DROPPED, class_confidence
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.upsample import PixelMaps, label_pixels
@@ -72,8 +73,9 @@ def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSetting
             for start in range(0, len(crops), size)
         ]
         windows, valid = plan.count, plan.valid
+    options = _tower_options(settings)
     kept = tuple(
-        KeptBatch(*_encode(settings.model, settings.variables, pixels, grid, naive=settings.naive), grid)
+        KeptBatch(*_encode(settings.model, settings.variables, pixels, grid, options=options), grid)
         for pixels, grid in batches
     )
     return Kept(kept, windows, plan, valid, image.shape[:2])
@@ -94,7 +96,7 @@ def read_features(
         of `segment_images`.
     """
     maps = _maps(kept, settings, settings.word_class, size, columns, with_probabilities=settings.return_probabilities)
-    return Segmentation(maps.labels, class_scores(maps, settings.names), settings.names, *maps[1:])
+    return Segmentation(maps.labels, _class_scores(maps, settings.names), settings.names, *maps[1:])
 
 
 def class_probability(
@@ -173,11 +175,22 @@ def _windows(kept: Kept, settings: PredictionSettings, classifier: np.ndarray, s
     return windowed._stitched(found[: kept.windows], plan, len(kept.batches[0].features), settings)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "naive"))
+def _tower_options(settings: PredictionSettings) -> tuple[tuple[str, Any], ...]:
+    """How `encode_dense` is to read the tower; hashable, for it is part of the program."""
+    method = getattr(settings, "method", None)  # another attention, where the settings know of any
+    return (("naive", settings.naive), *(() if method is None else dataclasses.asdict(method).items()))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "options"))
 def _encode(
-    model: CLIP, variables: Any, images: Float[Array, "B H W 3"], grid: Int[Array, "B 2"], *, naive: bool
+    model: CLIP,
+    variables: Any,
+    images: Float[Array, "B H W 3"],
+    grid: Int[Array, "B 2"],
+    *,
+    options: tuple[tuple[str, Any], ...],
 ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
-    return tuple(model.apply(variables, images, grid=grid, naive=naive, method="encode_dense"))
+    return tuple(model.apply(variables, images, grid=grid, method="encode_dense", **dict(options)))
 
 
 def _padded_logits(

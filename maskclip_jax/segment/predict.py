@@ -155,11 +155,10 @@ def _segmentation(upsampled: Upsampled, settings: PredictionSettings) -> Segment
         least=settings.least,
         with_probabilities=settings.return_probabilities,
     )
-    return Segmentation(maps.labels, class_scores(maps, settings.names), settings.names, *maps[1:])
+    return Segmentation(maps.labels, _class_scores(maps, settings.names), settings.names, *maps[1:])
 
 
-def class_scores(maps: PixelMaps, names: Sequence[str]) -> dict[str, ClassScore]:
-    """Area and confidence of every class, by name."""
+def _class_scores(maps: PixelMaps, names: Sequence[str]) -> dict[str, ClassScore]:
     labels, size = maps.labels.ravel(), maps.labels.size
     pixels = np.bincount(labels, minlength=len(names))
     sums = np.bincount(labels, maps.confidence.ravel(), minlength=len(names))

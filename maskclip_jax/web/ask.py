@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from typing import Any
 
@@ -12,10 +13,19 @@ from maskclip_jax.errors import UserError
 MOST_CLASSES = 256  # what an indexed label PNG holds; a page with more is no use to anybody
 MOST_WORDS = 1024  # synonyms and background included
 LONGEST_WORD = 200  # characters
-METHODS: dict[str, dict[str, Any]] = {  # what `prediction_settings` is given for each
-    "maskclip": {},
-    "naive": {"naive": True},
-}
+
+
+def _methods() -> dict[str, dict[str, Any]]:
+    """Names of methods, and what `prediction_settings` is given for each: all that the library has."""
+    own: dict[str, dict[str, Any]] = {"maskclip": {}, "naive": {"naive": True}}
+    try:
+        attentions = importlib.import_module("maskclip_jax.clip.attentions")
+    except ModuleNotFoundError:
+        return own
+    return own | {name: {"method": name} for name in attentions.METHODS if name not in own}
+
+
+METHODS = _methods()
 
 
 @dataclasses.dataclass(frozen=True)
