@@ -20,7 +20,7 @@ from maskclip_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     parser.add_argument(
-        "--more-models", nargs="+", default=[], metavar="MODEL", help="what else the page's list offers, as --model"
+        "--more-models", nargs="+", metavar="MODEL", help="what else the page's list offers, as --model"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is reached from outside")
     parser.add_argument("--port", type=port, default=7860, help="port to listen on; 0 takes any free one")
@@ -82,7 +82,7 @@ def make_shelf(args: argparse.Namespace):
             own |= {"dense_stride": None, "tokenizer": None}
         return common.load_model(argparse.Namespace(**own))
 
-    shelf = Shelf([args.model, *args.more_models, *EMBEDDED], load)
+    shelf = Shelf([args.model, *(args.more_models or ()), *EMBEDDED], load)
     shelf.reader(None)
     return shelf
 

@@ -65,6 +65,17 @@ def test_the_answer_is_that_of_segment_images(pretrained, kind, tower, reading):
             np.testing.assert_allclose(heat, wanted.probabilities[..., index], atol=1e-6)
 
 
+def test_other_attentions_are_kept_too(pretrained):
+    pytest.importorskip("maskclip_jax.clip.attentions", reason="the library has no other attentions")
+    p = pretrained("vit")
+    options = {"templates": "single", "method": "clearclip"}
+    settings = prediction_settings(FEW, p, **options)
+    found = read_features(keep_features(picture(), settings), settings)
+    (wanted,) = segment_images([picture()], FEW, p, **options)
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+    np.testing.assert_allclose(found.confidence, wanted.confidence, atol=1e-6)
+
+
 def test_other_sizes_show_the_same(pretrained):
     p = pretrained("vit")
     settings = prediction_settings(FEW, p, templates="single")
