@@ -81,6 +81,11 @@ def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSetting
     return Kept(kept, windows, plan, valid, image.shape[:2])
 
 
+def window_count(size: Shape, settings: PredictionSettings) -> int:
+    """How many windows `keep_features` looks at in an image of that size; 0 where it looks at the whole."""
+    return 0 if settings.windows is None else windowed._plan(size, settings).count
+
+
 def read_features(
     kept: Kept, settings: PredictionSettings, *, size: Shape | None = None, columns: int | None = None
 ) -> Segmentation:

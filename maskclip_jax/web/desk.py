@@ -23,7 +23,7 @@ from maskclip_jax.data.buckets import Shape
 from maskclip_jax.data.images import decode_image, json_text, label_png
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.kept import Kept, class_probability, keep_features, read_features, room_for
+from maskclip_jax.segment.kept import Kept, class_probability, keep_features, read_features, room_for, window_count
 from maskclip_jax.segment.predict import Segmentation
 from maskclip_jax.segment.settings import PredictionSettings, prediction_settings
 from maskclip_jax.visualize import heat_map, overlay_with_legend
@@ -31,6 +31,7 @@ from maskclip_jax.web.ask import Ask
 from maskclip_jax.web.memory import Memory
 from maskclip_jax.web.shelf import Shelf
 
+MOST_WINDOWS = 256  # of one image: others wait meanwhile
 SHOWN = 768  # pixels of the long side on the page; files have them all
 MEGABYTE = 2**20
 
@@ -168,6 +169,11 @@ class Desk:
         if kept is not None:
             return kept, False
         photo = self._photo(ask.image)
+        if (count := window_count(photo.size, settings)) > MOST_WINDOWS:
+            raise UserError(
+                f"the page looks at most at {MOST_WINDOWS} windows, but these would be {count}: make the stride "
+                "larger, or use `python run.py segment`, which keeps nobody waiting"
+            )
         kept = keep_features(self._decoded(photo.data, photo.name), settings)
         for batch in kept.batches:
             batch.features.block_until_ready()  # so that its time is not counted as the masks'
