@@ -14,11 +14,11 @@ from maskclip_jax.errors import UserError
 
 COMMANDS = {
     "segment": "masks for your images from a list of words",
-    "serve": "a page to try your own photo and words in the browser",
     "demo": "the shipped scenes, segmented by the shipped model, with a table of scores",
     "evaluate": "mIoU of a model on images with masks",
     "distill": "train a student on the masks (MaskCLIP+)",
     "convert": "any supported checkpoint into one that loads fast",
+    "serve": "a page to try your own photo and words in the browser",
 }
 
 

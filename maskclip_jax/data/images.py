@@ -36,7 +36,7 @@ _UPRIGHT = {
 _quiet_lock = threading.Lock()
 
 
-def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(path: str | os.PathLike, data: bytes | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Reads one picture as upright 8-bit RGB.
 
     Grey, palette and CMYK are converted, transparency is laid on white, 16-bit grey is scaled (65535 becomes 255), the
@@ -44,39 +44,52 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
 
     Args:
       path: a PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, TGA, JPEG 2000, AVIF or ICO file.
+      data: its content, where that was read before (out of a zip file, say); `path` is then only its name.
 
     Raises:
       UserError: the file is missing, a folder, empty, not an image, truncated, too large, or has 32-bit samples.
     """
-    path = _regular_file(path)
-    return _upright(path, path)
-
-
-def decode_image(data: bytes, name: str, *, most_pixels: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """`read_image` for the bytes of a file that lies in memory; `name` is what errors call it.
-
-    An image of more than `most_pixels` is refused before it is decoded (None: `read_image`'s own limit).
-    """
-    if not data:
-        raise UserError(f"an image must hold data, but {name} is empty (0 bytes): download or export it again")
-    return _upright(io.BytesIO(data), Path(name), most_pixels)
-
-
-def _upright(source: Path | io.BytesIO, name: Path, most_pixels: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    with _open(source, name, most_pixels) as (image, orientation):
-        image = _to_rgb(image, name)
+    path = _regular_file(path, data)
+    with _open(path, data) as (image, orientation):
+        image = _to_rgb(image, path)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         return np.array(image)
 
 
-def read_label_png(path: str | os.PathLike) -> Integer[np.ndarray, "H W"]:
+def stored_image(path: str | os.PathLike, data: bytes) -> tuple[bytes, tuple[int, int]]:
+    """What a corpus keeps of a picture, and its height and width: whoever decodes it sees what `read_image` sees.
+
+    An upright RGB JPEG or PNG is kept as it is; anything else (grey, CMYK, turned by EXIF …) becomes an RGB PNG.
+    Raises UserError as `read_image` does; every pixel was decoded once.
+    """
+    path = _regular_file(path, data)
+    with _open(path, data) as (image, orientation):
+        plain = image.mode == "RGB" and image.format in ("JPEG", "PNG") and "transparency" not in image.info
+        if plain and orientation not in _UPRIGHT:
+            return data, (image.height, image.width)
+    pixels = read_image(path, data)
+    return _png(Image.fromarray(pixels)), pixels.shape[:2]
+
+
+def stored_label(labels: UInt8[np.ndarray, "H W"]) -> bytes:
+    """An 8-bit grey PNG: whatever decodes it, palettes looked up or not, its values are the labels."""
+    return _png(Image.fromarray(labels))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_label_png(path: str | os.PathLike, data: bytes | None = None) -> Integer[np.ndarray, "H W"]:
     """Reads a label file (indexed, 8-bit grey or 16-bit grey PNG) as class indices; palettes are not looked up.
 
     Returns uint8, or uint16 for a 16-bit file. Raises UserError as `read_image` does, and for colour images.
     """
-    path = _regular_file(path)
-    with _open(path, path) as (image, _):
+    path = _regular_file(path, data)
+    with _open(path, data) as (image, _):
         if image.mode not in ("P", "L", "I;16"):
             raise UserError(
                 f"a label file must be an indexed or grey PNG, but {path} has mode {image.mode}: save class indices"
@@ -97,26 +110,25 @@ def write_image(path: str | os.PathLike, rgb: UInt8[np.ndarray, "H W 3"]) -> Non
 def write_label_png(
     path: str | os.PathLike, labels: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "C 3"]
 ) -> None:
-    """Writes class indices as a PNG whose pixel values *are* the indices, coloured by its palette.
+    """Writes `label_png(labels, palette)` to a file. Raises UserError as that does, or where it cannot be written."""
+    content = label_png(labels, palette)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def label_png(labels: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "C 3"]) -> bytes:
+    """Class indices as a PNG whose pixel values *are* the indices, coloured by its palette.
 
     Up to 256 classes make an indexed PNG in which 255 means "ignore" unless it is itself a class; with more, the file
     is 16-bit grey without a palette and 65535 means "ignore".
 
     Args:
-      path: where to write.
       labels: class indices in 0..C-1, or the ignore value.
       palette: one colour per class; its length is the number of classes.
 
     Raises:
-      UserError: a label is neither a class nor the ignore value, or the file cannot be written.
+      UserError: a label is neither a class nor the ignore value.
     """
-    data = label_png(labels, palette)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def label_png(labels: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "C 3"]) -> bytes:
-    """The bytes of the file that `write_label_png` writes (see there)."""
     classes = len(palette)
     ignore = IGNORE if classes <= 256 else IGNORE_16
     wrong = (labels < 0) | ((labels >= classes) & (labels != ignore))
@@ -133,9 +145,7 @@ def label_png(labels: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "C 
         image.putpalette(colours.tobytes())
     else:
         image = Image.fromarray(labels.astype(np.uint16))
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()
+    return _png(image)
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
@@ -172,8 +182,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _regular_file(path: str | os.PathLike) -> Path:
+def _regular_file(path: str | os.PathLike, data: bytes | None = None) -> Path:
     path = Path(path)
+    if data is not None:
+        if not data:
+            raise UserError(f"an image must hold data, but {path} is empty (0 bytes): download or export it again")
+        return path
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -192,13 +206,13 @@ def _regular_file(path: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
-def _open(source: Path | io.BytesIO, path: Path, most_pixels: int | None = None) -> Iterator[tuple[Image.Image, int]]:
+def _open(path: Path, data: bytes | None = None) -> Iterator[tuple[Image.Image, int]]:
     """The first frame, decoded, with its EXIF orientation (1: upright). Every decoder's failure becomes a UserError."""
     try:
         with _quiet_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata is no reason to talk while the pixels are fine
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(source, formats=_formats())
+            image = Image.open(path if data is None else io.BytesIO(data), formats=_formats())
             try:
                 orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
             except Exception:
@@ -213,11 +227,6 @@ def _open(source: Path | io.BytesIO, path: Path, most_pixels: int | None = None)
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error on a damaged file
         raise UserError(f"an image must be readable, but {path} is not ({_line(error)}): export it again") from error
     with image:
-        if most_pixels is not None and image.width * image.height > most_pixels:
-            raise UserError(
-                f"an image must have at most {most_pixels:,} pixels here, but {path} has "
-                f"{image.width * image.height:,}: scale it down"
-            )
         try:
             image.load()
         except Exception as error:

@@ -6,6 +6,7 @@ images and the last answers are kept in memory. For one thread at a time: `app.T
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import secrets
@@ -20,7 +21,7 @@ from PIL import Image
 
 from maskclip_jax.commands.segment import output_names, result_record
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.images import decode_image, json_text, label_png
+from maskclip_jax.data.images import FORMATS, json_text, label_png, read_image
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.kept import Kept, class_probability, keep_features, read_features, room_for, window_count
@@ -203,7 +204,15 @@ class Desk:
         return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.LANCZOS))
 
     def _decoded(self, data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
-        return decode_image(data, name, most_pixels=self.most_pixels)
+        size = (0, 0)
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            size = image.size  # from the header, before anything is decoded; what is wrong with it, read_image says
+        if size[0] * size[1] > self.most_pixels:
+            raise UserError(
+                f"an image must have at most {self.most_pixels:,} pixels here, but {name} has {size[0] * size[1]:,}: "
+                "scale it down"
+            )
+        return read_image(name, data)
 
 
 @functools.cache
