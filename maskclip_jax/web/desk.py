@@ -21,7 +21,7 @@ from PIL import Image
 
 from maskclip_jax.commands.segment import output_names, result_record
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.images import FORMATS, json_text, label_png, read_image
+from maskclip_jax.data.images import json_text, label_png, read_image
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.kept import Kept, class_probability, keep_features, read_features, room_for, window_count
@@ -205,7 +205,7 @@ class Desk:
 
     def _decoded(self, data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
         size = (0, 0)
-        with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
             size = image.size  # from the header, before anything is decoded; what is wrong with it, read_image says
         if size[0] * size[1] > self.most_pixels:
             raise UserError(
