@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "mIoU of a model on images with masks",
     "distill": "train a student on the masks (MaskCLIP+)",
     "convert": "any supported checkpoint into one that loads fast",
+    "serve": "a page to try your own photo and words in the browser",
 }
 
 

@@ -20,6 +20,7 @@ OPTIONS = {
     "--cluster --model --fidelity --dtype --templates --short-side --key-smoothing --window --batch-size",
     "prepare": "DATASET source --data-dir --config --splits --classes --on-error",
     "demo": "--out --model --fidelity --tokenizer --dense-stride --dtype",
+    "serve": "--model --fidelity --dtype --more-models --host --port --max-upload --memory",
     "convert": "source out --tokenizer",
 }
 

@@ -146,14 +146,17 @@ def write_result(out: Path, name: str, path: Path, image, result) -> None:
     palette = class_palette(result.classes)
     write_image(out / f"{name}_overlay.png", overlay_with_legend(image, result.labels, result.classes, palette))
     write_label_png(out / f"{name}_labels.png", result.labels, palette)
+    write_json(out / f"{name}.json", result_record(common.as_text(path), result))
+
+
+def result_record(image: str, result) -> dict:
+    """What NAME.json holds: `image` is what the picture is called."""
     scores = [
         {"class": c, "index": i, "area": result.scores[c].area, "confidence": result.scores[c].confidence}
         for i, c in enumerate(result.classes)
     ]
     height, width = result.labels.shape
-    write_json(
-        out / f"{name}.json", {"image": common.as_text(path), "height": height, "width": width, "classes": scores}
-    )
+    return {"image": image, "height": height, "width": width, "classes": scores}
 
 
 def print_result(path: Path, result, most: int = 8) -> None:

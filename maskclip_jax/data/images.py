@@ -150,9 +150,14 @@ def label_png(labels: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "C 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
     """Writes `obj` as indented UTF-8 JSON. NumPy scalars and arrays are written as numbers and lists; NaN as null."""
-    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json_text(obj)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def json_text(obj: Any) -> str:
+    """The text of the file that `write_json` writes (see there)."""
+    return json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextlib.contextmanager

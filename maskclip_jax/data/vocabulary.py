@@ -97,12 +97,14 @@ def as_classes(entries: Iterable[str | Sequence[str]]) -> tuple[ClassName, ...]:
     return classes
 
 
-def parse_classes(text: str) -> tuple[ClassName, ...]:
+def parse_classes(text: str, *, files: bool = True) -> tuple[ClassName, ...]:
     """What a person types after `--classes`.
 
     In this order: the name of a class set (`voc20`, `coco-stuff171` …); the path of a text file, one class a line,
     synonyms separated by commas, empty lines and lines starting with # skipped; a list. A list is separated by commas,
     or, where it holds a semicolon, by semicolons, and then commas separate synonyms: "sofa, couch; dog".
+
+    `files=False` skips the second, for text that came from somebody else's machine.
 
     Raises:
       UserError: as `as_classes`; also for a file that is missing or not UTF-8 text.
@@ -111,9 +113,9 @@ def parse_classes(text: str) -> tuple[ClassName, ...]:
         return class_set(text)
     path = text.strip()
     looks_like_path = path.lower().endswith(".txt") or os.sep in path
-    if os.path.isfile(path) and (looks_like_path or "." in path):
+    if files and os.path.isfile(path) and (looks_like_path or "." in path):
         return as_classes(_read_lines(Path(path)))
-    if path.lower().endswith(".txt"):
+    if files and path.lower().endswith(".txt"):
         raise UserError(f"a class file must exist, but there is no {path}: check the path, or list the names")
     if ";" in text:
         return as_classes(_without_last_empty(text.split(";")))

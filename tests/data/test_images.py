@@ -170,6 +170,16 @@ def test_truncated_files_give_one_line(tmp_path, suffix, keep):
     _one_line(error, path)
 
 
+def test_bytes_are_read_as_a_file_is(tmp_path, picture):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(picture).save(path)
+    data = path.read_bytes()
+    np.testing.assert_array_equal(images.read_image("elsewhere.jpg", data), images.read_image(path))
+    for broken, message in [(b"", "is empty"), (b"text", "is none of them"), (data[:-20], "is damaged or truncated")]:
+        with pytest.raises(UserError, match=f"photo.jpg {message}"):
+            images.read_image("photo.jpg", broken)
+
+
 def test_unusable_paths_give_one_line_each(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("hello, I am no picture")

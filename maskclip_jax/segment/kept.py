@@ -1,0 +1,240 @@
+"""The image tower once, its features kept, and any number of words and thresholds read from them.
+
+`segment_images` runs the tower and the reading as one program, which is right for a corpus. Where somebody tries words
+on one picture, the picture stays and the words change: `keep_features` is the slow half, `read_features` the quick one.
+Both are made of the steps of `predict` and `windowed` (private ones too), so that they answer as those do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32, Int, UInt8
+
+from maskclip_jax.clip.model import CLIP
+from maskclip_jax.data.buckets import Shape
+from maskclip_jax.data.preprocess import prepare, upsample_matrix
+from maskclip_jax.segment import windowed
+from maskclip_jax.segment.dense import flat_mask, probability_scale, refined
+from maskclip_jax.segment.predict import Segmentation, _class_scores
+from maskclip_jax.segment.refine import DROPPED, class_confidence
+from maskclip_jax.segment.settings import PredictionSettings
+from maskclip_jax.segment.upsample import PixelMaps, label_pixels
+from maskclip_jax.segment.whole import Upsampled, batch_size_for, bucket_shapes, padded_batch
+
+_LEAST_COLUMNS = 8
+
+
+class KeptBatch(NamedTuple):
+    """What the tower made of one batch: a whole image, or some windows of one."""
+
+    features: Float[Array, "B h w E"]
+    keys: Float[Array, "B L D"]
+    grid: Int[np.ndarray, "B 2"]
+
+
+class Kept(NamedTuple):
+    """All that an image's masks are read from, for one way of running the tower (model, attention, windows, sizes)."""
+
+    batches: tuple[KeptBatch, ...]
+    windows: int  # how many of the batches' rows are windows; 0: one row, the whole image
+    plan: windowed.Plan | None
+    valid: Shape  # pixels of the resized image
+    original: Shape
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the features take."""
+        return sum(batch.features.nbytes + batch.keys.nbytes for batch in self.batches)
+
+
+def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSettings) -> Kept:
+    """Runs the image tower. Of the settings, the words, the thresholds and the background play no part."""
+    config = settings.config
+    if settings.windows is None:
+        (shape,) = bucket_shapes([image.shape[:2]], settings)
+        prepared = prepare(image, settings.preprocess, config.multiple)
+        batches = [padded_batch([prepared.pixels], 1, shape, config)]
+        windows, plan, valid = 0, None, prepared.valid
+    else:
+        plan = windowed._plan(image.shape[:2], settings)
+        side = windowed._round_up(settings.windows[0], config.multiple)
+        size = batch_size_for(settings, (side, side), plan.count)
+        crops = list(windowed._crops(image, plan, settings))
+        batches = [
+            padded_batch(crops[start : start + size], size, (side, side), config)
+            for start in range(0, len(crops), size)
+        ]
+        windows, valid = plan.count, plan.valid
+    options = _tower_options(settings)
+    kept = tuple(
+        KeptBatch(*_encode(settings.model, settings.variables, pixels, grid, options=options), grid)
+        for pixels, grid in batches
+    )
+    return Kept(kept, windows, plan, valid, image.shape[:2])
+
+
+def window_count(size: Shape, settings: PredictionSettings) -> int:
+    """How many windows `keep_features` looks at in an image of that size; 0 where it looks at the whole."""
+    return 0 if settings.windows is None else windowed._plan(size, settings).count
+
+
+def read_features(
+    kept: Kept, settings: PredictionSettings, *, size: Shape | None = None, columns: int | None = None
+) -> Segmentation:
+    """The masks that `segment_images` finds, without the image tower.
+
+    Args:
+      kept: from `keep_features` with the same model, attention, windows and sizes.
+      settings: words, thresholds and background may be others than they were then.
+      size: pixels of the answer, for a screen that shows fewer than the image has; None is the original size.
+      columns: words to make room for, so that one compiled program serves every number of words up to it; the words
+        that are not there have no say (only where smoothing leaves nothing of any class at a pixel is the confidence,
+        "all alike", shared with them). None makes room for the words there are, and labels and confidences are those
+        of `segment_images`.
+    """
+    maps = _maps(kept, settings, settings.word_class, size, columns, with_probabilities=settings.return_probabilities)
+    return Segmentation(maps.labels, _class_scores(maps, settings.names), settings.names, *maps[1:])
+
+
+def class_probability(
+    kept: Kept, settings: PredictionSettings, index: int, *, size: Shape | None = None, columns: int | None = None
+) -> Float32[np.ndarray, "H W"]:
+    """The probability of one class (an index into `settings.names`) at every pixel; the rest as in `read_features`."""
+    chosen = [int(word == index) for word in settings.word_class]
+    if not any(chosen):
+        # "background" made by a threshold alone has no words: nothing is ever more or less like it
+        return np.zeros(kept.original if size is None else size, np.float32)
+    maps = _maps(kept, settings, chosen, size, columns, with_probabilities=True)
+    return maps.probabilities[..., 1]
+
+
+def room_for(words: int) -> int:
+    """`columns` of `read_features` for a number of words: the next power of two, so that few programs serve all."""
+    return max(_LEAST_COLUMNS, 1 << (words - 1).bit_length())
+
+
+def _maps(
+    kept: Kept,
+    settings: PredictionSettings,
+    word_class: Sequence[int],
+    size: Shape | None,
+    columns: int | None,
+    *,
+    with_probabilities: bool,
+) -> PixelMaps:
+    words = len(word_class)
+    columns = words if columns is None else columns
+    if columns < words:
+        raise ValueError(f"the columns must hold all words, but {columns} are fewer than {words}")
+    padded = np.zeros((columns, settings.classifier.shape[1]), np.float32)
+    padded[:words] = settings.classifier
+    upsampled = (_whole if kept.plan is None else _windows)(kept, settings, padded, size or kept.original)
+    scores = np.array(upsampled.scores)
+    scores[..., words:] = DROPPED  # smoothed, they would be zero, and some class may be below that
+    return label_pixels(
+        *upsampled._replace(scores=scores),
+        np.asarray([*word_class, *[0] * (columns - words)], np.int32),
+        scale=settings.scale,
+        smoothed=settings.smoothing is not None,
+        least=settings.least,
+        with_probabilities=with_probabilities,
+    )
+
+
+def _whole(kept: Kept, settings: PredictionSettings, classifier: np.ndarray, size: Shape) -> Upsampled:
+    (batch,) = kept.batches
+    scores = _read(
+        settings.model,
+        {"params": {"logit_scale": settings.variables["params"]["logit_scale"]}},
+        *batch,
+        classifier,
+        len(settings.word_class),
+        np.float32(0) if settings.denoising is None else settings.denoising,  # below zero is no class: the same as off
+        settings.smoothing,
+    )
+    rows, columns = (int(cells) for cells in batch.grid[0])
+    aligned, stride = settings.config.fidelity.upsample == "aligned", settings.config.stride
+    matrices = (
+        upsample_matrix(cells, stride, valid, pixels, aligned=aligned)
+        for cells, valid, pixels in zip((rows, columns), kept.valid, size, strict=True)
+    )
+    return Upsampled(np.asarray(scores)[0, :rows, :columns], *matrices)
+
+
+def _windows(kept: Kept, settings: PredictionSettings, classifier: np.ndarray, size: Shape) -> Upsampled:
+    found, words = [], len(settings.word_class)
+    for batch in kept.batches:
+        variables = {"params": {"logit_scale": settings.variables["params"]["logit_scale"]}}
+        logits, confidence = jax.device_get(_window_logits(settings.model, variables, *batch, classifier, words))
+        keys = [None] * len(logits) if settings.smoothing is None else np.asarray(batch.keys)
+        found += [windowed.WindowLogits(*window) for window in zip(logits, keys, confidence, strict=True)]
+    plan = kept.plan._replace(original=size)
+    return windowed._stitched(found[: kept.windows], plan, len(kept.batches[0].features), settings)
+
+
+def _tower_options(settings: PredictionSettings) -> tuple[tuple[str, Any], ...]:
+    """How `encode_dense` is to read the tower; hashable, for it is part of the program."""
+    method = getattr(settings, "method", None)  # another attention, where the settings know of any
+    return (("naive", settings.naive), *(() if method is None else dataclasses.asdict(method).items()))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "options"))
+def _encode(
+    model: CLIP,
+    variables: Any,
+    images: Float[Array, "B H W 3"],
+    grid: Int[Array, "B 2"],
+    *,
+    options: tuple[tuple[str, Any], ...],
+) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
+    return tuple(model.apply(variables, images, grid=grid, method="encode_dense", **dict(options)))
+
+
+def _padded_logits(
+    features: Float[Array, "B h w E"], classifier: Float[Array, "C E"], words: ArrayLike
+) -> Float[Array, "B h w C"]:
+    logits = jnp.einsum("bhwe,ce->bhwc", features, classifier, precision="highest")
+    return jnp.where(jnp.arange(logits.shape[-1]) < words, logits, DROPPED)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _read(
+    model: CLIP,
+    variables: Any,
+    features: Float[Array, "B h w E"],
+    keys: Float[Array, "B L D"],
+    grid: Int[Array, "B 2"],
+    classifier: Float[Array, "C E"],
+    words: ArrayLike,
+    denoising: ArrayLike,
+    smoothing: ArrayLike | None,
+) -> Float[Array, "B h w C"]:
+    logits = _padded_logits(features, classifier, words)
+    scale = probability_scale(model, variables)
+    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3])
+    confidence = class_confidence(flat, scale=scale, valid=valid)
+    flat = refined(flat, keys, confidence, model.config.fidelity, scale, denoising, smoothing, valid)
+    return flat.reshape(logits.shape)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _window_logits(
+    model: CLIP,
+    variables: Any,
+    features: Float[Array, "B h w E"],
+    keys: Float[Array, "B L D"],
+    grid: Int[Array, "B 2"],
+    classifier: Float[Array, "C E"],
+    words: ArrayLike,
+) -> tuple[Float[Array, "B h w C"], Float[Array, "B C"]]:
+    logits = _padded_logits(features, classifier, words)
+    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3])
+    return logits, class_confidence(flat, scale=probability_scale(model, variables), valid=valid)

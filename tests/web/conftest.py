@@ -1,0 +1,47 @@
+"""The embedded model on a shelf, a desk, and a server of it on a free port of this machine."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from maskclip_jax.clip.load import load_clip
+from maskclip_jax.web.desk import Desk
+from maskclip_jax.web.shelf import Shelf
+
+MOST_UPLOAD = 2**20
+
+
+@pytest.fixture(scope="session")
+def shelf():
+    return Shelf(["embedded", "embedded-vit"], load_clip)
+
+
+@pytest.fixture
+def desk(shelf):
+    """With nothing in its memory yet."""
+    return Desk(shelf, most_pixels=1_000_000)
+
+
+@pytest.fixture(scope="session")
+def server(shelf):
+    """(address, desk) of a running server that takes images of at most `MOST_UPLOAD` bytes."""
+    reason = "the web extra is not installed: pip install -r requirements-web.txt"
+    uvicorn = pytest.importorskip("uvicorn", reason=reason)
+    pytest.importorskip("starlette", reason=reason)
+    from maskclip_jax.web.app import make_app
+
+    desk = Desk(shelf, most_pixels=1_000_000)
+    app = make_app(desk, most_upload=MOST_UPLOAD)
+    running = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, lifespan="on"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not running.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", desk
+        running.should_exit = True
+        thread.join(timeout=60)
+        assert not thread.is_alive()
