@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ class Rival:
       kind, options: the case and its arguments (functions of `cases`, `labelling`, `torch_worker`).
       python: the interpreter, where PyTorch does it; None is ours.
       threads: cores it may use; 0 is all.
-      env: variables of its process, besides ours.
+      keep_memory: as our commands do (`commands.memory`); PyTorch has no use for it.
     """
 
     name: str
@@ -36,22 +35,21 @@ class Rival:
     options: dict[str, Any]
     python: str | None = None
     threads: int = 0
-    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    keep_memory: bool = True
 
 
 class Worker:
     """The process of a rival: up on entry, gone on exit."""
 
     def __init__(self, rival: Rival):
-        spec = json.dumps({"kind": rival.kind, "options": rival.options, "threads": rival.threads})
+        wanted = {name: getattr(rival, name) for name in ("kind", "options", "threads", "keep_memory")}
+        spec = json.dumps(wanted)
         if rival.python is None:
             command = [sys.executable, "-m", "experiments.benchmark.worker", spec]
         else:
             command = [rival.python, str(Path(__file__).with_name("torch_worker.py")), spec]
         self.rival, self.seconds, self.cpu_seconds, self.rates = rival, [], [], []
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | rival.env
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
     def __enter__(self) -> Worker:
         self.facts = self._answer()

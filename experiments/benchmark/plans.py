@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from experiments.benchmark.duel import Rival
 
-# Keeps freed memory in the process (glibc): see docs/performance.md.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 SECTIONS = ("dense", "smoothing", "train", "label")
 
 
@@ -62,9 +56,9 @@ def _smoothing(torch: str | None) -> dict:
 
 
 def _train(quick: bool, torch: str | None, dtypes: list[str]) -> dict:
-    rivals = [Rival(f"ours, {d}", "train", {"dtype": d}, env=KEEP_MEMORY) for d in dtypes]
+    rivals = [Rival(f"ours, {d}", "train", {"dtype": d}) for d in dtypes]
     if not quick:
-        rivals.append(Rival("ours, the system's malloc", "train", {"dtype": dtypes[0]}))
+        rivals.append(Rival("ours, memory not kept", "train", {"dtype": dtypes[0]}, keep_memory=False))
     if torch:
         rivals.append(Rival("PyTorch, channels last", "train", {}, torch))
         if not quick:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from experiments.benchmark.protocol import read_spec, serve
+from maskclip_jax.commands.memory import keep_memory
 
 SIDE = 2048  # of the square matrices whose product is the machine's rate
 
@@ -36,6 +37,8 @@ def matrix_rate(dtype: str) -> Callable[[], tuple[float, float]]:
 
 def main() -> None:
     spec, out = read_spec()
+    if spec["keep_memory"]:
+        keep_memory()
     import jax
 
     from experiments.benchmark.cases import dense, nothing, smoothing, train
