@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -28,6 +29,7 @@ class Rival:
       python: the interpreter, where PyTorch does it; None is ours.
       threads: cores it may use; 0 is all.
       keep_memory: as our commands do (`commands.memory`); PyTorch has no use for it.
+      side: of the square matrices whose product is the machine's rate.
     """
 
     name: str
@@ -36,13 +38,14 @@ class Rival:
     python: str | None = None
     threads: int = 0
     keep_memory: bool = True
+    side: int = 2048
 
 
 class Worker:
-    """The process of a rival: up on entry, gone on exit."""
+    """The process of a rival, from here to `close`."""
 
     def __init__(self, rival: Rival):
-        wanted = {name: getattr(rival, name) for name in ("kind", "options", "threads", "keep_memory")}
+        wanted = {name: getattr(rival, name) for name in ("kind", "options", "threads", "keep_memory", "side")}
         spec = json.dumps(wanted)
         if rival.python is None:
             command = [sys.executable, "-m", "experiments.benchmark.worker", spec]
@@ -51,12 +54,13 @@ class Worker:
         self.rival, self.seconds, self.cpu_seconds, self.rates = rival, [], [], []
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
-    def __enter__(self) -> Worker:
+    def start(self) -> None:
+        """Waits until it has done the work for the first time, which compiles."""
         self.facts = self._answer()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.stdout.close()
         try:
             self.process.wait(20)
@@ -113,9 +117,11 @@ def duel(rivals: Sequence[Rival], *, seconds: float, rounds: int) -> list[dict[s
     the median over rounds of the ratio within a round, so that a load on the machine cancels.
     """
     workers: list[Worker] = []
-    try:
+    with contextlib.ExitStack() as stack:
         for rival in rivals:
-            workers.append(Worker(rival).__enter__())
+            workers.append(Worker(rival))
+            stack.callback(workers[-1].close)
+            workers[-1].start()
         began = time.monotonic()
         for n in range(rounds):
             if n >= 2 and time.monotonic() - began > seconds:
@@ -124,9 +130,6 @@ def duel(rivals: Sequence[Rival], *, seconds: float, rounds: int) -> list[dict[s
                 worker.turn()
                 time.sleep(PAUSE)
         rows = [worker.result() for worker in workers]
-    finally:
-        for worker in workers:
-            worker.__exit__()
     for row in rows:
         row["times_first"] = statistics.median(
             t / first for t, first in zip(row["seconds"], rows[0]["seconds"], strict=True)

@@ -8,10 +8,8 @@ from collections.abc import Callable
 from experiments.benchmark.protocol import read_spec, serve
 from maskclip_jax.commands.memory import keep_memory
 
-SIDE = 2048  # of the square matrices whose product is the machine's rate
 
-
-def matrix_rate(dtype: str) -> Callable[[], tuple[float, float]]:
+def matrix_rate(dtype: str, side: int) -> Callable[[], tuple[float, float]]:
     """Measures operations a second of `dtype` products (bfloat16: summed in float32): of the clock, and of CPU time.
 
     The best of four, for whoever else works here takes some of each.
@@ -19,7 +17,7 @@ def matrix_rate(dtype: str) -> Callable[[], tuple[float, float]]:
     import jax
     import jax.numpy as jnp
 
-    x = jnp.ones((SIDE, SIDE), dtype)
+    x = jnp.ones((side, side), dtype)
     product = jax.jit(lambda a, b: jax.lax.dot(a, b, preferred_element_type=jnp.float32)).lower(x, x).compile()
     product(x, x).block_until_ready()
 
@@ -30,7 +28,7 @@ def matrix_rate(dtype: str) -> Callable[[], tuple[float, float]]:
             product(x, x).block_until_ready()
             seconds.append(time.perf_counter() - began)
             cpu.append(time.process_time() - cpu_began)
-        return 2 * SIDE**3 / min(seconds), 2 * SIDE**3 / min(cpu)
+        return 2 * side**3 / min(seconds), 2 * side**3 / min(cpu)
 
     return measure
 
@@ -46,7 +44,7 @@ def main() -> None:
     from maskclip_jax.segment.compiles import count_compiles
 
     options = spec["options"]
-    rate = matrix_rate(options.get("dtype", "float32"))
+    rate = matrix_rate(options.get("dtype", "float32"), spec["side"])
     device = jax.devices()[0]
 
     def gather() -> dict:

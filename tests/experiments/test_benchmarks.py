@@ -71,8 +71,8 @@ def test_both_orders_of_smoothing_agree():
 def test_a_run_from_end_to_end(monkeypatch, tmp_path, capsys):
     tiny = {
         "smoothing": [
-            duel.Rival("ours", "smoothing", {"length": 64, "width": 8}),
-            duel.Rival("all | pairs", "smoothing", {"length": 64, "width": 8, "order": "all pairs"}),
+            duel.Rival("ours", "smoothing", {"length": 64, "width": 8}, side=128),
+            duel.Rival("all | pairs", "smoothing", {"length": 64, "width": 8, "order": "all pairs"}, side=128),
         ]
     }
     monkeypatch.setattr(benchmarks, "groups", lambda section, **_: tiny)
