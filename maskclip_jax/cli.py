@@ -10,6 +10,7 @@ import sys
 import warnings
 
 from maskclip_jax.commands.common import complain
+from maskclip_jax.commands.memory import keep_memory
 from maskclip_jax.errors import UserError
 
 COMMANDS = {
@@ -52,6 +53,7 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; exits 2 with one line on bad input, 130 on Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    keep_memory()
     try:
         try:
             status = run_command(argv)

@@ -9,12 +9,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from maskclip_jax.clip.products import attend as attend
+from maskclip_jax.clip.products import convolve, product
+
 Dtype = jnp.dtype | type
 
 
 def quick_gelu(x: Array) -> Array:
-    """OpenAI's fast GELU, `x · sigmoid(1.702 x)`."""
-    return x * jax.nn.sigmoid(1.702 * x)
+    """OpenAI's fast GELU, `x · sigmoid(1.702 x)`, in float32; by way of tanh, which CPUs do twice as fast."""
+    wide = x.astype(jnp.float32)
+    return (wide * (0.5 + 0.5 * jnp.tanh(0.851 * wide))).astype(x.dtype)
 
 
 def gelu(x: Array) -> Array:
@@ -26,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "g
 
 
 class Linear(nn.Module):
-    """`x W + b` over the last axis, computed as one 2-D product: on CPU about twice as fast in training as over 3-D."""
+    """`x W + b` over the last axis."""
 
     features: int
     use_bias: bool = True
@@ -35,10 +39,10 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        out = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        out = product(x, kernel, self.dtype)
         if self.use_bias:
             out = out + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return out.reshape(*x.shape[:-1], self.features)
+        return out
 
 
 def layer_norm(epsilon: float) -> nn.LayerNorm:
@@ -47,10 +51,7 @@ def layer_norm(epsilon: float) -> nn.LayerNorm:
 
 
 class Conv(nn.Module):
-    """A convolution without bias, kernel HWIO, padding `dilation · (k // 2)` on every side.
-
-    A 1×1 kernel is a matrix product over pixels, which XLA's CPU backend runs about 2.7 times faster both ways.
-    """
+    """A convolution without bias, kernel HWIO, padding `dilation · (k // 2)` on every side."""
 
     features: int
     size: int = 3
@@ -60,20 +61,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W i"], dilation: int = 1) -> Float[Array, "B H2 W2 o"]:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
-        x = x.astype(self.dtype)
-        if self.size == 1:
-            x = x[:, :: self.stride, :: self.stride]
-            return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
-        pad = dilation * (self.size // 2)
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            ((pad, pad), (pad, pad)),
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        return convolve(x, kernel, stride=self.stride, dilation=dilation, dtype=self.dtype)
 
 
 class Attention(nn.Module):
@@ -105,20 +94,6 @@ class Attention(nn.Module):
 
     def _merge(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], -1)
-
-
-def attend(
-    q: Float[Array, "B Q N d"],
-    k: Float[Array, "B K N d"],
-    v: Float[Array, "B K N d"],
-    mask: Bool[Array, "#B 1 #Q K"] | None = None,
-) -> Float[Array, "B Q N d"]:
-    """Softmax attention as plain batched products (on CPU faster than `jax.nn.dot_product_attention`)."""
-    scores = jnp.einsum("bqnd,bknd->bnqk", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bnqk,bknd->bqnd", weights, v)
 
 
 class MLP(nn.Module):
@@ -195,8 +170,7 @@ def fold_linear(first: dict, second: dict) -> dict:
 
 def apply_folded(folded: dict, x: Float[Array, "*batch i"], dtype: Dtype) -> Float[Array, "*batch o"]:
     """`x W + b` with the arrays `fold_linear` made."""
-    out = x.reshape(-1, x.shape[-1]).astype(dtype) @ folded["kernel"].astype(dtype) + folded["bias"].astype(dtype)
-    return out.reshape(*x.shape[:-1], -1)
+    return product(x, folded["kernel"], dtype) + folded["bias"].astype(dtype)
 
 
 class Transformer(nn.Module):

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from maskclip_jax.clip.attentions import ATTENTIONS, MASKCLIP, Around, DenseMethod, check_blocks, mean_length
 from maskclip_jax.clip.config import Fidelity, ViTConfig
 from maskclip_jax.clip.layers import Dtype, Transformer, layer_norm, resize_positions, valid_mask
+from maskclip_jax.clip.products import product
 
 
 class VisionTransformer(nn.Module):
@@ -87,8 +88,7 @@ class VisionTransformer(nn.Module):
         return path[:, 1:], keys[:, 1:]
 
     def _project(self, x: Array) -> Array:
-        x = self.ln_post(x)
-        return (x.reshape(-1, x.shape[-1]) @ self.proj.astype(x.dtype)).reshape(*x.shape[:-1], -1)
+        return product(self.ln_post(x), self.proj, jnp.float32)
 
     def _grid(self, images: Array) -> tuple[int, int]:
         return images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size
@@ -96,8 +96,8 @@ class VisionTransformer(nn.Module):
     def _embed(self, images: Array, grid: Array | None, keep: Array | None = None) -> Array:
         c, (h, w) = self.config, self._grid(images)
         p, batch = c.patch_size, images.shape[0]
-        patches = images.astype(self.dtype).reshape(batch, h, p, w, p, 3).swapaxes(2, 3).reshape(batch * h * w, -1)
-        x = (patches @ self.conv1.astype(self.dtype).reshape(-1, c.width)).reshape(batch, h * w, c.width)
+        patches = images.reshape(batch, h, p, w, p, 3).swapaxes(2, 3).reshape(batch, h * w, -1)
+        x = product(patches, self.conv1.reshape(-1, c.width), self.dtype)
         positions = self._positions(grid, (h, w)).astype(self.dtype)
         x = x + positions[:, 1:]
         if keep is not None:

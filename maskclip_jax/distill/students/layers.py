@@ -1,7 +1,6 @@
 """The few layers every student is made of, with PyTorch's numerics and parameter shapes that never depend on the route.
 
-A convolution can be computed several ways. XLA's general convolution is slow on CPUs where a matrix product is fast, so
-`Conv` takes the cheapest exact route for its shape; kernels are [k, k, in, out] (HWIO) whichever route is taken.
+A convolution can be computed several ways: kernels are [k, k, in, out] (HWIO) whichever route `clip.products` takes.
 """
 
 from collections.abc import Sequence
@@ -13,26 +12,11 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from maskclip_jax.clip.products import convolve, taps
 from maskclip_jax.errors import UserError
 
 # mmcv's kaiming_init: normal, std = sqrt(2 / (out · k · k)); the uncut normal, as PyTorch's.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-# Up to this many input channels, a k×k convolution is k² slices and one matrix product (the stem, on RGB).
-IM2COL_CHANNELS = 4
-
-
-def _taps(x: Float[Array, "B H W c"], kernel: int, stride: int, dilation: int, fill: float) -> list[Array]:
-    """The k² shifted (and strided) views of `x` that a k×k window sees, row by row; padded by dilation·(k // 2)."""
-    pad = dilation * (kernel // 2)
-    height, width = (-(-size // stride) for size in x.shape[1:3])  # odd k, "same" padding: ceil(size / stride)
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
-
-    def view(i: int, j: int) -> Array:
-        top, left = i * dilation, j * dilation
-        return x[:, top : top + stride * (height - 1) + 1 : stride, left : left + stride * (width - 1) + 1 : stride]
-
-    return [view(i, j) for i in range(kernel) for j in range(kernel)]
 
 
 class Conv(nn.Module):
@@ -59,29 +43,11 @@ class Conv(nn.Module):
         channels, k = x.shape[-1], self.kernel
         shape = (k, k, 1 if self.depthwise else channels, self.features)
         weight = self.param("kernel", kaiming_normal, shape, jnp.float32).astype(self.dtype)
-        x = x.astype(self.dtype)
         if self.depthwise:
             # XLA's grouped convolution has a gradient eleven times slower than nine multiply-adds (2 CPUs, 512 × 32²)
-            taps = _taps(x, k, self.stride, self.dilation, 0.0)
-            return sum(tap * weight[i // k, i % k, 0] for i, tap in enumerate(taps))
-        if k == 1:
-            x = x[:, :: self.stride, :: self.stride]
-            batch, h, w = x.shape[:3]
-            return (x.reshape(-1, channels) @ weight[0, 0]).reshape(batch, h, w, self.features)
-        if channels <= IM2COL_CHANNELS:
-            patches = jnp.concatenate(_taps(x, k, self.stride, self.dilation, 0.0), axis=-1)
-            batch, h, w = patches.shape[:3]
-            flat = patches.reshape(-1, k * k * channels) @ weight.reshape(-1, self.features)
-            return flat.reshape(batch, h, w, self.features)
-        pad = self.dilation * (k // 2)
-        return lax.conv_general_dilated(
-            x,
-            weight,
-            window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+            views = taps(x.astype(self.dtype), k, self.stride, self.dilation)
+            return sum(view * weight[i // k, i % k, 0] for i, view in enumerate(views))
+        return convolve(x, weight, stride=self.stride, dilation=self.dilation, dtype=self.dtype)
 
 
 class BatchNorm(nn.Module):

@@ -1,0 +1,73 @@
+"""Which rivals meet in each section, at full length and quickly."""
+
+from __future__ import annotations
+
+from experiments.benchmark.duel import Rival
+
+SECTIONS = ("dense", "smoothing", "train", "label")
+
+
+def groups(section: str, *, quick: bool, torch: str | None, dtypes: list[str], model: str | None, batch: int | None,
+           images: int) -> dict[str, list[Rival]]:  # fmt: skip
+    """Title -> the rivals that take turns, the first one being what the others are compared with.
+
+    Args:
+      quick: fewer and smaller cases.
+      torch: the interpreter of PyTorch's side, or None.
+      dtypes: what ours computes in; the first is the one compared.
+      model, batch: of `dense`, instead of the standard ones.
+      images: of `label`.
+    """
+    return {
+        "dense": lambda: _dense(quick, torch, dtypes, model, batch),
+        "smoothing": lambda: _smoothing(torch),
+        "train": lambda: _train(quick, torch, dtypes),
+        "label": lambda: _label(dtypes[0], images, model or "ViT-B/16"),
+    }[section]()
+
+
+def _dense(quick: bool, torch: str | None, dtypes: list[str], model: str | None, batch: int | None) -> dict:
+    out = {}
+    for name in [model] if model else ["ViT-B/16", "RN50"]:
+        for size in [batch] if batch else [1] if quick else [1, 8]:
+            options = {"model": name, "batch": size}
+            rivals = [Rival(f"ours, {d}", "dense", options | {"dtype": d}) for d in dtypes]
+            if torch and name.startswith("ViT"):
+                rivals.append(Rival("PyTorch, released code's work", "dense", options | {"work": "released"}, torch))
+                rivals.append(Rival("PyTorch, this work, fused attention", "dense", options, torch))
+            elif torch:
+                rivals.append(Rival("PyTorch", "dense", options, torch))
+                rivals.append(Rival("PyTorch, channels last", "dense", options | {"work": "channels_last"}, torch))
+            out[f"dense {name}, 512², batch {size}"] = rivals
+    return out
+
+
+def _smoothing(torch: str | None) -> dict:
+    out = {}
+    for length, times in ((1024, 16), (4096, 4)):
+        rivals = [
+            Rival("ours", "smoothing", {"length": length, "times": times}),
+            Rival("L×L product", "smoothing", {"length": length, "order": "all pairs", "times": times}),
+        ]
+        if torch:
+            rivals.append(Rival("PyTorch, L×L", "smoothing", {"length": length, "times": times}, torch))
+        out[f"key smoothing, L = {length}, {times} times"] = rivals
+    return out
+
+
+def _train(quick: bool, torch: str | None, dtypes: list[str]) -> dict:
+    rivals = [Rival(f"ours, {d}", "train", {"dtype": d}) for d in dtypes]
+    if not quick:
+        rivals.append(Rival("ours, memory not kept", "train", {"dtype": dtypes[0]}, keep_memory=False))
+    if torch:
+        rivals.append(Rival("PyTorch, channels last", "train", {}, torch))
+        if not quick:
+            rivals.append(Rival("PyTorch, channels first", "train", {"work": "channels_first"}, torch))
+    return {"train ResNet-101 DeepLabv2, 256², batch 2": rivals}
+
+
+def _label(dtype: str, images: int, model: str) -> dict:
+    options = {"images": images, "dtype": dtype, "model": model}
+    bare = Rival("the model alone", "label", options | {"part": "bare"})
+    whole = Rival("from file to file", "label", options)
+    return {f"label {images} JPEGs of 500×375, {model}, short side 512": [bare, whole]}
