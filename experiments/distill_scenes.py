@@ -16,8 +16,14 @@ Variants (`FILE.py:NAME`):
     zero_shot         six classes without annotation: teacher's labels, then the student's own
     supervised        all annotations, the upper bound of zero_shot
     feature           L1 to the teacher's features, the ablation that loses
+    large_vit, large_raw, large_psp, large_v3plus
+                      large with the ViT as teacher, without denoising, with other students
+    zero_shot_guided  zero_shot without its second phase: the teacher labels to the end
+    finetuned_identity, finetuned_linear, finetuned_mlp
+                      the paper's section 3.2, which fails on unseen classes: CLIP's own tower trained on seen ones
 """
 
+import dataclasses
 from pathlib import Path
 
 from maskclip_jax.clip.load import EMBEDDED
@@ -56,7 +62,15 @@ def config(name: str = "annotation_free") -> DistillConfig:
         "zero_shot": long | splits | {"mode": "zero-shot", "self_training": True, "guided_steps": 600},
         "supervised": long | splits | {"mode": "supervised"},
         "feature": long | {"mode": "feature"},
+        "large_vit": long | {"teacher": "embedded-vit", "prompt_denoising": 0.2},
+        "large_raw": long | {"prompt_denoising": None},
+        "large_psp": long | {"student": dataclasses.replace(STUDENT, head="pspnet", rates=None)},
+        "large_v3plus": long | {"student": dataclasses.replace(STUDENT, head="deeplabv3plus", rates=(1, 2, 4, 6))},
+        "zero_shot_guided": long | splits | {"mode": "zero-shot"},
     }
+    for mapper in ("identity", "linear", "mlp"):
+        tower = FROM_CLIP | {"backbone_weights": None, "mode": "finetuned-clip", "mapper": mapper}
+        variants[f"finetuned_{mapper}"] = long | splits | tower
     if name not in variants:
         raise UserError(f"distill_scenes has the variants {', '.join(variants)}, but not {name!r}: choose one")
     return DistillConfig(**(COMMON | variants[name]))

@@ -28,7 +28,7 @@ from maskclip_jax.data.sources import DataSource, Example
 
 NAME = "robustness"
 TITLE = "Robustness under input corruption"
-SCENES = 200
+SCENES = 100
 LEVELS = range(1, 6)
 MODELS = {"resnet": "embedded", "vit": "embedded-vit"}
 PUBLISHED = {"voc20/r50/speckle_noise/1": 30.9, "voc20/r50/clean": 41.5}

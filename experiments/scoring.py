@@ -17,9 +17,10 @@ from maskclip_jax.commands.common import progress
 from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.data.vocabulary import class_set, unseen_classes
 from maskclip_jax.distill.checkpoint import FOLDER
-from maskclip_jax.distill.evaluation import evaluate_student, evaluate_teacher
+from maskclip_jax.distill.evaluation import evaluate_student, evaluate_teacher, teacher_reader
 from maskclip_jax.distill.experiment import load_experiment
 from maskclip_jax.distill.loop import train_and_evaluate
+from maskclip_jax.distill.views import Counter
 from maskclip_jax.distill.workdir import is_run, load_student
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import text_classifier
@@ -125,9 +126,7 @@ def teacher_cell(
 
     def compute() -> dict[str, Any]:
         images = open_data(data, count)
-        clip = pretrained(model, fidelity, dense_stride)
-        if DATASETS[data].size is not None:
-            clip = dataclasses.replace(clip, preprocess=dataclasses.replace(clip.preprocess, **DATASETS[data].size))
+        clip, counter = _reader(model, data, fidelity, dense_stride, tuple(sorted(reading.items())))
         names = class_set(DATASETS[data].classes)
         options = dict(reading)
         if unseen:
@@ -137,11 +136,24 @@ def teacher_cell(
         with progress(key, len(images)) as report:
             found = evaluate_teacher(
                 clip, classifier, [str(n) for n in names], images, batch_size=20,
-                progress=lambda done, total: report(done), **options,
+                progress=lambda done, total: report(done), counter=counter, **options,
             )  # fmt: skip
         return percent(found)
 
     return Cell(key, config, compute, published, f"python -m experiments.NAME --scale full --only {key}")
+
+
+@functools.lru_cache(maxsize=2)  # cells that differ in their images share their programs
+def _reader(
+    model: str, data: str, fidelity: str, dense_stride: int | None, reading: tuple[tuple[str, Any], ...]
+) -> tuple[Pretrained, Counter]:
+    clip, size = pretrained(model, fidelity, dense_stride), DATASETS[data].size
+    if size is not None:
+        clip = dataclasses.replace(clip, preprocess=dataclasses.replace(clip.preprocess, **size))
+    options = dict(reading)
+    refinement = options.get("prompt_denoising"), options.get("key_smoothing")
+    reader = teacher_reader(clip, *refinement, bool(options.get("naive")))
+    return clip, Counter(reader, len(class_set(DATASETS[data].classes)))
 
 
 def run_folder(settings: Settings, variant: str, seed: int) -> Path:

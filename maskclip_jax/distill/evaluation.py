@@ -113,8 +113,12 @@ def evaluate_teacher(
     flip: bool = False,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
+    counter: Counter | None = None,
 ) -> Scores:
-    """Scores of MaskCLIP itself, whole images; `classifier` has a row for each name. Otherwise as for students."""
+    """Scores of MaskCLIP itself, whole images; `classifier` has a row for each name. Otherwise as for students.
+
+    `counter` keeps compiled programs from call to call: `Counter(teacher_reader(…), C)` of the same model and options.
+    """
     fidelity = pretrained.config.fidelity
     protocol = {
         "scales": list(scales),
@@ -127,8 +131,10 @@ def evaluate_teacher(
         "stride": pretrained.config.stride,
         "fidelity": dataclasses.asdict(fidelity),
     }
+    if counter is None:
+        counter = Counter(teacher_reader(pretrained, prompt_denoising, key_smoothing, naive), len(names))
     return _evaluate(
-        Counter(teacher_reader(pretrained, prompt_denoising, key_smoothing, naive), len(names)),
+        counter,
         {"clip": pretrained.variables, "text": classifier},
         source,
         names,
