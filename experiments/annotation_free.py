@@ -20,7 +20,7 @@ from experiments import cells as harness
 from experiments.cells import Cell, Found, Settings, beside, score, table
 from experiments.figures import Figure, bars
 from experiments.paper_configs import TARGETS
-from experiments.scoring import CHECKPOINTS, pretrained, student_cell, teacher_cell
+from experiments.scoring import CHECKPOINTS, recommended_denoising, student_cell, teacher_cell
 
 NAME = "annotation_free"
 TITLE = "Annotation-free segmentation (Tables 1 and 2)"
@@ -63,7 +63,7 @@ def _embedded(settings: Settings) -> list[Cell]:
     found, count = [], settings.scenes(SCENES)
     for data in ("scenes", "twemoji"):
         for short, model in MODELS.items():
-            threshold = pretrained(model).reading.prompt_denoising or 0.5
+            threshold = recommended_denoising(model)
             for name in READINGS:
                 options = reading_options(name, threshold)
                 found.append(teacher_cell(f"{data}/{short}/{name}", model, data, count, **options))
@@ -95,7 +95,7 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
     columns = [f"{data}/{model}" for data in ("scenes", "twemoji") for model in MODELS]
     heads = [c.replace("/", ", ") for c in columns]
     rows = [(name, *(score(found, f"{c}/{name}") for c in columns)) for name in (*READINGS, PLUS)]
-    thresholds = [pretrained(model).reading.prompt_denoising or 0.5 for model in MODELS.values()]
+    thresholds = [recommended_denoising(model) for model in MODELS.values()]
     counts = {f.cell.config["count"] for f in found.values()}
     note = (
         f"mIoU in % on {max(counts)} held-out scenes, 66 names as prompts; denoising at the checkpoints' thresholds "

@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -123,6 +124,10 @@ def find(settings: Settings, experiment: ModuleType) -> list[Found]:
     found = []
     for cell in experiment.cells(settings):
         record = records.get(cell.key)
+        if not cell.command:
+            module, key = experiment.NAME, shlex.quote(cell.key)
+            scale = "" if settings.scale == "embedded" else f" --scale {settings.scale}"
+            cell = cell._replace(command=f"python -m experiments.{module}{scale} --only {key}")
         found.append(Found(cell, record if holds(cell, record) else None))
     return found
 

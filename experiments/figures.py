@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskclip_jax.data.images import atomic_path, write_image
+from maskclip_jax.errors import UserError
 
 INK, PAPER = "#222222", "white"
 COLOURS = ("#2a6f97", "#e07a1f", "#5a8f3d", "#8a4f9e", "#b5382a", "#3c9d9b", "#9a7d2e", "#66727f")
@@ -106,8 +107,12 @@ def sheet(name: str, caption: str, make: Callable[[], np.ndarray]) -> Figure:
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure as Canvas  # no pyplot: no state, no window system
-
+    try:
+        from matplotlib.figure import Figure as Canvas  # no pyplot: no state, no window system
+    except ImportError as error:
+        raise UserError(
+            "plots need matplotlib, and it is missing: pip install -r experiments/requirements.txt"
+        ) from error
     figure = Canvas((width, height), layout="constrained", facecolor=PAPER)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

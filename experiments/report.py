@@ -88,8 +88,8 @@ def what_does_not_reproduce(found: dict[str, dict[str, Found]]) -> str:
         weight, share = 100 * similar["weight on the same class"], 100 * similar["share of the same class"]
         lines.append(
             f"- **Key smoothing {verdict} the {short}**: {before:.1f} -> {after:.1f} mIoU. Two of its keys have a "
-            f"cosine of {same:.2f} where their classes are the same and of {other:.2f} where they differ; a position's own "
-            f"class gets {weight:.0f}% of its weight, and would get {share:.0f}% without any keys."
+            f"cosine of {same:.2f} where their classes are the same and of {other:.2f} where they differ; a position's "
+            f"own class gets {weight:.0f}% of its weight, and would get {share:.0f}% without any keys."
         )
     return "\n".join(lines) + "\n" if lines else ""
 

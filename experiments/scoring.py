@@ -93,6 +93,14 @@ def fingerprint(model: str) -> str | None:
     return digest.hexdigest()[:12]
 
 
+def recommended_denoising(model: str) -> float:
+    """The threshold that a shipped checkpoint recommends, else the paper's; read without loading the checkpoint."""
+    if model in EMBEDDED:
+        file = ROOT / "maskclip_jax" / "assets" / EMBEDDED[model] / "maskclip.json"
+        return json.loads(file.read_text(encoding="utf-8"))["prompt_denoising"] or 0.5
+    return 0.5
+
+
 def inputs_of(model: str) -> dict[str, str] | None:
     """`config["inputs"]` of a cell that reads this checkpoint."""
     found = fingerprint(model)
@@ -140,7 +148,7 @@ def teacher_cell(
             )  # fmt: skip
         return percent(found)
 
-    return Cell(key, config, compute, published, f"python -m experiments.NAME --scale full --only {key}")
+    return Cell(key, config, compute, published)
 
 
 @functools.lru_cache(maxsize=2)  # cells that differ in their images share their programs

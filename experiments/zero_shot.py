@@ -17,7 +17,7 @@ from experiments import cells as harness
 from experiments.cells import Cell, Found, Settings, score, table, text
 from experiments.figures import Figure, curves
 from experiments.paper_configs import DATASETS, TARGETS
-from experiments.scoring import pretrained, run_folder, student_cell, teacher_cell, unseen_of
+from experiments.scoring import recommended_denoising, run_folder, student_cell, teacher_cell, unseen_of
 from maskclip_jax.distill.metrics import read_metrics
 from maskclip_jax.distill.workdir import is_run, read_config
 
@@ -48,7 +48,7 @@ def cells(settings: Settings) -> list[Cell]:
             for name in [f"{data}/{variant}/r50"]
         ]  # fmt: skip
     count = settings.scenes(SCENES)
-    threshold = pretrained("embedded").reading.prompt_denoising
+    threshold = recommended_denoising("embedded")
     found = [
         teacher_cell(f"scenes/{TEACHER}", "embedded", "scenes", count, unseen=True, prompt_denoising=threshold),
     ]
