@@ -14,13 +14,28 @@ ResNet teacher, `large_vit` for the ViT) and of paper_configs.py.
 
 from __future__ import annotations
 
+import functools
 import sys
+
+import numpy as np
 
 from experiments import cells as harness
 from experiments.cells import Cell, Found, Settings, beside, score, table
-from experiments.figures import Figure, bars
+from experiments.figures import Figure, bars, sheet
 from experiments.paper_configs import TARGETS
-from experiments.scoring import CHECKPOINTS, recommended_denoising, student_cell, teacher_cell
+from experiments.scoring import (
+    CHECKPOINTS,
+    open_data,
+    pretrained,
+    recommended_denoising,
+    student_cell,
+    teacher_cell,
+)
+from maskclip_jax.commands.demo import SHOWN
+from maskclip_jax.data.vocabulary import class_palette, class_set
+from maskclip_jax.segment.classifier import text_classifier
+from maskclip_jax.segment.predict import segment_images
+from maskclip_jax.visualize import area_legend, comparison_sheet, overlay
 
 NAME = "annotation_free"
 TITLE = "Annotation-free segmentation (Tables 1 and 2)"
@@ -105,7 +120,33 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
     empty = [f"Empty until trained: `{command}`\n" for command in dict.fromkeys(missing)]
     names = (*READINGS, PLUS)
     series = {head: [score(found, f"{c}/{n}") for n in names] for c, head in zip(columns, heads, strict=True)}
-    return [note, table([("", *heads), *rows]), *empty, bars(NAME, names, series, "mIoU (%)")]
+    pictures = [
+        sheet(f"{NAME}_{short}", f"Some scenes, {short}", functools.partial(examples, model))
+        for short, model in MODELS.items()
+        if all(score(found, f"scenes/{short}/{name}") is not None for name in READINGS)
+    ]
+    return [note, table([("", *heads), *rows]), *empty, bars(NAME, names, series, "mIoU (%)"), *pictures]
+
+
+def examples(model: str) -> np.ndarray:
+    """Some of the scenes, read in every way, beside the truth."""
+    source, clip = open_data("scenes", max(SHOWN) + 1), pretrained(model)
+    shown = [source[i] for i in SHOWN]
+    names = [str(n) for n in class_set("scenes66")]
+    classifier, palette = text_classifier(clip, names), class_palette(names)
+    threshold = recommended_denoising(model)
+    columns = []
+    for name in READINGS:
+        options = reading_options(name, threshold)
+        images = [e.image for e in shown]
+        columns.append([s.labels for s in segment_images(images, names, clip, classifier=classifier, **options)])
+    large = lambda x: np.repeat(np.repeat(x, 2, 0), 2, 1)  # noqa: E731
+    rows = []
+    for example, *masks in zip(shown, *columns, strict=True):
+        image = large(example.image)
+        rows.append([image, *(overlay(image, large(m), palette) for m in (*masks, example.labels))])
+    present = np.concatenate([e.labels.ravel() for e in shown])[None]
+    return comparison_sheet(["image", *READINGS, "truth"], rows, legend=area_legend(present, names, palette), panel=160)
 
 
 if __name__ == "__main__":

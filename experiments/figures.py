@@ -30,15 +30,18 @@ def bars(
 
     def draw(path: Path) -> None:
         figure, axes = _axes(8, 3.6)
-        width = 0.8 / len(series)
-        for i, (label, values) in enumerate(series.items()):
+        full = {label: values for label, values in series.items() if any(v is not None for v in values)}
+        width = 0.8 / max(len(full), 1)
+        for i, (label, values) in enumerate(full.items()):
             known = [(g, v) for g, v in enumerate(values) if v is not None]
-            at = [g + (i - (len(series) - 1) / 2) * width for g, _ in known]
+            at = [g + (i - (len(full) - 1) / 2) * width for g, _ in known]
             shown = axes.bar(at, [v for _, v in known], width, label=label, color=COLOURS[i % len(COLOURS)])
             axes.bar_label(shown, fmt="%.1f", fontsize=6, padding=1)
         axes.set_xticks(range(len(groups)), groups)
+        axes.set_xlim(-0.5, len(groups) - 0.5)
         axes.set_ylabel(axis)
-        axes.legend(fontsize=7, frameon=False)
+        if full:
+            axes.legend(fontsize=7, frameon=False)
         _save(figure, path)
 
     return Figure(name, caption, draw)

@@ -101,7 +101,8 @@ def examples() -> np.ndarray:
     at_levels = jax.jit(jax.vmap(corrupt, (None, None, 0, None)), static_argnums=1)
     pictures = {name: np.asarray(at_levels(image, name, levels, jax.random.key(0))) for name in CORRUPTIONS}
     rows = [[found[i] for found in pictures.values()] for i in range(len(levels))]
-    return comparison_sheet([name.replace("_", " ") for name in CORRUPTIONS], rows, panel=160)
+    captions = [[f"level {level}"] * len(CORRUPTIONS) for level in levels]
+    return comparison_sheet([name.replace("_", " ") for name in CORRUPTIONS], rows, captions=captions, panel=160)
 
 
 if __name__ == "__main__":
