@@ -6,6 +6,8 @@ import sys
 import types
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +21,7 @@ from experiments.paper_configs import TARGETS  # noqa: E402
 from maskclip_jax import cli  # noqa: E402
 from maskclip_jax.distill.experiment import load_experiment  # noqa: E402
 from maskclip_jax.errors import UserError  # noqa: E402
+from maskclip_jax.segment.dense import predict_scores  # noqa: E402
 
 
 def test_readme_says_what_is_committed():
@@ -93,8 +96,8 @@ def test_a_small_report(tmp_path, monkeypatch):
         "scores"
     ]
     assert -1 <= similar["cosine, other class"] <= similar["cosine, same class"] <= 1
-    monkeypatch.setattr(scoring, "evaluate_teacher", None)
-    monkeypatch.setattr(ablations, "key_similarity", None)
+    monkeypatch.setattr(scoring, "evaluate_teacher", None)  # a call would be an error
+    monkeypatch.setattr(ablations, "key_similarity", lambda *_: pytest.fail("computed again"))
     report.write_report(settings, tmp_path / "again", (annotation_free, ablations))
     assert (tmp_path / "again" / "report.md").read_text() == text
 
@@ -138,23 +141,24 @@ def test_tables_and_their_html():
     made = table([("", "a b"), ("x", 1.26), ("y", None)])
     assert made == "|  | a b |\n|---|---|\n| x | 1.3 |\n| y | – |\n"
     assert report.block_to_html("| a | b |\n|---|---|\n| `c<d` | 2 |\n") == (
-        "<table><tr><th>a<th>b</tr><tr><td><code>c&lt;d</code><td>2</tr></table>"
+        "<table><tr><th>a<th>b<tr><td><code>c&lt;d</code><td>2</table>"
     )
 
 
 def test_the_grid_is_what_single_calls_give():
     """The vmapped program against one pair of thresholds at a time."""
-    import jax.numpy as jnp
-
-    from maskclip_jax.segment.dense import predict_scores
-
     clip, classifier = transforms._loaded("embedded")
     ((images, labels),) = list(transforms._batches(1, 1))
     up, pixels = transforms.to_pixels(clip, 128), transforms.pixels_of(clip, images)
     found = transforms.grid_confusions(clip.model, clip.variables, pixels, labels, classifier, up)
-    for i, j in ((3, 5), (5, 2)):
-        pair = {"denoising": transforms.DENOISING[i], "smoothing": transforms.SMOOTHING[j]}
+
+    @jax.jit
+    def single(denoising: float, smoothing: float) -> jax.Array:
+        pair = {"denoising": denoising, "smoothing": smoothing}
         scores = predict_scores(clip.model, clip.variables, jnp.asarray(pixels), classifier, **pair)
-        expected = transforms.count(labels[0], transforms.predict(scores[0], up))
+        return transforms.count(labels[0], transforms.predict(scores[0], up))
+
+    for i, j in ((3, 5), (5, 2)):
+        expected = single(transforms.DENOISING[i], transforms.SMOOTHING[j])
         assert float(jnp.abs(found[i, j] - expected).sum()) <= 4  # pixels on a border between two classes
     assert int(found[0, 0].sum()) == 128 * 128
