@@ -1,7 +1,7 @@
 """Ablations (paper, Tables 5 and 6): prompt templates, thresholds, dense stride, guidance with and without refinement,
 self-training, feature distillation, teacher and student; and why key smoothing fails on the small models.
 
-    python -m experiments.ablations                                    about 8 minutes on two cores, no download
+    python -m experiments.ablations                                    no download; the records hold the seconds
     python -m experiments.ablations --scale full --only templates/single
 
 The grid of both thresholds is in transforms.py (one vmapped program). Rows of trained students are filled from --runs.

@@ -1,7 +1,7 @@
 """Annotation-free segmentation (paper, Tables 1 and 2): the naive baseline, MaskCLIP, + key smoothing, + prompt
 denoising, both, and MaskCLIP+ trained on MaskCLIP's labels; ResNet and ViT side by side.
 
-    python -m experiments.annotation_free                              about 5 minutes on two cores, no download
+    python -m experiments.annotation_free                              no download; the records hold the seconds
     python -m experiments.annotation_free --scale full --only voc20/r50/MaskCLIP
 
 Published (mIoU, %; released README, `--fidelity released`): MaskCLIP R50 41.5 / 18.5 / 10.2 on VOC20 / Context59 /

@@ -1,7 +1,7 @@
 """Fine-grained and novel prompts (paper, Figures 3 and 4): a colour and a noun on the scenes; the paper's own prompt
 sets for web images of the user's.
 
-    python -m experiments.fine_grained                                 about 3 minutes on two cores, no download
+    python -m experiments.fine_grained                                 no download; the records hold the seconds
     python run.py segment photo.jpg --classes car_color --background "road, building, sky" --model … --out out
 
 Published: pictures, no numbers. Ours: experiments/README.md, from results/fine_grained.embedded.json. A quarter of the

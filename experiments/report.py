@@ -1,6 +1,6 @@
 """All tables of the paper in one report: runs what is missing, then writes one HTML and one Markdown file with figures.
 
-    python -m experiments.report                            the embedded models: under an hour on two cores, no download
+    python -m experiments.report                            the embedded models: no download
     python -m experiments.report --runs runs --train        trains the students that are missing too: hours
     python -m experiments.report --collect                  runs nothing: what is recorded, in seconds
     python -m experiments.report --write                    also writes the tables into experiments/README.md

@@ -1,6 +1,6 @@
 """Robustness (paper, section 4): eight corruptions at five levels, mIoU curves of MaskCLIP with either image tower.
 
-    python -m experiments.robustness                                   about 15 minutes on two cores, no download
+    python -m experiments.robustness                                   no download; the records hold the seconds
     python -m experiments.robustness --scale full --only voc20/r50/speckle_noise
 
 Published: VOC20, R50, speckle noise at level 1: 30.9 (41.5 without). The paper's other curves are not in our sources.

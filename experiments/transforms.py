@@ -1,6 +1,6 @@
 """Functional transforms as a showcase: what `vmap` and `grad` make of pure functions.
 
-    python -m experiments.transforms                                   about 8 minutes on two cores, no download
+    python -m experiments.transforms                                   no download; the records hold the seconds
 
     grid       all thresholds of denoising × smoothing in one program: `vmap` over both, nothing recompiled
     tuning     few-shot prompt tuning: the gradient of a mask objective with respect to the class embeddings (`tune`)
