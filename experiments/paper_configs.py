@@ -8,8 +8,9 @@ They follow the released configs, habits included (`teacher_fidelity="released"`
 VOC20 and Context59 without annotation still see the annotated foreground: `foreground="annotation"`).
 
 Data are folders of `images/` and `labels/` (label values as in `DistillConfig.label_names`, 255 = ignore) under
-data/; another place is `--set train_data=… --set eval_data=…`, also tfds:… . None of these was run here: they need
-the data sets, the checkpoints and eight GPUs. What they must reach is in `TARGETS` (mIoU, %, released README).
+data/, with voc21 beside voc20 where the background is a class (zero-shot and what it is compared with); another place
+is `--set train_data=… --set eval_data=…`, also tfds:… . None of these was run here: they need the data sets, the
+checkpoints and eight GPUs. What they must reach is in `TARGETS` (mIoU, %, released README).
 """
 
 from maskclip_jax.data.vocabulary import unseen_classes
@@ -108,9 +109,11 @@ def config(name: str = "voc20/annotation_free/vit_b16") -> DistillConfig:
     fields |= {
         "unseen": unseen_classes(classes),
         "steps": zero_shot_steps,
-        "background": dataset == "voc20",
+        "background": dataset == "voc20",  # VOC's 21 classes: label 0 is the background, so its masks are others
         "evaluate_every": zero_shot_steps // 10,
     }
+    if dataset == "voc20":
+        fields |= {"train_data": "data/voc21/train", "eval_data": "data/voc21/val"}
     if dataset == "context59":
         fields |= {"learning_rate": 0.004, "weight_decay": 1e-4}
         fields["student"] = StudentConfig(width=width, head="deeplabv3plus", backbone="resnet101")

@@ -42,6 +42,7 @@ DATASETS = {
     "scenes": DataSet(f"{ARCHIVE}!heldout", "scenes66"),
     "twemoji": DataSet(f"{ARCHIVE}!heldout_twemoji", "scenes66"),
     "voc20": DataSet("data/voc20/val", "voc20", _CAPPED),
+    "voc21": DataSet("data/voc21/val", "voc20", _CAPPED),  # masks with the background as class 0: zero-shot
     "context59": DataSet(
         "data/context59/val", "context59", {"short_side": None, "long_side": None, "within": (520, 520)}
     ),

@@ -16,7 +16,7 @@ import sys
 from experiments import cells as harness
 from experiments.cells import Cell, Found, Settings, score, table, text
 from experiments.figures import Figure, curves
-from experiments.paper_configs import DATASETS, TARGETS
+from experiments.paper_configs import TARGETS
 from experiments.scoring import recommended_denoising, run_folder, student_cell, teacher_cell, unseen_of
 from maskclip_jax.distill.metrics import read_metrics
 from maskclip_jax.distill.workdir import is_run, read_config
@@ -34,19 +34,18 @@ ROWS = {  # row: variant
 }
 TEACHER = "MaskCLIP, no training"
 PUBLISHED_UNSEEN = {"voc20": 86.1, "context59": 66.7, "cocostuff171": 54.7}
+FULL = {"voc20": "voc21", "context59": "context59", "cocostuff171": "cocostuff171"}  # VOC with its background
 COLUMNS = {"mIoU": "all", "seen": "seen", "unseen": "unseen", "harmonic": "harmonic"}
 
 
 def cells(settings: Settings) -> list[Cell]:
     if settings.scale == "full":
         return [
-            student_cell(
-                settings, f"{data}/{row}", name, data=data, published=TARGETS.get(name)
-            )
-            for data in DATASETS
+            student_cell(settings, f"{data}/{row}", name, data=folder, published=TARGETS.get(name))
+            for data, folder in FULL.items()
             for row, variant in ROWS.items()
             for name in [f"{data}/{variant}/r50"]
-        ]  # fmt: skip
+        ]
     count = settings.scenes(SCENES)
     threshold = recommended_denoising("embedded")
     found = [

@@ -20,6 +20,7 @@ from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTCo
 from maskclip_jax.clip.model import CLIP  # noqa: E402
 from maskclip_jax.distill.config import DistillConfig  # noqa: E402
 from maskclip_jax.distill.experiment import load_experiment  # noqa: E402
+from maskclip_jax.distill.pseudo_labels import training_annotation  # noqa: E402
 from maskclip_jax.distill.schedule import sgd_direction  # noqa: E402
 from maskclip_jax.distill.step import TrainState, make_train_step  # noqa: E402
 from maskclip_jax.distill.students import StudentConfig, create_student  # noqa: E402
@@ -106,9 +107,7 @@ def prepared(config: DistillConfig):
     params = variables["params"]
     opt_state = jax.tree.map(np.asarray, sgd_direction(config).init(params))
     rng = np.random.default_rng(0)
-    seen = [i for i in range(config.num_classes) if i not in config.unseen_labels]
-    labels = rng.choice(seen, (2, SIDE, SIDE)).astype(np.int32)
-    labels[:, ::2] = 254 if config.uses_pseudo_labels else labels[:, ::2]
+    labels = training_annotation(rng.integers(0, config.num_classes, (2, SIDE, SIDE)), config)
     batch = {"image": rng.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8), "label": labels}
     state = TrainState(np.int32(0), params, variables["batch_stats"], opt_state)
     return make_train_step(config, student, teacher), state, frozen, on_devices(batch)
