@@ -3,13 +3,14 @@
     python run.py distill experiments/paper_configs.py:context59/annotation_free/vit_b16 --out runs/context59
     python run.py distill experiments/paper_configs.py:voc20/zero_shot/r50 --set train_data=… --out runs/voc20
 
-Names are DATASET/PROTOCOL/TEACHER: voc20, context59, cocostuff171; annotation_free, zero_shot; r50, r50x16, vit_b16.
+Names are DATASET/PROTOCOL/TEACHER: voc20, context59, cocostuff171; a protocol of `PROTOCOLS`; r50, r50x16, vit_b16.
 They follow the released configs, habits included (`teacher_fidelity="released"`, the loss averaged over all pixels;
 VOC20 and Context59 without annotation still see the annotated foreground: `foreground="annotation"`).
 
 Data are folders of `images/` and `labels/` (label values as in `DistillConfig.label_names`, 255 = ignore) under
-data/; another place is `--set train_data=… --set eval_data=…`, also tfds:… . None of these was run here: they need
-the data sets, the checkpoints and eight GPUs. What they must reach is in `TARGETS` (mIoU, %, released README).
+data/, with voc21 beside voc20 where the background is a class (zero-shot and what it is compared with); another place
+is `--set train_data=… --set eval_data=…`, also tfds:… . None of these was run here: they need the data sets, the
+checkpoints and eight GPUs. What they must reach is in `TARGETS` (mIoU, %, released README).
 """
 
 from maskclip_jax.data.vocabulary import unseen_classes
@@ -44,13 +45,38 @@ TARGETS = {
 AUGMENTATION = AugmentConfig(short_side=512, long_side=2048, scale=(0.5, 2.0), category_max_ratio=0.75, hue=36.0)
 
 
+# Fine-tuned CLIP starts from the teacher's own tower, so its images are those that CLIP was trained with.
+CLIP_TOWER = {
+    "backbone_weights": None,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+PROTOCOLS = {
+    "annotation_free": "Table 2",
+    "annotation_free_refined": "its labels denoised and smoothed",
+    "feature": "feature distillation instead of labels",
+    "zero_shot": "Table 3: guided, then self-training",
+    "zero_shot_guided": "the teacher labels to the end",
+    "supervised": "all classes annotated: the upper bound of zero_shot",
+    "finetuned_identity": "section 3.2: CLIP's ResNet trained on seen classes; its three mappers",
+    "finetuned_linear": "",
+    "finetuned_mlp": "",
+}
+
+
+def names() -> list[str]:
+    """All runs: only a ResNet can be fine-tuned as a DeepLab's backbone, and one of four stages of plain width."""
+    parts = ((d, p, t) for d in DATASETS for p in PROTOCOLS for t in TEACHERS)
+    return ["/".join(n) for n in parts if not n[1].startswith("finetuned") or n[2] == "r50"]
+
+
 def config(name: str = "voc20/annotation_free/vit_b16") -> DistillConfig:
     """One run of the paper."""
     parts = name.split("/")
-    if len(parts) != 3 or parts[0] not in DATASETS or parts[2] not in TEACHERS:
+    if name not in names():
         raise UserError(
-            f"a paper config is one of {', '.join(DATASETS)} / annotation_free or zero_shot / {', '.join(TEACHERS)}, "
-            f"but {name!r} came: for example voc20/annotation_free/vit_b16"
+            f"a paper config is one of {', '.join(DATASETS)} / {', '.join(PROTOCOLS)} / {', '.join(TEACHERS)} "
+            f"(finetuned: r50), but {name!r} came: for example voc20/annotation_free/vit_b16"
         )
     dataset, protocol, teacher = parts
     classes, crop, (free_steps, zero_shot_steps) = DATASETS[dataset]
@@ -72,22 +98,32 @@ def config(name: str = "voc20/annotation_free/vit_b16") -> DistillConfig:
         "checkpoint_every": 500,
         "log_every": 50,
     }
-    if protocol == "annotation_free":
+    if protocol in ("annotation_free", "annotation_free_refined", "feature"):
         # COCO-Stuff has a class everywhere: there is no background to keep out.
         fields["foreground"] = "none" if dataset == "cocostuff171" else "annotation"
-    elif protocol == "zero_shot":
-        fields |= {
-            "mode": "zero-shot",
-            "unseen": unseen_classes(classes),
-            "steps": zero_shot_steps,
-            "guided_steps": zero_shot_steps // 10,
-            "self_training": True,
-            "background": dataset == "voc20",
-            "evaluate_every": zero_shot_steps // 10,
-        }
-        if dataset == "context59":
-            fields |= {"learning_rate": 0.004, "weight_decay": 1e-4}
-            fields["student"] = StudentConfig(width=width, head="deeplabv3plus", backbone="resnet101")
+        if protocol == "annotation_free_refined":
+            fields |= {"prompt_denoising": 0.5, "key_smoothing": 1.0}
+        if protocol == "feature":
+            fields["mode"] = "feature"
+        return DistillConfig(**fields)
+    fields |= {
+        "unseen": unseen_classes(classes),
+        "steps": zero_shot_steps,
+        "background": dataset == "voc20",  # VOC's 21 classes: label 0 is the background, so its masks are others
+        "evaluate_every": zero_shot_steps // 10,
+    }
+    if dataset == "voc20":
+        fields |= {"train_data": "data/voc21/train", "eval_data": "data/voc21/val"}
+    if dataset == "context59":
+        fields |= {"learning_rate": 0.004, "weight_decay": 1e-4}
+        fields["student"] = StudentConfig(width=width, head="deeplabv3plus", backbone="resnet101")
+    if protocol == "zero_shot":
+        fields |= {"mode": "zero-shot", "guided_steps": zero_shot_steps // 10, "self_training": True}
+    elif protocol == "zero_shot_guided":
+        fields["mode"] = "zero-shot"
+    elif protocol == "supervised":
+        fields["mode"] = "supervised"
     else:
-        raise UserError(f"a paper config's protocol is annotation_free or zero_shot, but {protocol!r} came: choose one")
+        fields |= CLIP_TOWER | {"mode": "finetuned-clip", "mapper": protocol.removeprefix("finetuned_")}
+        fields["student"] = StudentConfig(width=width, head="deeplabv2", backbone="resnet50", stem="clip")
     return DistillConfig(**fields)

@@ -115,10 +115,12 @@ def evaluate_teacher(
     flip: bool = False,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
+    counter: Counter | None = None,
 ) -> Scores:
     """Scores of MaskCLIP itself, whole images; `classifier` has a row for each name. Otherwise as for students.
 
     `method` is another reading of the last blocks (`maskclip_jax.clip.attentions.METHODS`).
+    `counter` keeps compiled programs from call to call: `Counter(teacher_reader(…), C)` of the same model and options.
     """
     fidelity, reading = pretrained.config.fidelity, dense_method(method, pretrained.config)
     protocol = {
@@ -133,8 +135,11 @@ def evaluate_teacher(
         "stride": pretrained.config.stride,
         "fidelity": dataclasses.asdict(fidelity),
     }
+    if counter is None:
+        reader = teacher_reader(pretrained, prompt_denoising, key_smoothing, naive, reading)
+        counter = Counter(reader, len(names))
     return _evaluate(
-        Counter(teacher_reader(pretrained, prompt_denoising, key_smoothing, naive, reading), len(names)),
+        counter,
         {"clip": pretrained.variables, "text": classifier},
         source,
         names,

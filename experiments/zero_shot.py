@@ -1,0 +1,97 @@
+"""Zero-shot segmentation (paper, Tables 3 and 4): seen, unseen and harmonic mIoU of MaskCLIP+ with its two phases,
+beside the supervised upper bound and the fine-tuned CLIP that fails on unseen classes (section 3.2, three mappers).
+
+    python -m experiments.zero_shot                                    seconds; students are found in --runs
+    python -m experiments.zero_shot --train --runs runs                trains those that are missing: hours
+    python run.py distill experiments/paper_configs.py:voc20/zero_shot/r50 --out runs/voc20_zero_shot_r50-0
+
+Published (mIoU, all classes; released README): 87.8 / 48.4 / 39.7 on VOC / Context / COCO-Stuff; unseen classes, in the
+paper: 86.1 / 66.7 / 54.7. Ours on the scenes: experiments/README.md, from results/zero_shot.embedded.json.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from experiments import cells as harness
+from experiments.cells import Cell, Found, Settings, score, table, text
+from experiments.figures import Figure, curves
+from experiments.paper_configs import TARGETS
+from experiments.scoring import recommended_denoising, run_folder, student_cell, teacher_cell, unseen_of
+from maskclip_jax.distill.metrics import read_metrics
+from maskclip_jax.distill.workdir import is_run, read_config
+
+NAME = "zero_shot"
+TITLE = "Zero-shot segmentation (Tables 3 and 4)"
+SCENES = 500
+ROWS = {  # row: variant
+    "MaskCLIP+, guided and self-training": "zero_shot",
+    "MaskCLIP+, guided only": "zero_shot_guided",
+    "supervised (upper bound)": "supervised",
+    "fine-tuned CLIP, M = identity": "finetuned_identity",
+    "fine-tuned CLIP, M = linear": "finetuned_linear",
+    "fine-tuned CLIP, M = MLP": "finetuned_mlp",
+}
+TEACHER = "MaskCLIP, no training"
+PUBLISHED_UNSEEN = {"voc20": 86.1, "context59": 66.7, "cocostuff171": 54.7}
+FULL = {"voc20": "voc21", "context59": "context59", "cocostuff171": "cocostuff171"}  # VOC with its background
+COLUMNS = {"mIoU": "all", "seen": "seen", "unseen": "unseen", "harmonic": "harmonic"}
+
+
+def cells(settings: Settings) -> list[Cell]:
+    if settings.scale == "full":
+        return [
+            student_cell(settings, f"{data}/{row}", name, data=folder, published=TARGETS.get(name))
+            for data, folder in FULL.items()
+            for row, variant in ROWS.items()
+            for name in [f"{data}/{variant}/r50"]
+        ]
+    count = settings.scenes(SCENES)
+    threshold = recommended_denoising("embedded")
+    found = [
+        teacher_cell(f"scenes/{TEACHER}", "embedded", "scenes", count, unseen=True, prompt_denoising=threshold),
+    ]
+    return found + [student_cell(settings, f"scenes/{row}", variant, count=count) for row, variant in ROWS.items()]
+
+
+def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
+    """One row per method with the four scores; the phases over the steps where the run is here."""
+    if settings.scale == "full":
+        head = ("data", "method", "all: published / ours", "unseen: published / ours", "seen", "harmonic", "command")
+        rows = []
+        for key, f in found.items():
+            data, row = key.split("/", 1)
+            published = PUBLISHED_UNSEEN[data] if row == next(iter(ROWS)) else None
+            ours = [text(score(found, key, name)) for name in COLUMNS]
+            shown = (f"{text(f.cell.published)} / {ours[0]}", f"{text(published)} / {ours[2]}", ours[1], ours[3])
+            rows.append((data, row, *shown, f"`{f.cell.command}`"))
+        return [table([head, *rows])]
+    rows = [
+        (key.split("/", 1)[1], *(score(found, key, name) for name in COLUMNS), f"`{f.cell.command}`" * (not f.record))
+        for key, f in found.items()
+    ]
+    unseen = ", ".join(unseen_of("scenes"))
+    note = f"mIoU in %; unseen: {unseen}. An empty row is filled by its command.\n"
+    return [note, table([("", *COLUMNS.values(), "to fill it"), *rows]), *_phases(settings)]
+
+
+def _phases(settings: Settings) -> list[Figure]:
+    """Unseen mIoU over the steps of the zero-shot run: where the teacher stops and the student goes on alone."""
+    folder = run_folder(settings, "zero_shot", 0)
+    names = ("seen", "unseen", "harmonic")
+    found = (
+        [line for line in read_metrics(folder) if all(f"eval/{name}" in line for name in names)]
+        if is_run(folder)
+        else []
+    )
+    if not found:
+        return []
+    guided = read_config(folder).guided_steps
+    series = {name: [line[f"eval/{name}"] for line in found] for name in names}
+    steps = [line["step"] for line in found]
+    caption = "The zero-shot student while it trains"
+    return [curves(f"{NAME}_phases", steps, series, ("step", "mIoU (%)"), caption, {"self-training": guided})]
+
+
+if __name__ == "__main__":
+    harness.main(sys.modules[__name__])

@@ -1,0 +1,144 @@
+"""Every full-size config of the paper: built, initialised in the abstract, and stepped once at a reduced size."""
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "distill")]  # experiments are run from a checkout
+
+from tiny_distill import SIDE, WIDTH, drawn, on_devices, pretrained_clip, quickly, text_rows  # noqa: E402
+
+from experiments import distill_scenes, paper_configs  # noqa: E402
+from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig  # noqa: E402
+from maskclip_jax.clip.model import CLIP  # noqa: E402
+from maskclip_jax.distill.config import DistillConfig  # noqa: E402
+from maskclip_jax.distill.experiment import load_experiment  # noqa: E402
+from maskclip_jax.distill.pseudo_labels import training_annotation  # noqa: E402
+from maskclip_jax.distill.schedule import sgd_direction  # noqa: E402
+from maskclip_jax.distill.step import TrainState, make_train_step  # noqa: E402
+from maskclip_jax.distill.students import StudentConfig, create_student  # noqa: E402
+from maskclip_jax.distill.teacher import teacher_from  # noqa: E402
+from maskclip_jax.errors import UserError  # noqa: E402
+
+NAMES = paper_configs.names()
+ONE_TEACHER = [name for name in NAMES if name.endswith("/r50")]  # a teacher changes widths, and they are reduced
+STEPPED = ("voc20/zero_shot/r50", "cocostuff171/annotation_free/r50")
+TEACHERS = {
+    "r50": (ResNetConfig(image_size=224, width=64, layers=(3, 4, 6, 3), heads=32, dense_stride=32), 1024),
+    "r50x16": (ResNetConfig(image_size=384, width=96, layers=(6, 8, 18, 8), heads=48, dense_stride=32), 768),
+    "vit_b16": (ViTConfig(image_size=224, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072), 512),
+}
+
+
+def test_every_config_is_built_and_read_back():
+    assert len(NAMES) == 63
+    for name in NAMES:
+        config = paper_configs.config(name)
+        assert DistillConfig.from_dict(config.to_dict()) == config, name
+    for name in paper_configs.TARGETS:
+        assert name in NAMES
+
+
+@pytest.mark.parametrize("name", ["voc20/zero_shot", "voc21/zero_shot/r50", "voc20/finetuned_mlp/vit_b16"])
+def test_one_line_for_what_is_none(name):
+    with pytest.raises(UserError, match="a paper config is one of") as error:
+        paper_configs.config(name)
+    assert "\n" not in str(error.value)
+
+
+@functools.cache
+def student_shapes(student: StudentConfig, classes: int) -> dict:
+    text = jax.ShapeDtypeStruct((classes, student.width), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return jax.eval_shape(create_student(student).init, jax.random.key(0), images, text)
+
+
+@pytest.mark.parametrize("head", ["deeplabv2", "deeplabv3plus"])
+def test_students_of_full_size(head):
+    """One abstract initialisation serves all configs with the same student: parameters know no classes but widths."""
+    configs = [paper_configs.config(name) for name in NAMES]
+    students = {dataclasses.replace(c.student_config, bn_axis_name=None) for c in configs if c.student.head == head}
+    assert students
+    for student in students:
+        params = student_shapes(student, 20)["params"]
+        count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+        assert 25e6 < count < 150e6, student
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_teachers_of_full_size(name):
+    """Dense features of a crop as wide as the student's embedding, at full size in the abstract."""
+    vision, width = TEACHERS[name]
+    model = CLIP(CLIPConfig(vision, TextConfig(49408, 77, 512, 12, 8, 2048), width))
+    side = vision.image_size
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros((1, 77), jnp.int32))
+    crop = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
+    found = jax.eval_shape(functools.partial(model.apply, method="encode_dense"), shapes, crop)
+    assert found.features.shape == (1, 512 // model.config.stride, 512 // model.config.stride, width)
+    assert paper_configs.config(f"voc20/annotation_free/{name}").student.width == width
+
+
+def reduced(config: DistillConfig) -> DistillConfig:
+    """The same run with a student of a few thousand parameters and small crops."""
+    student = dataclasses.replace(
+        config.student, width=WIDTH, layers=(1, 1, 1, 1), base_width=4, expansion=2, rates=(1, 2), low_level_width=4
+    )
+    changes = {"student": student, "batch_size": 2, "crop_size": SIDE, "backbone_weights": None}
+    return dataclasses.replace(config, teacher="embedded", teacher_fidelity="clip", **changes)
+
+
+@functools.cache
+def tiny_clip():
+    return pretrained_clip()
+
+
+def prepared(config: DistillConfig):
+    """(step, state, frozen, batch) of a reduced config."""
+    teacher, frozen = teacher_from(config, tiny_clip(), text_rows(len(config.class_names)))
+    student = create_student(config.student_config)
+    variables = drawn(jax.eval_shape(student.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), frozen.text))
+    params = variables["params"]
+    opt_state = jax.tree.map(np.asarray, sgd_direction(config).init(params))
+    rng = np.random.default_rng(0)
+    labels = training_annotation(rng.integers(0, config.num_classes, (2, SIDE, SIDE)), config)
+    batch = {"image": rng.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8), "label": labels}
+    state = TrainState(np.int32(0), params, variables["batch_stats"], opt_state)
+    return make_train_step(config, student, teacher), state, frozen, on_devices(batch)
+
+
+def step_once(name: str) -> None:
+    step, state, frozen, batch = prepared(reduced(paper_configs.config(name)))
+    after, metrics = quickly(step, state, frozen, batch)(state, frozen, batch)
+    assert int(after.step) == 1
+    assert np.isfinite(float(metrics["loss"]))
+    assert float(metrics["loss"]) > 0
+    assert float(metrics["leaked"]) == 0
+    moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), after.params, state.params)
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_step(name):
+    step_once(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ONE_TEACHER if name not in STEPPED])
+def test_a_step_of_every_other_run(name):
+    step_once(name)
+
+
+def test_every_variant_of_the_scenes_is_built():
+    text = distill_scenes.__doc__
+    variants = "large large_vit large_raw large_psp large_v3plus zero_shot zero_shot_guided supervised feature".split()
+    for variant in [*variants, "finetuned_identity", "finetuned_linear", "finetuned_mlp"]:
+        config = load_experiment(f"{ROOT / 'experiments' / 'distill_scenes.py'}:{variant}")
+        assert config.num_classes == 66
+        assert variant in text
