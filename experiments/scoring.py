@@ -19,9 +19,10 @@ from maskclip_jax.data.vocabulary import class_set, unseen_classes
 from maskclip_jax.distill.checkpoint import FOLDER
 from maskclip_jax.distill.evaluation import evaluate_student, evaluate_teacher, teacher_reader
 from maskclip_jax.distill.experiment import load_experiment
+from maskclip_jax.distill.layout import is_run
 from maskclip_jax.distill.loop import train_and_evaluate
 from maskclip_jax.distill.views import Counter
-from maskclip_jax.distill.workdir import is_run, load_student
+from maskclip_jax.distill.workdir import load_student
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import text_classifier
 

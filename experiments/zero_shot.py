@@ -18,8 +18,9 @@ from experiments.cells import Cell, Found, Settings, score, table, text
 from experiments.figures import Figure, curves
 from experiments.paper_configs import TARGETS
 from experiments.scoring import recommended_denoising, run_folder, student_cell, teacher_cell, unseen_of
+from maskclip_jax.distill.layout import is_run
 from maskclip_jax.distill.metrics import read_metrics
-from maskclip_jax.distill.workdir import is_run, read_config
+from maskclip_jax.distill.workdir import read_config
 
 NAME = "zero_shot"
 TITLE = "Zero-shot segmentation (Tables 3 and 4)"
