@@ -145,6 +145,7 @@ def _maps(
         scale=settings.scale,
         smoothed=settings.smoothing is not None,
         least=settings.least,
+        synonyms=settings.synonyms,
         with_probabilities=with_probabilities,
     )
 

@@ -29,6 +29,7 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.segment.label_cells import Devices, whole_cells
 from maskclip_jax.segment.label_files import shard_file, write_json_whole
 from maskclip_jax.segment.label_store import Entry, FileStore, Labelled, RecordStore, Store
+from maskclip_jax.segment.pixelwise import needs_every_pixel
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.upsample import label_pixels
 from maskclip_jax.segment.whole import Upsampled
@@ -69,6 +70,10 @@ class LabelOptions:
 
 def check_options(settings: PredictionSettings, options: LabelOptions) -> None:
     """Raises UserError where the options ask for what these settings cannot give."""
+    if needs_every_pixel(settings):
+        raise UserError(
+            "a corpus is labelled from one reading of each image, but PAMR or several views came: leave them"
+        )
     if settings.windows is not None and (options.top_k or options.features):
         raise UserError("top-k and features are those of whole images, but --window came too: leave one out")
     if options.top_k > len(settings.names):
@@ -271,6 +276,7 @@ def _labelled(
         scale=settings.scale,
         smoothed=settings.smoothing is not None,
         least=settings.least,
+        synonyms=settings.synonyms,
     )
     confidence = np.rint(255 * maps.confidence.clip(0, 1)).astype(np.uint8) if options.confidence else None
     if "classes" in cells:

@@ -7,6 +7,7 @@ every process: nothing here remembers what came before.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,10 +18,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from maskclip_jax.clip.attentions import DenseMethod
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.buckets import bucket_shape
 from maskclip_jax.data.preprocess import PreparedImage, upsample_matrix
-from maskclip_jax.segment.dense import predict_scores, probability_scale, to_probabilities
+from maskclip_jax.segment.dense import predict_scores, to_probabilities
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.whole import Upsampled, batch_size_for, padded_batch
 
@@ -82,7 +84,9 @@ def whole_cells(
                 devices.classifier,
                 settings.denoising,
                 settings.smoothing,
+                settings.scale,
                 naive=settings.naive,
+                method=settings.method,
                 word_class=settings.word_class,
                 top_k=top_k,
                 with_features=with_features,
@@ -95,7 +99,7 @@ def whole_cells(
         yield from _apart(*waiting, prepared, settings, wanted)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "naive", "word_class", "top_k", "with_features"))
+@functools.partial(jax.jit, static_argnames=("model", "naive", "method", "word_class", "top_k", "with_features"))
 def _cells(
     model: CLIP,
     variables: Any,
@@ -104,21 +108,24 @@ def _cells(
     classifier: Float[Array, "C E"],
     denoising: ArrayLike | None,
     smoothing: ArrayLike | None,
+    scale: ArrayLike,
     *,
     naive: bool,
+    method: DenseMethod,
     word_class: tuple[int, ...],
     top_k: int,
     with_features: bool,
 ) -> Cells:
-    options = {"grid": grid, "naive": naive, "denoising": denoising, "smoothing": smoothing}
+    options = {"grid": grid, "naive": naive, "method": method, "denoising": denoising, "smoothing": smoothing}
     scores = predict_scores(model, variables, images, classifier, **options)
     classes = probabilities = features = None
     if top_k:
-        words = to_probabilities(scores, probability_scale(model, variables), smoothed=smoothing is not None)
+        words = to_probabilities(scores, scale, smoothed=smoothing is not None)
         of_class = jax.nn.one_hot(np.array(word_class), max(word_class) + 1)
         probabilities, classes = jax.lax.top_k(jnp.einsum("bhwc,ck->bhwk", words, of_class, precision="highest"), top_k)
     if with_features:  # the same tower again in one program: XLA computes it once
-        features, _ = model.apply(variables, images, grid=grid, naive=naive, method="encode_dense")
+        reading = {"naive": naive, **dataclasses.asdict(method)}
+        features, _ = model.apply(variables, images, grid=grid, method="encode_dense", **reading)
         features = features.astype(jnp.bfloat16)
     return Cells(scores, classes, probabilities, features)
 

@@ -21,7 +21,7 @@ from maskclip_jax.clip.model import CLIP  # noqa: E402
 from maskclip_jax.distill.config import DistillConfig  # noqa: E402
 from maskclip_jax.distill.experiment import load_experiment  # noqa: E402
 from maskclip_jax.distill.pseudo_labels import training_annotation  # noqa: E402
-from maskclip_jax.distill.schedule import sgd_direction  # noqa: E402
+from maskclip_jax.distill.schedule import descent_direction  # noqa: E402
 from maskclip_jax.distill.step import TrainState, make_train_step  # noqa: E402
 from maskclip_jax.distill.students import StudentConfig, create_student  # noqa: E402
 from maskclip_jax.distill.teacher import teacher_from  # noqa: E402
@@ -105,7 +105,7 @@ def prepared(config: DistillConfig):
     student = create_student(config.student_config)
     variables = drawn(jax.eval_shape(student.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), frozen.text))
     params = variables["params"]
-    opt_state = jax.tree.map(np.asarray, sgd_direction(config).init(params))
+    opt_state = jax.tree.map(np.asarray, descent_direction(config).init(params))
     rng = np.random.default_rng(0)
     labels = training_annotation(rng.integers(0, config.num_classes, (2, SIDE, SIDE)), config)
     batch = {"image": rng.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8), "label": labels}
