@@ -85,8 +85,9 @@ class Worker:
         row |= {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "min_cpu_seconds": min(self.cpu_seconds)}
         if self.rates:
             row["matrix_flops"], row["cpu_matrix_flops"] = (max(rate) for rate in zip(*self.rates, strict=True))
-            row["share"] = row["flops"] / row["min_seconds"] / row["matrix_flops"]
-            row["cpu_share"] = row["flops"] / row["min_cpu_seconds"] / row["cpu_matrix_flops"]
+            if row["flops"]:
+                row["share"] = row["flops"] / row["min_seconds"] / row["matrix_flops"]
+                row["cpu_share"] = row["flops"] / row["min_cpu_seconds"] / row["cpu_matrix_flops"]
         return row
 
     def _ask(self, what: str) -> dict[str, Any]:

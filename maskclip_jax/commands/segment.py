@@ -92,7 +92,7 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable, Callable[[in
     from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
 
     if args.classes is None:
-        raise UserError('a CLIP looks for what is named, but --classes is missing: --classes "dog, sofa", for example')
+        raise UserError('a CLIP looks for what is named, but --classes is missing: --classes "dog, sofa" (see: --help)')
     classes = parse_classes(args.classes)
     settings = prediction_settings(classes, common.load_model(args), **common.reading_options(args))
     return lambda images, report: iter_segmentations(images, settings, report)
