@@ -327,7 +327,11 @@ def program(photos: Path, model: Path, out: Path, cache: Path, *options, **varia
     command += ["--out", str(out), "--batch-size", "1", "--shard-size", "3", *options]
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(cache / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = {**os.environ, "MASKCLIP_JAX_CACHE": str(cache), **compiled, **variables}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = out.with_name(f"{out.name}-{time.monotonic_ns()}.log")
+    with log.open("w") as told:  # no pipe that nobody reads or closes
+        running = subprocess.Popen(command, env=environment, stdout=told, stderr=subprocess.STDOUT)
+    running.log = log
+    return running
 
 
 @pytest.mark.slow
@@ -341,10 +345,13 @@ def test_two_hosts_that_know_each_other(photos, model, tmp_path, cache):
     names["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     hosts = [program(photos, model, tmp_path / "two", cache, **names, MASKCLIP_HOST=str(i)) for i in range(2)]
     try:
-        told = [host.communicate(timeout=300)[0] for host in hosts]
+        for host in hosts:
+            host.wait(300)
     finally:
         for host in hosts:
             host.kill()
+            host.wait()
+    told = [host.log.read_text() for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], told
     assert "labelled 6 images in 2 shards" in told[0]
     assert "labelled 5 images in 2 shards" in told[1]
@@ -361,7 +368,7 @@ def test_sigkill(photos, model, tmp_path, cache):
         running = program(photos, model, out, cache)
         deadline = time.monotonic() + 300
         while len(list(out.rglob("*.png"))) <= seen and running.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+            time.sleep(0.02)
         running.send_signal(signal.SIGKILL)
         running.wait()
         seen = len(list(out.rglob("*.png")))
