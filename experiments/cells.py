@@ -45,6 +45,8 @@ class Settings:
       scale: "embedded" (this machine) or "full" (the paper's).
       count: scenes that are scored, at most; None takes each experiment's own number.
       runs: folder of trained students, each DIR/VARIANT-SEED as `run.py distill` writes it.
+      look: read `runs`; False takes the records of students as they are (what is committed must not depend on a folder
+        that is not).
       train: train the students that are missing (an hour or more each).
       results: folder of the records.
       fresh: compute again what is recorded.
@@ -54,6 +56,7 @@ class Settings:
     scale: str = "embedded"
     count: int | None = None
     runs: Path = ROOT / "runs"
+    look: bool = True
     train: bool = False
     results: Path = RESULTS
     fresh: bool = False

@@ -149,7 +149,7 @@ def with_blocks(document: str, contents: dict[str, str]) -> str:
 
 def readme_contents() -> dict[str, str]:
     """The blocks of experiments/README.md, from the committed records alone."""
-    settings = Settings()
+    settings = Settings(look=False)
     made = parts(settings, compute=False)
     shown = [(title, [b for b in blocks if isinstance(b, str) and b]) for title, blocks in made]
     return {"tables": "\n" + to_markdown(shown) + "\n"}

@@ -192,7 +192,8 @@ def student_cell(
     """Scores of a trained student; empty, with the command that trains it, where there is no run."""
     folder = run_folder(settings, variant, seed)
     command = distill_command(settings, variant, seed)
-    config = {"variant": variant, "seed": seed, "data": data, "count": count, "inputs": _run_inputs(folder)}
+    inputs = _run_inputs(folder) if settings.look else None
+    config = {"variant": variant, "seed": seed, "data": data, "count": count, "inputs": inputs}
 
     def compute() -> dict[str, Any]:
         if not is_run(folder) or (settings.train and not _finished(folder)):
