@@ -295,7 +295,8 @@ def test_one_window_over_everything_is_the_whole_image(pretrained, images):
     p = pretrained("vit")
     p = dataclasses.replace(p, preprocess=dataclasses.replace(p.preprocess, short_side=None, long_side=None))
     (picture,) = images((40, 50))
-    options = {"templates": "single", "prompt_denoising": 0.4, "key_smoothing": True, "return_probabilities": True}
+    # Not 1: one cell is sure to the last bit, which another program rounds to just below 1, and only that is smoothed.
+    options = {"templates": "single", "prompt_denoising": 0.4, "key_smoothing": 0.9, "return_probabilities": True}
     (whole,) = segment_images([picture], CLASSES, p, **options)
     (windowed,) = segment_images([picture], CLASSES, p, window=56, **options)
     np.testing.assert_allclose(whole.probabilities, windowed.probabilities, atol=1e-4)
