@@ -14,7 +14,7 @@ Variants (`FILE.py:NAME`):
                       which are the archive's first: no image is both trained on and scored
     from_clip         the same, with a student whose backbone starts from CLIP's image tower, as the paper's starts from
                       ImageNet: it needs far fewer steps
-    demo              from_clip, as much as two cores do in three minutes
+    demo              from_clip, taught by the ViT, as much as two cores do in three minutes (24.1 mIoU on the 64)
     large             6,000 generated scenes with labels made before (`label_scenes`), scored on all 500 held-out
                       scenes, as are those below; all but the finetuned ones start from the ResNet's image tower
     zero_shot         six classes without annotation: teacher's labels, then the student's own
@@ -73,7 +73,10 @@ def config(name: str = "annotation_free") -> DistillConfig:
     variants = {
         "annotation_free": shipped | {"steps": 1500, "evaluate_every": 250, "checkpoint_every": 250},
         "from_clip": shipped | FROM_CLIP | {"steps": 1000, "evaluate_every": 250, "checkpoint_every": 250},
-        "demo": shipped | FROM_CLIP | {"steps": 150, "evaluate_every": 150, "checkpoint_every": 150, "batch_size": 8},
+        "demo": shipped
+        | FROM_CLIP
+        | {"teacher": "embedded-vit", "prompt_denoising": 0.7}
+        | {"steps": 250, "evaluate_every": 250, "checkpoint_every": 250},
         "large": generated | {"labels_from": str(ROOT / "data" / "labels-resnet")},
         "large_vit": generated | {"teacher": "embedded-vit", "labels_from": str(ROOT / "data" / "labels-vit")},
         "large_raw": generated,

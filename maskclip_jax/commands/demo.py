@@ -5,8 +5,9 @@
 Writes sheet.png (image, naive, MaskCLIP, + prompt denoising, + key smoothing, student, truth), scores.json and
 demo.json, and prints mIoU on the held-out scenes. Neither masks nor these scenes were seen in training.
 
-The student (MaskCLIP+) is trained here, in under three minutes, by `experiments/distill_scenes.py:demo` on other
-scenes that the same model labels; it stays in OUT/student, where a second call finds it. --no-student leaves it out.
+The student (MaskCLIP+) is trained here, in under three minutes, by `experiments/distill_scenes.py:demo` on 436 other
+scenes that the embedded ViT labels: too short to pass its teacher (longer runs: experiments/README.md).
+It stays in OUT/student, where a second call finds it. --no-student leaves it out.
 """
 
 from __future__ import annotations
