@@ -69,6 +69,7 @@ def config(name: str = "annotation_free") -> DistillConfig:
         "checkpoint_every": 200,
     }
     splits = {"unseen": UNSEEN, "teacher": "embedded-vit"}
+    vit = {"steps": 2400, "backbone_rate": 0.3}
     short = {"steps": 500, "evaluate_every": 250, "checkpoint_every": 250}
     variants = {
         "annotation_free": shipped | {"steps": 1500, "evaluate_every": 250, "checkpoint_every": 250},
@@ -78,7 +79,7 @@ def config(name: str = "annotation_free") -> DistillConfig:
         | {"teacher": "embedded-vit", "prompt_denoising": 0.7}
         | {"steps": 250, "evaluate_every": 250, "checkpoint_every": 250},
         "large": generated | {"labels_from": str(ROOT / "data" / "labels-resnet")},
-        "large_vit": generated | {"teacher": "embedded-vit", "labels_from": str(ROOT / "data" / "labels-vit")},
+        "large_vit": generated | {"teacher": "embedded-vit", "labels_from": str(ROOT / "data" / "labels-vit")} | vit,
         "large_raw": generated,
         "large_psp": generated | {"student": dataclasses.replace(CLIP_STUDENT, head="pspnet", rates=None)},
         "large_v3plus": generated | {"student": dataclasses.replace(CLIP_STUDENT, head="deeplabv3plus")},
