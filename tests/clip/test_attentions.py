@@ -216,6 +216,7 @@ def test_attention_pool_of_a_resnet(attention):
         np.testing.assert_allclose(ours[b].reshape(c.grid**2, -1), expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "name"),
     [(VIT, "naclip"), (VIT, "gem"), (RESNET, "clip_surgery")],

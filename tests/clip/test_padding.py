@@ -80,6 +80,7 @@ def test_a_stride_that_becomes_a_dilation_keeps_the_scale(checkpoints):
     np.testing.assert_allclose(centres[1], centres[2], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_position_embeddings_by_count_inside_a_padded_batch():
     # The released habit: 16×64 pixels in patches of 8 have the 16 tokens of the trained grid, and get its embeddings.
     vision = ViTConfig(image_size=32, patch_size=8, width=64, layers=2, heads=1, mlp_width=64)

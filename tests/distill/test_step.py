@@ -306,6 +306,7 @@ CLIP_STUDENT = dataclasses.replace(
 )
 
 
+@pytest.mark.slow
 def test_finetuned_clip_starts_from_clip_and_learns_seen_classes_only():
     config = config_of(mode="finetuned-clip", unseen=("cat", "sky"), mapper="linear", student=CLIP_STUDENT)
     clip = pretrained_clip("resnet")

@@ -60,6 +60,7 @@ def student_shapes(student: StudentConfig, classes: int) -> dict:
     return jax.eval_shape(create_student(student).init, jax.random.key(0), images, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["deeplabv2", "deeplabv3plus"])
 def test_students_of_full_size(head):
     """One abstract initialisation serves all configs with the same student: parameters know no classes but widths."""

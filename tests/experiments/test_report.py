@@ -76,6 +76,7 @@ def test_what_is_missing_stays_empty(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_small_report(tmp_path, monkeypatch):
     """Two scenes through the real model; the second report computes nothing."""
     only = ("scenes/resnet/MaskCLIP", "keys/resnet")

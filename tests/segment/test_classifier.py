@@ -54,6 +54,7 @@ def test_batches_and_their_remainder_share_one_program(pretrained):
     assert seen == [(7, 18), (14, 18), (18, 18)]
 
 
+@pytest.mark.slow
 def test_the_pure_function_says_the_same(pretrained):
     p = pretrained("vit")
     prompts = [[t.format(name) for t in TEMPLATES] for name in ("dog", "cat")]

@@ -108,6 +108,7 @@ def test_dilated_stages_see_half_the_dilation_in_their_first_block():
     assert reach(impulse.stage4) - reach(impulse.stage3) == 2 * (2 + 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_every_parameter_learns_and_statistics_move(head):
     config = StudentConfig(**TINY, head=head, rates=RATES[head], background=True, zero_init_residual=False)
@@ -152,6 +153,7 @@ def test_logits_are_features_times_text():
     np.testing.assert_allclose(student.apply(variables, images, text), features @ text.T, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     student = create_student(StudentConfig(**TINY, dtype="bfloat16"))
     images, text = jax.random.normal(KEY, (1, 32, 32, 3)), jax.random.normal(KEY, (3, 8))

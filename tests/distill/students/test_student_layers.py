@@ -18,6 +18,7 @@ def _exact():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "features", "kernel", "stride", "dilation", "depthwise"),
     [
