@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> None:
         if args.dataset != "image_corpus":
             raise UserError(f"--classes names the values of image_corpus, but {args.dataset} came: leave it out")
         options["classes"] = [str(name) for name in parse_classes(args.classes)]
-    out = common.output_folder(args.data_dir)
-    builder = BUILDERS[args.dataset](args.source, on_error=args.on_error, data_dir=out, **options)
+    builder = BUILDERS[args.dataset](args.source, on_error=args.on_error, data_dir=args.data_dir, **options)
+    out = common.output_folder(args.data_dir)  # only when there is something to prepare
     if Path(builder.data_dir).exists():
         raise UserError(f"{builder.data_dir} is there already: use it, or remove it to prepare it again")
     builder.download_and_prepare()

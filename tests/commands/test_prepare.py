@@ -68,5 +68,6 @@ def test_refused(call, voc, tmp_path, arguments, words):
     filled = [text.format(tmp=tmp_path, voc=voc) for text in arguments]
     result = call("prepare", *filled, "--data-dir", tmp_path / "data")
     assert result.code == 2
+    assert not (tmp_path / "data").exists()
     assert len(result.errors) == 1
     assert words in result.errors[0]
