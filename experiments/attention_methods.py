@@ -20,15 +20,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.embedded.score import load_split
+from experiments.embedded.score import load_split, read_scenes
 from maskclip_jax import load_clip
 from maskclip_jax.clip.attentions import METHODS, dense_method
 from maskclip_jax.clip.config import ResNetConfig
-from maskclip_jax.commands.common import progress
 from maskclip_jax.data.images import write_json
-from maskclip_jax.evaluate import confusion_matrix, mean_iou
 from maskclip_jax.segment.classifier import text_classifier
-from maskclip_jax.segment.predict import segment_images
 
 OUT = Path(__file__).with_name("results") / "attention_methods.json"
 MODELS = ("embedded", "embedded-vit")
@@ -41,23 +38,6 @@ def weights_digest(pretrained) -> str:
     for leaf in jax.tree.leaves(pretrained.variables):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-def miou(pretrained, scenes, classifier, **options) -> float:
-    """mIoU in % over all classes."""
-    images, labels, names = scenes
-    with progress(str(options), len(images)) as report:
-        found = segment_images(
-            images,
-            names,
-            pretrained,
-            classifier=classifier,
-            batch_size=25,
-            progress=lambda done, total: report(done),
-            **options,
-        )
-    confusion = sum(confusion_matrix(t, p.labels, len(names)) for t, p in zip(labels, found, strict=True))
-    return round(100 * float(mean_iou(confusion).mean), 2)
 
 
 def score_model(name: str, count: int, methods: list[str], out: Path, results: dict) -> None:
@@ -90,7 +70,8 @@ def score_model(name: str, count: int, methods: list[str], out: Path, results: d
                 continue
             options = {"prompt_denoising": threshold} if reading == "PD" else options
             began = time.monotonic()
-            row[reading] = miou(pretrained, scenes, classifier, method=method, **options)
+            options = {"method": method, **options}
+            row[reading] = read_scenes(pretrained, scenes, classifier, str(options), **options)["mIoU"]
             seconds = time.monotonic() - began
             print(
                 f"{name:<14} {method:<14} {reading:<5} {row[reading]:5.1f}   {blocks} block(s)   {seconds:.0f} s",

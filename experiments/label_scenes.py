@@ -38,6 +38,7 @@ from maskclip_jax.data.images import atomic_path, write_json, write_label_png
 from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_STUFF
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.segment.classifier import text_classifier
+from maskclip_jax.segment.refine import prompt_denoising
 
 BATCH, PART = 20, 500
 
@@ -95,10 +96,10 @@ def read_views(
     mean, std = np.asarray(pretrained.preprocess.mean), np.asarray(pretrained.preprocess.std)
     pixels = (images.astype(jnp.float32) / 255 - mean) / std
     logits = sum(read_view(pretrained, pixels, classifier, view) for view in views) / len(views)
-    probabilities = jax.nn.softmax(logits * jnp.exp(pretrained.variables["params"]["logit_scale"]))
-    best = probabilities.max(axis=(1, 2), keepdims=True)
-    kept = jnp.where((best >= threshold) | (best == best.max(-1, keepdims=True)), probabilities, 0)
-    return kept.argmax(-1), kept.max(-1)
+    scale = jnp.exp(pretrained.variables["params"]["logit_scale"])
+    flat = logits.reshape(len(logits), -1, logits.shape[-1])
+    labels = prompt_denoising(flat, scale=scale, threshold=threshold).argmax(-1).reshape(logits.shape[:3])
+    return labels, jnp.take_along_axis(jax.nn.softmax(scale * logits), labels[..., None], axis=-1)[..., 0]
 
 
 def read_scenes(

@@ -20,8 +20,8 @@ from PIL import Image
 
 from maskclip_jax import load_clip
 from maskclip_jax.commands.common import progress
+from maskclip_jax.commands.demo import score as percentages
 from maskclip_jax.data.images import write_json
-from maskclip_jax.evaluate import confusion_matrix, mean_iou, pixel_accuracy
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.predict import segment_images
 
@@ -45,33 +45,32 @@ def load_split(split: str, count: int) -> tuple[list[np.ndarray], list[np.ndarra
     return images, labels, names
 
 
+def read_scenes(pretrained, scenes, classifier, title: str, **options) -> dict[str, float]:
+    """mIoU (all, objects, stuff) and pixel accuracy in % of one reading of `load_split`'s scenes."""
+    images, labels, names = scenes
+    with progress(title, len(images)) as report:
+        found = segment_images(
+            images,
+            names,
+            pretrained,
+            classifier=classifier,
+            batch_size=25,
+            progress=lambda done, total: report(done),
+            **options,
+        )
+    found = percentages(labels, [one.labels for one in found], names)
+    return {name: round(value, 2) for name, value in found.items()}
+
+
 def score(pretrained, split: str, count: int, readings=READINGS) -> dict[str, dict[str, float]]:
-    """mIoU (all, objects, stuff) and pixel accuracy in %, and seconds, of every reading."""
-    images, labels, names = load_split(split, count)
-    classifier = text_classifier(pretrained, names)
+    """`read_scenes`, and seconds, of every reading."""
+    scenes = load_split(split, count)
+    classifier = text_classifier(pretrained, scenes[2])
     out = {}
     for reading, options in readings.items():
         began = time.monotonic()
-        with progress(f"{split} {reading}", count) as report:
-            found = segment_images(
-                images,
-                names,
-                pretrained,
-                classifier=classifier,
-                batch_size=25,
-                progress=lambda done, total, report=report: report(done),
-                **options,
-            )
-        confusion = sum(confusion_matrix(t, p.labels, len(names)) for t, p in zip(labels, found, strict=True))
-        iou = mean_iou(confusion)
-        per_class = 100 * np.asarray(iou.per_class)
-        out[reading] = {
-            "mIoU": round(100 * float(iou.mean), 2),
-            "objects": round(float(np.nanmean(per_class[:60])), 2),
-            "stuff": round(float(np.nanmean(per_class[60:])), 2),
-            "pixel accuracy": round(100 * float(pixel_accuracy(confusion)), 2),
-            "seconds": round(time.monotonic() - began, 1),
-        }
+        out[reading] = read_scenes(pretrained, scenes, classifier, f"{split} {reading}", **options)
+        out[reading]["seconds"] = round(time.monotonic() - began, 1)
         print(f"{split:<16} {reading:<12} " + "  ".join(f"{k} {v}" for k, v in out[reading].items()), flush=True)
     return out
 

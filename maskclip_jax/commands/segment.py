@@ -24,8 +24,10 @@ from maskclip_jax.commands import common
 from maskclip_jax.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-STUDENTS_REFUSE = ("templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
-STUDENTS_REFUSE += ("protocol", "scales", "flip")
+STUDENTS_REFUSE = (
+    *("templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background"),
+    *("protocol", "scales", "flip", *common.METHOD_OPTIONS),
+)
 LONGEST = 200  # bytes of an output's name before its suffix: systems take 255 in all
 
 
@@ -83,7 +85,7 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable, Callable[[in
         from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
         from maskclip_jax.distill.workdir import load_student
 
-        common.refuse_for_students(args, (*STUDENTS_REFUSE, *common.METHOD_OPTIONS))
+        common.refuse_for_students(args, STUDENTS_REFUSE)
         trained = load_student(args.model)
         options = {name: getattr(args, name) for name in ("short_side", "batch_size", "background_threshold")}
         options["classes"] = None if args.classes is None else [str(c) for c in parse_classes(args.classes)]

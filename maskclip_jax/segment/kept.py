@@ -23,7 +23,7 @@ from maskclip_jax.data.buckets import Shape
 from maskclip_jax.data.preprocess import prepare, upsample_matrix
 from maskclip_jax.segment import windowed
 from maskclip_jax.segment.dense import flat_mask, probability_scale, refined
-from maskclip_jax.segment.predict import Segmentation, _class_scores
+from maskclip_jax.segment.predict import Segmentation, segmentation_of
 from maskclip_jax.segment.refine import DROPPED, class_confidence
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.upsample import PixelMaps, label_pixels
@@ -101,7 +101,7 @@ def read_features(
         of `segment_images`.
     """
     maps = _maps(kept, settings, settings.word_class, size, columns, with_probabilities=settings.return_probabilities)
-    return Segmentation(maps.labels, _class_scores(maps, settings.names), settings.names, *maps[1:])
+    return segmentation_of(maps, settings.names)
 
 
 def class_probability(
@@ -199,11 +199,18 @@ def _encode(
     return tuple(model.apply(variables, images, grid=grid, method="encode_dense", **dict(options)))
 
 
-def _padded_logits(
-    features: Float[Array, "B h w E"], classifier: Float[Array, "C E"], words: ArrayLike
-) -> Float[Array, "B h w C"]:
+def _confident_logits(
+    features: Float[Array, "B h w E"],
+    grid: Int[Array, "B 2"],
+    classifier: Float[Array, "C E"],
+    words: ArrayLike,
+    scale: ArrayLike,
+) -> tuple[Float[Array, "B h w C"], Bool[Array, "B L"] | None, Float[Array, "B C"]]:
+    """Logits (of padding columns `DROPPED`), which positions are image, and each class's confidence."""
     logits = jnp.einsum("bhwe,ce->bhwc", features, classifier, precision="highest")
-    return jnp.where(jnp.arange(logits.shape[-1]) < words, logits, DROPPED)
+    logits = jnp.where(jnp.arange(logits.shape[-1]) < words, logits, DROPPED)
+    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3])
+    return logits, valid, class_confidence(flat, scale=scale, valid=valid)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -218,10 +225,9 @@ def _read(
     denoising: ArrayLike,
     smoothing: ArrayLike | None,
 ) -> Float[Array, "B h w C"]:
-    logits = _padded_logits(features, classifier, words)
     scale = probability_scale(model, variables)
-    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3])
-    confidence = class_confidence(flat, scale=scale, valid=valid)
+    logits, valid, confidence = _confident_logits(features, grid, classifier, words, scale)
+    flat = logits.reshape(logits.shape[0], -1, logits.shape[-1])
     flat = refined(flat, keys, confidence, model.config.fidelity, scale, denoising, smoothing, valid)
     return flat.reshape(logits.shape)
 
@@ -236,6 +242,6 @@ def _window_logits(
     classifier: Float[Array, "C E"],
     words: ArrayLike,
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B C"]]:
-    logits = _padded_logits(features, classifier, words)
-    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3])
-    return logits, class_confidence(flat, scale=probability_scale(model, variables), valid=valid)
+    scale = probability_scale(model, variables)
+    logits, _, confidence = _confident_logits(features, grid, classifier, words, scale)
+    return logits, confidence

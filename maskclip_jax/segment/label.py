@@ -30,8 +30,8 @@ from maskclip_jax.segment.label_cells import Devices, whole_cells
 from maskclip_jax.segment.label_files import shard_file, write_json_whole
 from maskclip_jax.segment.label_store import Entry, FileStore, Labelled, RecordStore, Store
 from maskclip_jax.segment.pixelwise import needs_every_pixel
+from maskclip_jax.segment.predict import labelled_pixels
 from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.upsample import label_pixels
 from maskclip_jax.segment.whole import Upsampled
 from maskclip_jax.segment.windowed import window_scores
 
@@ -270,14 +270,7 @@ def _labelled(
     settings: PredictionSettings,
     options: LabelOptions,
 ) -> Labelled:
-    maps = label_pixels(
-        *upsampled,
-        np.asarray(settings.word_class),
-        scale=settings.scale,
-        smoothed=settings.smoothing is not None,
-        least=settings.least,
-        synonyms=settings.synonyms,
-    )
+    maps = labelled_pixels(upsampled, settings)
     confidence = np.rint(255 * maps.confidence.clip(0, 1)).astype(np.uint8) if options.confidence else None
     if "classes" in cells:
         cells["classes"] = cells["classes"].astype(np.uint8 if len(settings.names) <= 256 else np.uint16)

@@ -162,7 +162,7 @@ def iter_segmentations(
         if needs_every_pixel(settings):
             found = pixel_maps(chunk, settings, scores)
         else:
-            found = ((index, _pixel_maps(upsampled, settings)) for index, upsampled in scores(chunk, settings))
+            found = ((index, labelled_pixels(upsampled, settings)) for index, upsampled in scores(chunk, settings))
         for index, maps in found:
             results[index] = segmentation_of(maps, settings.names)
             done += 1
@@ -176,7 +176,8 @@ def segmentation_of(maps: PixelMaps, names: Sequence[str]) -> Segmentation:
     return Segmentation(maps.labels, _class_scores(maps, names), tuple(names), *maps[1:])
 
 
-def _pixel_maps(upsampled: Upsampled, settings: PredictionSettings) -> PixelMaps:
+def labelled_pixels(upsampled: Upsampled, settings: PredictionSettings) -> PixelMaps:
+    """`label_pixels` as the settings say."""
     return label_pixels(
         *upsampled,
         np.asarray(settings.word_class),
