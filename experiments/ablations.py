@@ -41,12 +41,13 @@ TEMPLATES = {"single": "1 template", "scene": "5", "imagenet": "80", "maskclip":
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
 STRIDES = (32, 16, 8)
 STUDENTS = {  # row: (variant on the scenes, protocol at full size)
-    "labels denoised (the paper's way)": ("large", "annotation_free_refined"),
-    "labels as they are": ("large_raw", "annotation_free"),
-    "feature distillation": ("feature", "feature"),
-    "teacher: ViT": ("large_vit", None),
-    "student: PSPNet": ("large_psp", None),
-    "student: DeepLabv3+": ("large_v3plus", None),
+    "labels of several readings, the surest of each class": ("ablation", None),
+    "labels made in the step, denoised (the paper's way)": ("ablation_denoised", "annotation_free_refined"),
+    "labels made in the step, as they come": ("ablation_raw", "annotation_free"),
+    "feature distillation": ("ablation_feature", "feature"),
+    "teacher: ViT": ("ablation_vit", None),
+    "student: PSPNet": ("ablation_psp", None),
+    "student: DeepLabv3+": ("ablation_v3plus", None),
     "zero-shot, self-training": ("zero_shot", "zero_shot"),
     "zero-shot, guided to the end": ("zero_shot_guided", "zero_shot_guided"),
 }

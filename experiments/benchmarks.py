@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         report = measure(args)
+        if not report["groups"]:
+            return 2
         text = markdown(report)
         write_json(args.out.with_name(args.out.name + ".json"), report)
         args.out.with_name(args.out.name + ".md").write_text(text, encoding="utf-8")
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         print("stopped: nothing was written", file=sys.stderr)
         return 130
     print(text)
-    return 0
+    return 2 if report["failed"] else 0
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             batch=args.batch,
             images=args.images or (16 if args.quick else 32),
         )
-    out: dict[str, Any] = {"machine": machine(), "load": os.getloadavg()[0], "rates": [], "groups": {}}
+    out: dict[str, Any] = {"machine": machine(), "load": os.getloadavg()[0], "rates": [], "groups": {}, "failed": []}
     # Half of the budget for rounds: the other half goes by while processes start, compile, and weights are drawn.
     seconds = args.budget / 2 / len(plan)
     rounds = args.rounds or (3 if args.quick else 9)
@@ -88,7 +90,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         report(1)
         for number, (title, rivals) in enumerate(plan.items(), 2):
             print(f"{title}: {len(rivals)} rivals", file=sys.stderr)
-            out["groups"][title] = duel(rivals, seconds=seconds, rounds=rounds)
+            try:
+                out["groups"][title] = duel(rivals, seconds=seconds, rounds=rounds)
+            except UserError as error:  # minutes of other groups are not thrown away for it
+                complain(error, f"left out: {title}")
+                out["failed"].append(title)
             report(number)
     out["load_after"] = os.getloadavg()[0]
     return out

@@ -38,9 +38,11 @@ from maskclip_jax.data.images import atomic_path, write_json, write_label_png
 from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_STUFF
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.segment.classifier import text_classifier
+from maskclip_jax.segment.pamr import pamr
 from maskclip_jax.segment.refine import prompt_denoising
 
 BATCH, PART = 20, 500
+DILATIONS, CANDIDATES = (1, 2, 4, 8), 16  # of PAMR
 
 
 class View(NamedTuple):
@@ -91,15 +93,25 @@ def read_views(
     classifier: Float[Array, "C E"],
     views: Sequence[View],
     threshold: float,
+    steps: int = 0,
 ) -> tuple[Int[Array, "B H W"], Float[Array, "B H W"]]:
-    """Class and probability of every pixel by the mean of the views' logits, denoised at `threshold`."""
+    """Class and probability of every pixel by the mean of the views' logits, denoised at `threshold`; `steps` of PAMR
+    let the probabilities of an image's `CANDIDATES` likeliest classes follow its edges."""
     mean, std = np.asarray(pretrained.preprocess.mean), np.asarray(pretrained.preprocess.std)
     pixels = (images.astype(jnp.float32) / 255 - mean) / std
     logits = sum(read_view(pretrained, pixels, classifier, view) for view in views) / len(views)
     scale = jnp.exp(pretrained.variables["params"]["logit_scale"])
     flat = logits.reshape(len(logits), -1, logits.shape[-1])
-    labels = prompt_denoising(flat, scale=scale, threshold=threshold).argmax(-1).reshape(logits.shape[:3])
-    return labels, jnp.take_along_axis(jax.nn.softmax(scale * logits), labels[..., None], axis=-1)[..., 0]
+    denoised = prompt_denoising(flat, scale=scale, threshold=threshold).reshape(logits.shape)
+    if not steps:
+        labels = denoised.argmax(-1)
+        return labels, jnp.take_along_axis(jax.nn.softmax(scale * logits), labels[..., None], axis=-1)[..., 0]
+    probabilities = jax.nn.softmax(scale * denoised)
+    classes = jax.lax.top_k(probabilities.max((1, 2)), CANDIDATES)[1]  # PAMR mixes no classes: the others cannot win
+    some = jnp.take_along_axis(probabilities, classes[:, None, None], axis=-1)
+    some = jax.lax.map(lambda one: pamr(*one, steps=steps, dilations=DILATIONS), (some, images))
+    best = jnp.take_along_axis(classes, some.argmax(-1).reshape(len(images), -1), axis=-1)
+    return best.reshape(some.shape[:3]), some.max(-1)
 
 
 def read_scenes(
@@ -108,10 +120,13 @@ def read_scenes(
     parts: Path,
     views: Sequence[View],
     threshold: float,
+    steps: int = 0,
 ) -> tuple[UInt8[np.ndarray, "N H W"], UInt8[np.ndarray, "N H W"]]:
     """Labels, and their probabilities in 255ths; kept in `parts` piece by piece, and found there by the next call."""
     classifier = jnp.asarray(text_classifier(pretrained, list(SCENE_CLASSES)))
-    read = jax.jit(partial(read_views, pretrained, classifier=classifier, views=views, threshold=threshold))
+    read = jax.jit(
+        partial(read_views, pretrained, classifier=classifier, views=views, threshold=threshold, steps=steps)
+    )
     parts.mkdir(parents=True, exist_ok=True)
     found = []
     with progress("labelling", len(images)) as report:
@@ -144,6 +159,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded-vit", choices=sorted(VIEWS))
     parser.add_argument("--count", type=int, default=6000)
     parser.add_argument("--prompt-denoising", type=float, default=0.5)
+    parser.add_argument("--pamr", type=int, default=0, metavar="N", help="steps of PAMR")
     parser.add_argument("--keep", type=float, default=0.6, help="share of every object class's pixels")
     parser.add_argument("--keep-stuff", type=float, default=0.8, help="of every stuff class's")
     parser.add_argument("--out", type=Path, required=True)
@@ -151,7 +167,7 @@ def main() -> None:
     images = np.load(args.scenes / "images.npy", mmap_mode="r")[: args.count]
     keep = [args.keep_stuff if name in SCENE_STUFF else args.keep for name in SCENE_CLASSES]
     views = VIEWS[args.model]
-    found = read_scenes(load_clip(args.model), images, args.out / "parts", views, args.prompt_denoising)
+    found = read_scenes(load_clip(args.model), images, args.out / "parts", views, args.prompt_denoising, args.pamr)
     labels = surest(*found, keep)
     palette = class_palette(list(SCENE_CLASSES))
     for row, label in enumerate(labels):

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from experiments import ablations, annotation_free, fine_grained, robustness, transforms, zero_shot
+from experiments import ablations, annotation_free, fine_grained, robustness, successors, transforms, zero_shot
 from experiments.cells import (
     ROOT,
     Found,
@@ -37,7 +37,15 @@ from experiments.figures import Figure
 from maskclip_jax.commands.common import output_folder, progress
 from maskclip_jax.data.images import atomic_path
 
-EXPERIMENTS: tuple[ModuleType, ...] = (annotation_free, zero_shot, robustness, fine_grained, ablations, transforms)
+EXPERIMENTS: tuple[ModuleType, ...] = (
+    annotation_free,
+    zero_shot,
+    robustness,
+    fine_grained,
+    ablations,
+    successors,
+    transforms,
+)
 README = Path(__file__).with_name("README.md")
 _STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -15,28 +15,23 @@ from experiments.benchmark import flops
 from experiments.benchmark.cases import Case, random_clip, unit_rows
 from maskclip_jax.clip.folders import Reading
 from maskclip_jax.clip.load import Pretrained
-from maskclip_jax.data.images import read_image, write_label_png
-from maskclip_jax.data.preprocess import Preprocess, prepare
-from maskclip_jax.data.vocabulary import class_palette, parse_classes
-from maskclip_jax.segment import whole
-from maskclip_jax.segment.predict import iter_segmentations
+from maskclip_jax.data.corpus import FileCorpus
+from maskclip_jax.data.images import read_image
+from maskclip_jax.data.preprocess import Preprocess, prepare, resize_shape
+from maskclip_jax.data.vocabulary import parse_classes
+from maskclip_jax.segment.label import BATCHES_OF_A_BLOCK, LabelOptions, label_shard
+from maskclip_jax.segment.label_cells import Devices, cell_batches, compute_cells
 from maskclip_jax.segment.settings import PredictionSettings, prediction_settings
+from maskclip_jax.segment.whole import padded_batch
 
 SHAPES = ((375, 500), (375, 500), (375, 500), (500, 375))  # VOC's usual sizes, a quarter of them upright
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def label_corpus(paths: Sequence[Path], settings: PredictionSettings, out: Path) -> None:
-    """A label PNG for every image: the whole way from file to file. The one place to change when another does it."""
-    results = iter_segmentations((read_image(path) for path in paths), settings)
-    palette = class_palette(settings.names)
-    for path, result in zip(paths, results, strict=True):
-        write_label_png(out / f"{path.stem}.png", result.labels, palette)
-
-
 def write_photos(folder: Path, count: int) -> list[Path]:
     """JPEGs that cost what photographs cost to decode: soft shapes with grain, 40 to 80 kB."""
     rng, paths = np.random.default_rng(0), []
+    folder.mkdir(parents=True)
     for i in range(count):
         height, width = SHAPES[i % len(SHAPES)]
         soft = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((width, height), Image.BICUBIC)
@@ -60,35 +55,37 @@ def random_settings(model: str, dtype: str, batch_size: int) -> PredictionSettin
 def label(
     part: str = "all", model: str = "ViT-B/16", images: int = 500, batch: int = 8, dtype: str = "float32"
 ) -> Case:
-    """`part` "all": from file to file. "bare": only the model, on the batches that this comes to, already in memory."""
+    """`part` "all": as `run.py label` does it, from file to file. "bare": only the model, on the batches that this
+    comes to, already in memory."""
     settings = random_settings(model, dtype, batch)
-    folder = tempfile.TemporaryDirectory(prefix="labelling-")
-    paths = write_photos(Path(folder.name), images)
-    sizes = [SHAPES[i % len(SHAPES)] for i in range(images)]
-    shapes = whole.bucket_shapes(sizes, settings)
-    count = sum(flops.dense(settings.config, *shape, len(settings.names)) for shape in shapes)
+    folder = Path(tempfile.mkdtemp(prefix="labelling-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    photos, out = folder / "photos", folder / "out"
+    paths = write_photos(photos, images)
+    options = LabelOptions(shard_size=images)
+    p, block = settings.preprocess, BATCHES_OF_A_BLOCK * batch
+    sides = {"short_side": p.short_side, "long_side": p.long_side, "within": p.within}
+    sizes = [resize_shape(*SHAPES[i % len(SHAPES)], **sides) for i in range(images)]
+    blocks = [range(start, min(start + block, images)) for start in range(0, images, block)]
+    devices = Devices(settings)
+    planned = [(b[0], *found) for b in blocks for found in cell_batches([sizes[i] for i in b], settings, devices.count)]
+    count = sum(len(rows) * flops.dense(settings.config, *shape, len(settings.names)) for _, shape, _, rows in planned)
     if part == "all":
 
         def run() -> None:
-            label_corpus(paths, settings, Path(folder.name) / "labels")
+            shutil.rmtree(out, ignore_errors=True)  # else everything is there already
+            label_shard(FileCorpus(photos), settings, options, out, 0)
 
         return Case(run, count, images, {})
 
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, shape in enumerate(shapes):
-        groups[shape].append(i)
-    batches = []
-    for shape, members in groups.items():
-        size = whole.batch_size_for(settings, shape, len(members))
-        image = prepare(read_image(paths[members[0]]), settings.preprocess, settings.config.multiple).pixels
-        filled = jax.device_put(whole.padded_batch([image] * size, size, shape, settings.config))
-        batches += [filled] * -(-len(members) // size)
+    filled: dict[tuple, tuple] = {}
+    for first, shape, size, rows in planned:
+        if (shape, size) not in filled:
+            image = prepare(read_image(paths[first + rows[0]]), p, settings.config.multiple).pixels
+            filled[shape, size] = devices.split(*padded_batch([image] * size, size, shape, settings.config))
 
     def run_bare() -> None:
-        for pixels, grid in batches:
-            scores = whole._scores(
-                settings.model, settings.variables, pixels, settings.classifier, grid, None, None, naive=False
-            )
-            jax.block_until_ready(scores)
+        for _, shape, size, _ in planned:
+            jax.block_until_ready(compute_cells(settings, devices, *filled[shape, size], 0, False))
 
     return Case(run_bare, count, images, {})

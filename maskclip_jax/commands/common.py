@@ -163,12 +163,12 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def output_folder(path: Path) -> Path:
-    """The folder results go to, made when missing. Raises UserError where a file stands in the way."""
+def output_folder(path: Path, option: str = "--out") -> Path:
+    """The folder results go to, made when missing. Raises UserError, naming `option`, where it cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"--out is a folder, but {path} is, or lies in, a file: choose another") from error
+        raise UserError(f"{option} is a folder, but {path} is, or lies in, a file: choose another") from error
     except OSError as error:
-        raise UserError(f"--out must be a folder that can be written, {path} can not ({error.strerror})") from error
+        raise UserError(f"{option} must be a folder that can be written, {path} can not ({error.strerror})") from error
     return path

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"--classes names the values of image_corpus, but {args.dataset} came: leave it out")
         options["classes"] = [str(name) for name in parse_classes(args.classes)]
     builder = BUILDERS[args.dataset](args.source, on_error=args.on_error, data_dir=args.data_dir, **options)
-    out = common.output_folder(args.data_dir)  # only when there is something to prepare
+    out = common.output_folder(args.data_dir, "--data-dir")  # only when there is something to prepare
     if Path(builder.data_dir).exists():
         raise UserError(f"{builder.data_dir} is there already: use it, or remove it to prepare it again")
     builder.download_and_prepare()

@@ -24,7 +24,7 @@ from maskclip_jax.data.buckets import bucket_shape
 from maskclip_jax.data.preprocess import PreparedImage, upsample_matrix
 from maskclip_jax.segment.dense import predict_scores, to_probabilities
 from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.whole import Upsampled, batch_size_for, padded_batch
+from maskclip_jax.segment.whole import Shape, Upsampled, batch_size_for, padded_batch
 
 
 class Cells(NamedTuple):
@@ -65,38 +65,53 @@ def whole_cells(
     """(row, scores, cells) of the wanted rows: `cells` has "classes", "probabilities" [h, w, k], "features" [h, w, E].
 
     Batches are those of all rows; one without a wanted row is left out."""
-    groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
-    for row, image in enumerate(prepared):
-        shape = bucket_shape(*image.valid, settings.config.multiple, short_side=settings.preprocess.short_side)
-        groups[shape].append(row)
     waiting: tuple | None = None
-    for shape, rows in groups.items():
-        size = devices.count * batch_size_for(settings, shape, -(-len(rows) // devices.count))
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            if wanted.isdisjoint(part):
-                continue
-            pixels, grid = padded_batch([prepared[row].pixels for row in part], size, shape, settings.config)
-            found = _cells(
-                settings.model,
-                devices.variables,
-                *devices.split(pixels, grid),
-                devices.classifier,
-                settings.denoising,
-                settings.smoothing,
-                settings.scale,
-                naive=settings.naive,
-                method=settings.method,
-                word_class=settings.word_class,
-                top_k=top_k,
-                with_features=with_features,
-            )
-            # The devices work on this batch while the host takes the one before apart.
-            if waiting is not None:
-                yield from _apart(*waiting, prepared, settings, wanted)
-            waiting = part, found, grid
+    for shape, size, part in cell_batches([image.valid for image in prepared], settings, devices.count):
+        if wanted.isdisjoint(part):
+            continue
+        pixels, grid = padded_batch([prepared[row].pixels for row in part], size, shape, settings.config)
+        found = compute_cells(settings, devices, *devices.split(pixels, grid), top_k, with_features)
+        # The devices work on this batch while the host takes the one before apart.
+        if waiting is not None:
+            yield from _apart(*waiting, prepared, settings, wanted)
+        waiting = part, found, grid
     if waiting is not None:
         yield from _apart(*waiting, prepared, settings, wanted)
+
+
+def cell_batches(
+    sizes: Sequence[Shape], settings: PredictionSettings, devices: int
+) -> Iterator[tuple[Shape, int, list[int]]]:
+    """(padded shape, images of a full batch, rows) of every batch of a block whose images have these sizes."""
+    groups: dict[Shape, list[int]] = collections.defaultdict(list)
+    for row, valid in enumerate(sizes):
+        shape = bucket_shape(*valid, settings.config.multiple, short_side=settings.preprocess.short_side)
+        groups[shape].append(row)
+    for shape, rows in groups.items():
+        size = devices * batch_size_for(settings, shape, -(-len(rows) // devices))
+        for start in range(0, len(rows), size):
+            yield shape, size, rows[start : start + size]
+
+
+def compute_cells(
+    settings: PredictionSettings, devices: Devices, pixels: Array, grid: Array, top_k: int, with_features: bool
+) -> Cells:
+    """One batch that is on the devices already; returns at once."""
+    return _cells(
+        settings.model,
+        devices.variables,
+        pixels,
+        grid,
+        devices.classifier,
+        settings.denoising,
+        settings.smoothing,
+        settings.scale,
+        naive=settings.naive,
+        method=settings.method,
+        word_class=settings.word_class,
+        top_k=top_k,
+        with_features=with_features,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "naive", "method", "word_class", "top_k", "with_features"))

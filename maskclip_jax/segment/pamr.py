@@ -60,9 +60,14 @@ def _neighbours(
     x: Float[Array, "H W K"], height: ArrayLike, width: ArrayLike, dilations: tuple[int, ...]
 ) -> Iterator[tuple[Float[Array, "H W K"], bool]]:
     """`x` moved to each of the nine places at each dilation, and whether that is another pixel than the own."""
-    rows, columns = (jnp.arange(n) for n in x.shape[:2])
+    far = max(dilations)
+    rows, columns = (jnp.arange(-far, n + far) for n in x.shape[:2])
+    # The border is repeated once, by a gather; every neighbour is then a slice, which is fused into what it is used in.
+    around = x[jnp.clip(rows, 0, height - 1)][:, jnp.clip(columns, 0, width - 1)]
     for d in dilations:
         for dy in (-d, 0, d):
-            band = x[jnp.clip(rows + dy, 0, height - 1)]
             for dx in (-d, 0, d):
-                yield band[:, jnp.clip(columns + dx, 0, width - 1)], bool(dy or dx)
+                yield (
+                    around[far + dy : far + dy + x.shape[0], far + dx : far + dx + x.shape[1]],
+                    bool(dy or dx),
+                )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from command_outputs import WORDS
+from label_outputs import COUNT
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -108,3 +109,18 @@ def segment(call, model, tmp_path):
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A tree of JPEGs and PNGs: two buckets, three sizes."""
+    sizes = [(40, 60), (60, 40), (50, 75)]
+    root = tmp_path_factory.mktemp("corpus") / "photos"
+    for i in range(COUNT):
+        height, width = sizes[i % 3]
+        rng = np.random.default_rng(i)
+        blocks = rng.integers(0, 256, (height // 5, width // 5, 3), dtype=np.uint8).repeat(5, 0).repeat(5, 1)
+        path = root / ("a", "b/c")[i % 2] / f"{i:02d}.{('jpg', 'png')[i % 2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(blocks).save(path)
+    return root

@@ -1,41 +1,17 @@
 """`label`: what is on disk after any interruption, on any number of workers, is what one quiet run leaves."""
 
-import hashlib
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_outputs import NAMES, WORDS, labels_of, written
-from PIL import Image
+from label_outputs import COUNT, check_manifest, tree
 
 from maskclip_jax.data.images import read_image, read_label_png
 from maskclip_jax.data.sources import open_source
 from maskclip_jax.segment import label_files, label_store
-
-ROOT = Path(__file__).parents[2]
-SIZES = [(40, 60), (60, 40), (50, 75)]  # two buckets, three originals
-COUNT = 11
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    """A tree of JPEGs and PNGs."""
-    root = tmp_path_factory.mktemp("corpus") / "photos"
-    for i in range(COUNT):
-        height, width = SIZES[i % 3]
-        rng = np.random.default_rng(i)
-        blocks = rng.integers(0, 256, (height // 5, width // 5, 3), dtype=np.uint8).repeat(5, 0).repeat(5, 1)
-        path = root / ("a", "b/c")[i % 2] / f"{i:02d}.{('jpg', 'png')[i % 2]}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(blocks).save(path)
-    return root
 
 
 @pytest.fixture
@@ -48,32 +24,6 @@ def label(call, model, tmp_path):
         return call("label", data, *given, *small, *options)
 
     return run
-
-
-def tree(out: Path) -> dict[str, str]:
-    """Every file below `out` and its SHA-256."""
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(out.rglob("*"))
-        if path.is_file()
-    }
-
-
-def check_manifest(out: Path, images: int = COUNT, skipped: int = 0) -> dict:
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["counts"]["images"] == images
-    assert manifest["counts"]["skipped"] == skipped
-    files = tree(out)
-    named = {}
-    for entry in manifest["shards"]:
-        assert files[entry["file"]] == entry["sha256"]
-        named |= json.loads((out / entry["file"]).read_text())["files"]
-    for path, digest in named.items():
-        assert files[path] == digest
-    rest = {"manifest.json", "label.json", *(entry["file"] for entry in manifest["shards"])}
-    extra = {p for p in files if p not in rest | set(named)}
-    assert extra <= {"skipped.json", *(p for p in files if p.startswith("records/") and p.endswith(".json"))}
-    return manifest
 
 
 def test_masks_are_those_of_segment(label, segment, photos, tmp_path):
@@ -91,6 +41,26 @@ def test_masks_are_those_of_segment(label, segment, photos, tmp_path):
         pixels += np.bincount(labels.ravel(), minlength=4)
     assert manifest["pixels"] == dict(zip(NAMES, pixels.tolist(), strict=True))
     assert (pixels > 0).sum() > 1  # else equality would say little
+
+
+def test_another_method(label, segment, photos, tmp_path):
+    """`--method` reaches the tower, stands in the record, and cannot change half-way."""
+    assert label(photos).code == 0
+    assert label(photos, "--method", "naclip", out="other").code == 0
+    options = ["--batch-size", "1", "--method", "naclip"]
+    assert segment(photos, out=tmp_path / "one", options=options).code == 0
+    same, changed = [], []
+    for image in photos.rglob("*.*"):
+        name = Path("labels") / image.relative_to(photos).with_suffix(".png")
+        labels = read_label_png(tmp_path / "other" / name)
+        same.append((labels == labels_of(tmp_path / "one", image.stem)).mean())
+        changed.append((labels != read_label_png(tmp_path / "out" / name)).mean())
+    assert min(same) > 0.999
+    assert max(changed) > 0.05
+    assert json.loads((tmp_path / "other" / "manifest.json").read_text())["settings"]["method"] == "naclip"
+    result = label(photos, out="other")
+    assert (result.code, len(result.errors)) == (2, 1)
+    assert "method was 'naclip' and is None" in result.errors[0]
 
 
 class Killed(BaseException):
@@ -320,58 +290,3 @@ def test_windows_and_other_sources(label, photos, tmp_path):
         f"labels/00000{i}.png" for i in range(3)
     }
     check_manifest(tmp_path / "numbered", 3)
-
-
-def program(photos: Path, model: Path, out: Path, cache: Path, *options, **variables) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "run.py"), "label", str(photos), "--classes", WORDS, "--model", str(model)]
-    command += ["--out", str(out), "--batch-size", "1", "--shard-size", "3", *options]
-    compiled = {"JAX_COMPILATION_CACHE_DIR": str(cache / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = {**os.environ, "MASKCLIP_JAX_CACHE": str(cache), **compiled, **variables}
-    log = out.with_name(f"{out.name}-{time.monotonic_ns()}.log")
-    with log.open("w") as told:  # no pipe that nobody reads or closes
-        running = subprocess.Popen(command, env=environment, stdout=told, stderr=subprocess.STDOUT)
-    running.log = log
-    return running
-
-
-@pytest.mark.slow
-def test_two_hosts_that_know_each_other(photos, model, tmp_path, cache):
-    """Two processes over loopback, two devices each, write what one process does."""
-    assert program(photos, model, tmp_path / "one", cache).wait(300) == 0
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{found.getsockname()[1]}"
-    names = {"MASKCLIP_COORDINATOR": address, "MASKCLIP_HOSTS": "2"}
-    names["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    hosts = [program(photos, model, tmp_path / "two", cache, **names, MASKCLIP_HOST=str(i)) for i in range(2)]
-    try:
-        for host in hosts:
-            host.wait(300)
-    finally:
-        for host in hosts:
-            host.kill()
-            host.wait()
-    told = [host.log.read_text() for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], told
-    assert "labelled 6 images in 2 shards" in told[0]
-    assert "labelled 5 images in 2 shards" in told[1]
-    check_manifest(tmp_path / "two")
-    assert tree(tmp_path / "two") == tree(tmp_path / "one")
-
-
-@pytest.mark.slow
-def test_sigkill(photos, model, tmp_path, cache):
-    """The real thing, three times, as soon as something new is there."""
-    assert program(photos, model, tmp_path / "quiet", cache).wait(300) == 0
-    out, seen = tmp_path / "out", 0
-    for _ in range(3):
-        running = program(photos, model, out, cache)
-        deadline = time.monotonic() + 300
-        while len(list(out.rglob("*.png"))) <= seen and running.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-        seen = len(list(out.rglob("*.png")))
-    assert seen > 0
-    assert program(photos, model, out, cache).wait(300) == 0
-    assert tree(out) == tree(tmp_path / "quiet")

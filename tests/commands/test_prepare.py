@@ -71,3 +71,11 @@ def test_refused(call, voc, tmp_path, arguments, words):
     assert not (tmp_path / "data").exists()
     assert len(result.errors) == 1
     assert words in result.errors[0]
+
+
+def test_a_file_where_the_data_shall_go(call, voc, tmp_path):
+    (tmp_path / "data").write_text("mine")
+    result = call("prepare", "voc2012", voc, "--data-dir", tmp_path / "data")
+    assert (result.code, len(result.errors)) == (2, 1)
+    assert result.errors[0].startswith("error: --data-dir is a folder, but ")
+    assert (tmp_path / "data").read_text() == "mine"

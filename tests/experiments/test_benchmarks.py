@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # experiments are run from a checkout and are not installed
 
 from experiments import benchmarks  # noqa: E402
-from experiments.benchmark import cases, duel, flops, plans, table  # noqa: E402
+from experiments.benchmark import cases, duel, flops, labelling, plans, table  # noqa: E402
 from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig  # noqa: E402
 from maskclip_jax.clip.model import CLIP, fold  # noqa: E402
 from maskclip_jax.distill.students import StudentConfig, create_student  # noqa: E402
@@ -112,3 +112,13 @@ def test_every_section_has_rivals_and_a_table():
     row = {"name": "ours", "min_seconds": 0.5, "median_seconds": 1.0, "rounds": 3, "images": 2, "times_first": 1.0}
     text = table.markdown({"machine": "here", "rates": [], "groups": {"dense": [row]}})
     assert "| ours | 0.5 | 1 | 3 | 1.00 | 4 |" in text
+
+
+def test_labelling_and_its_bare_model(monkeypatch):
+    """Both parts run, and count the same work."""
+    monkeypatch.setattr(cases, "variant", lambda _: CLIPConfig(ViTConfig(64, 32, 64, 1, 2, 128), TEXT, 48))
+    whole, bare = (labelling.label(part, images=5, batch=2) for part in ("all", "bare"))
+    whole.run()
+    whole.run()  # nothing of the first is left to find
+    bare.run()
+    assert whole.flops == bare.flops > 0

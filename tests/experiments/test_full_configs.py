@@ -138,7 +138,8 @@ def test_a_step_of_every_other_run(name):
 
 def test_every_variant_of_the_scenes_is_built():
     text = distill_scenes.__doc__
-    variants = "large large_vit large_raw large_psp large_v3plus zero_shot zero_shot_guided supervised feature".split()
+    variants = "large large_vit zero_shot zero_shot_guided supervised ablation".split()
+    variants += [f"ablation_{name}" for name in ("denoised", "raw", "feature", "vit", "psp", "v3plus")]
     for variant in [*variants, "finetuned_identity", "finetuned_linear", "finetuned_mlp"]:
         config = load_experiment(f"{ROOT / 'experiments' / 'distill_scenes.py'}:{variant}")
         assert config.num_classes == 66
