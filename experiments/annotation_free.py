@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments import cells as harness
 from experiments.cells import Cell, Found, Settings, beside, score, table
-from experiments.figures import Figure, bars, sheet
+from experiments.figures import Figure, bars, curves, sheet
 from experiments.paper_configs import TARGETS
 from experiments.scoring import (
     CHECKPOINTS,
@@ -59,6 +59,7 @@ PUBLISHED = {  # MaskCLIP of the released README; the two of +KS+PD come from a 
 }
 READINGS = ("naive", "MaskCLIP", "+KS", "+PD", "+KS+PD")
 PLUS = "MaskCLIP+"
+SEEDS = (0, 1, 2)  # of the student that the ResNet taught
 
 
 def reading_options(name: str, threshold: float) -> dict[str, object]:
@@ -84,7 +85,36 @@ def _embedded(settings: Settings) -> list[Cell]:
                 found.append(teacher_cell(f"{data}/{short}/{name}", model, data, count, **options))
             variant = {"resnet": "large", "vit": "large_vit"}[short]
             found.append(student_cell(settings, f"{data}/{short}/{PLUS}", variant, data=data, count=count))
+    found += [student_cell(settings, seed_key(n), "large", count=count, seed=n) for n in SEEDS[1:]]
     return found
+
+
+def seed_key(seed: int) -> str:
+    """The cell of the ResNet's student of a seed."""
+    return f"scenes/resnet/{PLUS}" + f", seed {seed}" * bool(seed)
+
+
+def _seeds(found: dict[str, Found]) -> list[str | Figure]:
+    """The students of all seeds beside their teacher's best reading; their curves."""
+    known = {n: found[seed_key(n)].scores for n in SEEDS if found[seed_key(n)].scores is not None}
+    best = max((s for name in READINGS if (s := score(found, f"scenes/resnet/{name}")) is not None), default=None)
+    if not known or best is None:
+        return []
+    scores = [s["mIoU"] for s in known.values()]
+    each = ", ".join(f"{value:.1f}" for value in scores)
+    plural = f"seeds {', '.join(map(str, known))}" if len(known) > 1 else f"seed {next(iter(known))}"
+    spread = f", mean {np.mean(scores):.1f}, standard deviation {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
+    text = (
+        f"MaskCLIP+ of the ResNet, {plural}: {each}{spread}; {np.mean(scores) - best:+.1f} over its teacher's best "
+        f"reading in this table ({best:.1f}).\n"
+    )
+    steps = sorted({step for s in known.values() for step, _ in s.get("curve", [])})
+    series = {f"seed {n}": [dict(map(tuple, s.get("curve", []))).get(t) for t in steps] for n, s in known.items()}
+    if not steps:
+        return [text]
+    series["its teacher's best"] = [best] * len(steps)
+    caption = "MaskCLIP+ of the ResNet while it trains"
+    return [text, curves(f"{NAME}_seeds", steps, series, ("step", "mIoU (%)"), caption)]
 
 
 def _full(settings: Settings) -> list[Cell]:
@@ -116,7 +146,7 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         f"mIoU in % on {max(counts)} held-out scenes, 66 names as prompts; denoising at the checkpoints' thresholds "
         f"({', '.join(f'{t:g}' for t in thresholds)}).\n"
     )
-    missing = [f.cell.command for key, f in found.items() if key.endswith(PLUS) and f.record is None]
+    missing = [f.cell.command for key, f in found.items() if PLUS in key and f.record is None]
     empty = [f"Empty until trained: `{command}`\n" for command in dict.fromkeys(missing)]
     names = (*READINGS, PLUS)
     series = {head: [score(found, f"{c}/{n}") for n in names] for c, head in zip(columns, heads, strict=True)}
@@ -125,7 +155,14 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         for short, model in MODELS.items()
         if all(score(found, f"scenes/{short}/{name}") is not None for name in READINGS)
     ]
-    return [note, table([("", *heads), *rows]), *empty, bars(NAME, names, series, "mIoU (%)"), *pictures]
+    return [
+        note,
+        table([("", *heads), *rows]),
+        *empty,
+        *_seeds(found),
+        bars(NAME, names, series, "mIoU (%)"),
+        *pictures,
+    ]
 
 
 def examples(model: str) -> np.ndarray:

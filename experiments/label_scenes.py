@@ -21,10 +21,11 @@ Writes OUT/000000.png … for `labels_from` of a `distill` run, and OUT/labels.j
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +33,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from maskclip_jax import load_clip
-from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.commands.common import progress
 from maskclip_jax.data.images import atomic_path, write_json, write_label_png
 from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_STUFF
 from maskclip_jax.data.vocabulary import class_palette
+from maskclip_jax.distill.evaluation import student_reader, teacher_reader
+from maskclip_jax.distill.views import Reader
+from maskclip_jax.distill.workdir import load_student
+from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.pamr import pamr
 from maskclip_jax.segment.refine import prompt_denoising
@@ -66,74 +70,85 @@ VIEWS = {
         View(128, True),
     ),
 }
+STUDENT_VIEWS = (View(128), View(128, True, 4, 4), View(160, True))
 
 
-def read_view(
-    pretrained: Pretrained, pixels: Float[Array, "B H W 3"], classifier: Float[Array, "C E"], view: View
-) -> Float[Array, "B H W C"]:
-    """Logits of every pixel."""
-    side, stride = view.side, pretrained.config.stride
+class Labeller(NamedTuple):
+    """A teacher, or a student that teaches the next one."""
+
+    reader: Reader
+    variables: Any
+    scale: float  # probabilities are softmax(scale · scores)
+    stride: int
+    views: tuple[View, ...]
+
+
+def labeller_of(model: str) -> Labeller:
+    """An embedded CLIP by name, or the folder of a run. Raises UserError for a student of other classes."""
+    if model in VIEWS:
+        pretrained = load_clip(model)
+        variables = {"clip": pretrained.variables, "text": jnp.asarray(text_classifier(pretrained, SCENE_CLASSES))}
+        scale = float(jnp.exp(pretrained.variables["params"]["logit_scale"]))
+        return Labeller(teacher_reader(pretrained), variables, scale, pretrained.config.stride, VIEWS[model])
+    trained = load_student(model, "latest")
+    if trained.config.label_names != SCENE_CLASSES:
+        raise UserError(f"labels are those of the scenes' classes, but {model} learned others: choose another run")
+    variables = {"student": trained.variables, "text": trained.text}
+    return Labeller(student_reader(trained.config), variables, 1.0, trained.config.student.output_stride, STUDENT_VIEWS)
+
+
+def read_view(labeller: Labeller, variables: Any, pixels: Float[Array, "B H W 3"], view: View) -> Array:
+    """Scores of every pixel, [B, H, W, C]."""
+    side, stride = view.side, labeller.stride
     x = jax.image.resize(pixels, (len(pixels), side, side, 3), "cubic")
     x = x[:, :, ::-1] if view.mirrored else x
     moved = bool(view.down or view.right)
     if moved:  # one more row and column of cells, the border repeated
         around = ((view.down, stride - view.down), (view.right, stride - view.right))
         x = jnp.pad(x, ((0, 0), *around, (0, 0)), mode="edge")
-    features = pretrained.model.apply(pretrained.variables, x, method="encode_dense").features
-    logits = jax.image.resize(features @ classifier.T, (*x.shape[:3], len(classifier)), "linear")
+    scores = labeller.reader.scores(variables, x, None)
+    scores = jax.image.resize(scores, (*x.shape[:3], scores.shape[-1]), "linear")
     if moved:
-        logits = logits[:, view.down : view.down + side, view.right : view.right + side]
-    logits = logits[:, :, ::-1] if view.mirrored else logits
-    return jax.image.resize(logits, (*pixels.shape[:3], len(classifier)), "linear")
+        scores = scores[:, view.down : view.down + side, view.right : view.right + side]
+    scores = scores[:, :, ::-1] if view.mirrored else scores
+    return jax.image.resize(scores, (*pixels.shape[:3], scores.shape[-1]), "linear")
 
 
 def read_views(
-    pretrained: Pretrained,
-    images: UInt8[Array, "B H W 3"],
-    classifier: Float[Array, "C E"],
-    views: Sequence[View],
-    threshold: float,
-    steps: int = 0,
+    labeller: Labeller, variables: Any, images: UInt8[Array, "B H W 3"], threshold: float, steps: int = 0
 ) -> tuple[Int[Array, "B H W"], Float[Array, "B H W"]]:
-    """Class and probability of every pixel by the mean of the views' logits, denoised at `threshold`; `steps` of PAMR
+    """Class and probability of every pixel by the mean of the views' scores, denoised at `threshold`; `steps` of PAMR
     let the probabilities of an image's `CANDIDATES` likeliest classes follow its edges."""
-    mean, std = np.asarray(pretrained.preprocess.mean), np.asarray(pretrained.preprocess.std)
-    pixels = (images.astype(jnp.float32) / 255 - mean) / std
-    logits = sum(read_view(pretrained, pixels, classifier, view) for view in views) / len(views)
-    scale = jnp.exp(pretrained.variables["params"]["logit_scale"])
-    flat = logits.reshape(len(logits), -1, logits.shape[-1])
-    denoised = prompt_denoising(flat, scale=scale, threshold=threshold).reshape(logits.shape)
+    preprocess, scale = labeller.reader.preprocess, labeller.scale
+    pixels = (images.astype(jnp.float32) / 255 - np.asarray(preprocess.mean)) / np.asarray(preprocess.std)
+    scores = sum(read_view(labeller, variables, pixels, view) for view in labeller.views) / len(labeller.views)
+    flat = scores.reshape(len(scores), -1, scores.shape[-1])
+    denoised = prompt_denoising(flat, scale=scale, threshold=threshold).reshape(scores.shape)
     if not steps:
         labels = denoised.argmax(-1)
-        return labels, jnp.take_along_axis(jax.nn.softmax(scale * logits), labels[..., None], axis=-1)[..., 0]
+        return labels, jnp.take_along_axis(jax.nn.softmax(scale * scores), labels[..., None], axis=-1)[..., 0]
     probabilities = jax.nn.softmax(scale * denoised)
     classes = jax.lax.top_k(probabilities.max((1, 2)), CANDIDATES)[1]  # PAMR mixes no classes: the others cannot win
     some = jnp.take_along_axis(probabilities, classes[:, None, None], axis=-1)
-    some = jax.lax.map(lambda one: pamr(*one, steps=steps, dilations=DILATIONS), (some, images))
+    some = jax.lax.map(lambda one: pamr(*one, steps=steps, dilations=DILATIONS), (some, pixels))
     best = jnp.take_along_axis(classes, some.argmax(-1).reshape(len(images), -1), axis=-1)
     return best.reshape(some.shape[:3]), some.max(-1)
 
 
 def read_scenes(
-    pretrained: Pretrained,
-    images: UInt8[np.ndarray, "N H W 3"],
-    parts: Path,
-    views: Sequence[View],
-    threshold: float,
-    steps: int = 0,
+    labeller: Labeller, images: UInt8[np.ndarray, "N H W 3"], parts: Path, threshold: float, steps: int = 0
 ) -> tuple[UInt8[np.ndarray, "N H W"], UInt8[np.ndarray, "N H W"]]:
     """Labels, and their probabilities in 255ths; kept in `parts` piece by piece, and found there by the next call."""
-    classifier = jnp.asarray(text_classifier(pretrained, list(SCENE_CLASSES)))
-    read = jax.jit(
-        partial(read_views, pretrained, classifier=classifier, views=views, threshold=threshold, steps=steps)
-    )
+    read = jax.jit(partial(read_views, labeller, threshold=threshold, steps=steps))
+    variables = jax.device_put(labeller.variables)
     parts.mkdir(parents=True, exist_ok=True)
     found = []
     with progress("labelling", len(images)) as report:
         for start in range(0, len(images), PART):
             path, piece = parts / f"{start:06d}.npz", images[start : start + PART]
             if not path.is_file():
-                read_piece = [read(piece[i : i + BATCH]) for i in range(0, len(piece), BATCH)]
+                batches = (piece[i : i + BATCH] for i in range(0, len(piece), BATCH))
+                read_piece = [read(variables, batch) for batch in batches]
                 labels, sure = (np.concatenate([np.asarray(x) for x in xs]) for xs in zip(*read_piece, strict=True))
                 with atomic_path(path) as temporary, temporary.open("wb") as file:
                     np.savez(file, labels=labels.astype(np.uint8), sure=(255 * sure).astype(np.uint8))
@@ -156,7 +171,7 @@ def surest(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=Path, required=True, help="a folder that make_scenes wrote (images.npy)")
-    parser.add_argument("--model", default="embedded-vit", choices=sorted(VIEWS))
+    parser.add_argument("--model", default="embedded-vit", help=f"{', '.join(VIEWS)}, or the folder of a student's run")
     parser.add_argument("--count", type=int, default=6000)
     parser.add_argument("--prompt-denoising", type=float, default=0.5)
     parser.add_argument("--pamr", type=int, default=0, metavar="N", help="steps of PAMR")
@@ -166,13 +181,15 @@ def main() -> None:
     args = parser.parse_args()
     images = np.load(args.scenes / "images.npy", mmap_mode="r")[: args.count]
     keep = [args.keep_stuff if name in SCENE_STUFF else args.keep for name in SCENE_CLASSES]
-    views = VIEWS[args.model]
-    found = read_scenes(load_clip(args.model), images, args.out / "parts", views, args.prompt_denoising, args.pamr)
+    labeller = labeller_of(args.model)
+    reading = f"{args.model}-{args.prompt_denoising:g}-{args.pamr}-{labeller.views}"  # parts of another one do not fit
+    parts = args.out / f"parts-{hashlib.sha256(reading.encode()).hexdigest()[:8]}"
+    found = read_scenes(labeller, images, parts, args.prompt_denoising, args.pamr)
     labels = surest(*found, keep)
     palette = class_palette(list(SCENE_CLASSES))
     for row, label in enumerate(labels):
         write_label_png(args.out / f"{row:06d}.png", label, palette)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"views": views}
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"views": labeller.views}
     write_json(args.out / "labels.json", settings)
 
 

@@ -21,6 +21,7 @@ from maskclip_jax.distill.evaluation import evaluate_student, evaluate_teacher, 
 from maskclip_jax.distill.experiment import load_experiment
 from maskclip_jax.distill.layout import is_run
 from maskclip_jax.distill.loop import train_and_evaluate
+from maskclip_jax.distill.metrics import read_metrics
 from maskclip_jax.distill.views import Counter
 from maskclip_jax.distill.workdir import load_student
 from maskclip_jax.errors import UserError
@@ -210,7 +211,8 @@ def student_cell(
                 progress=lambda done, total: report(done),
             )  # fmt: skip
         about = {"step": trained.step, "steps": trained.config.steps, "teacher": trained.config.teacher}
-        return percent(found) | about
+        curve = [[line["step"], round(line["eval/mIoU"], 2)] for line in read_metrics(folder) if "eval/mIoU" in line]
+        return percent(found) | about | {"curve": curve}
 
     return Cell(key, config, compute, published, command)
 

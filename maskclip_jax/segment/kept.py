@@ -20,14 +20,14 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.preprocess import prepare, upsample_matrix
+from maskclip_jax.data.preprocess import prepare
 from maskclip_jax.segment import windowed
 from maskclip_jax.segment.dense import flat_mask, probability_scale, refined
 from maskclip_jax.segment.predict import Segmentation, segmentation_of
 from maskclip_jax.segment.refine import DROPPED, class_confidence
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.upsample import PixelMaps, label_pixels
-from maskclip_jax.segment.whole import Upsampled, batch_size_for, bucket_shapes, padded_batch
+from maskclip_jax.segment.whole import Upsampled, batch_size_for, bucket_shapes, padded_batch, upsampled
 
 _LEAST_COLUMNS = 8
 
@@ -136,11 +136,11 @@ def _maps(
         raise ValueError(f"the columns must hold all words, but {columns} are fewer than {words}")
     padded = np.zeros((columns, settings.classifier.shape[1]), np.float32)
     padded[:words] = settings.classifier
-    upsampled = (_whole if kept.plan is None else _windows)(kept, settings, padded, size or kept.original)
-    scores = np.array(upsampled.scores)
+    found = (_whole if kept.plan is None else _windows)(kept, settings, padded, size or kept.original)
+    scores = np.array(found.scores)
     scores[..., words:] = DROPPED  # smoothed, they would be zero, and some class may be below that
     return label_pixels(
-        *upsampled._replace(scores=scores),
+        *found._replace(scores=scores),
         np.asarray([*word_class, *[0] * (columns - words)], np.int32),
         scale=settings.scale,
         smoothed=settings.smoothing is not None,
@@ -161,13 +161,7 @@ def _whole(kept: Kept, settings: PredictionSettings, classifier: np.ndarray, siz
         np.float32(0) if settings.denoising is None else settings.denoising,  # below zero is no class: the same as off
         settings.smoothing,
     )
-    rows, columns = (int(cells) for cells in batch.grid[0])
-    aligned, stride = settings.config.fidelity.upsample == "aligned", settings.config.stride
-    matrices = (
-        upsample_matrix(cells, stride, valid, pixels, aligned=aligned)
-        for cells, valid, pixels in zip((rows, columns), kept.valid, size, strict=True)
-    )
-    return Upsampled(np.asarray(scores)[0, :rows, :columns], *matrices)
+    return upsampled(np.asarray(scores)[0], np.asarray(batch.grid)[0], kept.valid, size, settings)
 
 
 def _windows(kept: Kept, settings: PredictionSettings, classifier: np.ndarray, size: Shape) -> Upsampled:

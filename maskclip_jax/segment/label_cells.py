@@ -21,10 +21,10 @@ from jaxtyping import Array, Float, Int
 from maskclip_jax.clip.attentions import DenseMethod
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.buckets import bucket_shape
-from maskclip_jax.data.preprocess import PreparedImage, upsample_matrix
+from maskclip_jax.data.preprocess import PreparedImage
 from maskclip_jax.segment.dense import predict_scores, to_probabilities
 from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.whole import Shape, Upsampled, batch_size_for, padded_batch
+from maskclip_jax.segment.whole import Shape, Upsampled, batch_size_for, padded_batch, upsampled
 
 
 class Cells(NamedTuple):
@@ -154,14 +154,10 @@ def _apart(
     wanted: set[int],
 ) -> Iterator[tuple[int, Upsampled, dict[str, np.ndarray]]]:
     on_host = Cells(*(None if array is None else np.asarray(array) for array in found))
-    stride, aligned = settings.config.stride, settings.config.fidelity.upsample == "aligned"
     for place, row in enumerate(part):
         if row not in wanted:
             continue
-        inside = np.s_[place, : grid[place, 0], : grid[place, 1]]
-        matrices = (
-            upsample_matrix(int(cells), stride, valid, original, aligned=aligned)
-            for cells, valid, original in zip(grid[place], prepared[row].valid, prepared[row].original, strict=True)
-        )
-        cells = {name: array[inside] for name, array in on_host._asdict().items() if array is not None}
-        yield row, Upsampled(cells.pop("scores"), *matrices), cells
+        image, inside = prepared[row], np.s_[place, : grid[place, 0], : grid[place, 1]]
+        scores = upsampled(on_host.scores[place], grid[place], image.valid, image.original, settings)
+        cells = on_host._asdict() | {"scores": None}
+        yield row, scores, {name: array[inside] for name, array in cells.items() if array is not None}

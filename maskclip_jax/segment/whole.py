@@ -148,11 +148,28 @@ def _scores(
 def _results(
     part: list[int], prepared: list[PreparedImage], scores: Array, grid: np.ndarray, settings: PredictionSettings
 ) -> Iterator[tuple[int, Upsampled]]:
-    on_host, stride = np.asarray(scores), settings.config.stride
-    aligned = settings.config.fidelity.upsample == "aligned"
+    on_host = np.asarray(scores)
     for row, (index, image) in enumerate(zip(part, prepared, strict=True)):
-        matrices = (
-            upsample_matrix(int(cells), stride, valid, original, aligned=aligned)
-            for cells, valid, original in zip(grid[row], image.valid, image.original, strict=True)
-        )
-        yield index, Upsampled(on_host[row, : grid[row, 0], : grid[row, 1]], *matrices)
+        yield index, upsampled(on_host[row], grid[row], image.valid, image.original, settings)
+
+
+def upsampled(
+    scores: Float[np.ndarray, "_h _w C"],
+    grid: Int[np.ndarray, "2"],  # noqa: UP037
+    valid: Shape,
+    size: Shape,
+    settings: PredictionSettings,
+) -> Upsampled:
+    """Scores of a padded grid, padding cut off, and the matrices that bring them to pixels.
+
+    Args:
+      grid: rows and columns of cells that hold image.
+      valid: pixels of the resized image.
+      size: pixels to bring them to, the original image's as a rule.
+    """
+    stride, aligned = settings.config.stride, settings.config.fidelity.upsample == "aligned"
+    matrices = (
+        upsample_matrix(int(cells), stride, inside, outside, aligned=aligned)
+        for cells, inside, outside in zip(grid, valid, size, strict=True)
+    )
+    return Upsampled(scores[: grid[0], : grid[1]], *matrices)

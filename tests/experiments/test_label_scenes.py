@@ -1,8 +1,11 @@
 """Class-balanced selection of pseudo labels."""
 
+import jax.numpy as jnp
 import numpy as np
 
-from experiments.label_scenes import surest
+from experiments.label_scenes import CANDIDATES, Labeller, View, read_view, read_views, surest
+from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.distill.views import Reader
 
 
 def test_of_every_class_the_surest_share_stays():
@@ -13,3 +16,47 @@ def test_of_every_class_the_surest_share_stays():
     np.testing.assert_array_equal(found, [[[0, 0, 255, 255], [255, 7, 255, 7]]])
     np.testing.assert_array_equal(surest(labels, sure, [1.0] * 8), labels)
     np.testing.assert_array_equal(surest(labels, sure, [1.0, *keep[1:]])[0, 0], labels[0, 0])
+
+
+def labeller(*views: View) -> Labeller:
+    """Its scores are a pixel's own colours, and a constant for all further classes, at stride 4."""
+
+    def scores(variables, x, grid):
+        cells = x[:, 2::4, 2::4]
+        return jnp.concatenate([cells, jnp.full((*cells.shape[:3], CANDIDATES), -3.0)], -1)
+
+    size = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", short_side=None, long_side=None, multiple=4)
+    return Labeller(Reader(scores, lambda v, s: s, size, bucketed=False), {}, 4.0, 4, views)
+
+
+def halves() -> np.ndarray:
+    """Red on the left, green on the right, blue in a corner."""
+    image = np.zeros((1, 64, 64, 3), np.uint8)
+    image[:, :, :24, 0] = image[:, :, 24:, 1] = 255
+    image[:, 48:, 48:] = (0, 0, 255)
+    return image
+
+
+def test_views_lie_on_each_other():
+    """Mirrored, moved and enlarged, a view's scores come back to the pixels they are of."""
+    image = halves()
+    truth = image[0].argmax(-1)
+    inside = np.pad(np.ones((56, 56), bool), 4)
+    for edge in (24, 48):  # within two cells of a border of colours, cells decide
+        inside[:, edge - 8 : edge + 8] = inside[edge - 8 : edge + 8] = False
+    for view in (View(64), View(64, True), View(64, False, 2, 1), View(64, True, 3, 2), View(96)):
+        made = labeller(view)
+        found = np.asarray(read_view(made, {}, jnp.asarray(image / 255.0, jnp.float32), view))[0]
+        assert found.shape == (64, 64, 3 + CANDIDATES)
+        np.testing.assert_array_equal(found.argmax(-1)[inside], truth[inside])
+
+
+def test_pamr_moves_borders_to_the_images_own():
+    image, views = halves(), (View(64, False, 2, 2),)
+    wrong = {}
+    for steps in (0, 10):
+        labels, sure = read_views(labeller(*views), {}, jnp.asarray(image), 0.0, steps)
+        assert labels.shape == sure.shape == (1, 64, 64)
+        assert 0 < float(sure.min()) <= float(sure.max()) <= 1
+        wrong[steps] = int((np.asarray(labels)[0] != image[0].argmax(-1)).sum())
+    assert wrong[10] < wrong[0]
