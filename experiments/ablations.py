@@ -46,6 +46,7 @@ STUDENTS = {  # row: (variant on the scenes, protocol at full size)
     "labels made in the step, as they come": ("ablation_raw", "annotation_free"),
     "feature distillation": ("ablation_feature", "feature"),
     "teacher: ViT": ("ablation_vit", None),
+    "teacher: ViT, read by SCLIP, labels made in the step": ("ablation_sclip", None),
     "student: PSPNet": ("ablation_psp", None),
     "student: DeepLabv3+": ("ablation_v3plus", None),
     "zero-shot, self-training": ("zero_shot", "zero_shot"),

@@ -20,11 +20,14 @@ Variants (`FILE.py:NAME`):
                       scenes, as are those below; all but the finetuned ones start from the ResNet's image tower
     zero_shot         six classes without annotation: teacher's labels, then the student's own
     supervised        all annotations, the upper bound of zero_shot
+    second_round      large once more, with large's student as the teacher of the next (labels by `label_scenes --model
+                      runs/large-0 --pamr 10 --keep 0.5 --keep-stuff 0.65 --prompt-denoising 0`)
     large_vit         large with the ViT as teacher
-    ablation, ablation_denoised, ablation_raw, ablation_feature, ablation_vit, ablation_psp, ablation_v3plus
+    ablation, ablation_denoised, ablation_raw, ablation_feature, ablation_vit, ablation_sclip, ablation_psp,
+    ablation_v3plus
                       400 steps, the backbone at a tenth of the rate: as large, with labels made in the step (denoised,
                       as they come), with L1 to the teacher's features (which loses), with the ViT as teacher, with
-                      other students
+                      the ViT read as SCLIP reads it, with other students
     zero_shot_guided  zero_shot without its second phase: the teacher labels to the end
     finetuned_identity, finetuned_linear, finetuned_mlp
                       the paper's section 3.2, which fails on unseen classes: CLIP's own tower trained on seen ones
@@ -83,12 +86,14 @@ def config(name: str = "annotation_free") -> DistillConfig:
         | {"teacher": "embedded-vit", "prompt_denoising": 0.7}
         | {"steps": 250, "evaluate_every": 250, "checkpoint_every": 250},
         "large": generated | labelled | long,
+        "second_round": generated | {"labels_from": str(ROOT / "data" / "labels-second")} | long,
         "large_vit": generated | {"teacher": "embedded-vit", "labels_from": str(ROOT / "data" / "labels-vit")} | long,
         "ablation": ablation | labelled,
         "ablation_denoised": ablation | {"prompt_denoising": 0.3},
         "ablation_raw": ablation,
         "ablation_feature": ablation | {"mode": "feature"},
         "ablation_vit": ablation | {"teacher": "embedded-vit", "labels_from": str(ROOT / "data" / "labels-vit")},
+        "ablation_sclip": ablation | {"teacher": "embedded-vit", "prompt_denoising": 0.7, "teacher_method": "sclip"},
         "ablation_psp": ablation | labelled | {"student": dataclasses.replace(CLIP_STUDENT, head="pspnet", rates=None)},
         "ablation_v3plus": ablation | labelled | {"student": dataclasses.replace(CLIP_STUDENT, head="deeplabv3plus")},
         "zero_shot": generated | splits | {"mode": "zero-shot", "self_training": True, "guided_steps": 250} | short,
@@ -97,7 +102,8 @@ def config(name: str = "annotation_free") -> DistillConfig:
     }
     for mapper in ("identity", "linear", "mlp"):
         tower = FROM_CLIP | {"backbone_weights": None, "mode": "finetuned-clip", "mapper": mapper}
-        variants[f"finetuned_{mapper}"] = generated | splits | short | tower
+        # what is finetuned is the student's own ResNet, which only a ResNet's tower fits
+        variants[f"finetuned_{mapper}"] = generated | splits | short | tower | {"teacher": "embedded"}
     if name not in variants:
         raise UserError(f"distill_scenes has the variants {', '.join(variants)}, but not {name!r}: choose one")
     return DistillConfig(**(COMMON | variants[name]))

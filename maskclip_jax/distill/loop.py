@@ -6,6 +6,7 @@ parameters as a run that nobody stopped: the state counts the steps, and the ste
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
@@ -27,7 +28,7 @@ from maskclip_jax.distill.pipeline import train_batches
 from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step, replicate
 from maskclip_jax.distill.students import create_student
 from maskclip_jax.distill.teacher import Frozen, Teacher, load_teacher
-from maskclip_jax.distill.workdir import abstract_state, claim, is_finite, keep_text
+from maskclip_jax.distill.workdir import abandon, abstract_state, claim, is_finite, keep_text
 from maskclip_jax.errors import UserError
 
 
@@ -64,14 +65,16 @@ def train_and_evaluate(
     config.per_device(jax.device_count())
     source = open_source(config.train_data)
     heldout = open_source(config.eval_data) if config.eval_data else None
-    claim(config, workdir, resume=resume)
-    teacher, frozen = load_teacher(config) if loaded is None else loaded
-    keep_text(workdir, frozen.text)
-    student = create_student(config.student_config)
-    frozen = replicate(frozen)
-    p_step = make_train_step(config, student, teacher)
-
-    with Checkpoints(workdir, keep_last=config.keep_last) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        undo = stack.enter_context(contextlib.ExitStack())
+        if claim(config, workdir, resume=resume):
+            undo.callback(abandon, workdir)
+        teacher, frozen = load_teacher(config) if loaded is None else loaded
+        keep_text(workdir, frozen.text)
+        student = create_student(config.student_config)
+        frozen = replicate(frozen)
+        p_step = make_train_step(config, student, teacher)
+        checkpoints = stack.enter_context(Checkpoints(workdir, keep_last=config.keep_last))
         if checkpoints.latest is not None:
             everywhere = jax.tree.leaves(frozen)[0].sharding
             state = checkpoints.restore(abstract_state(config, student, frozen.text, everywhere))
@@ -79,6 +82,7 @@ def train_and_evaluate(
             state = create_train_state(config, student, frozen.text, jax.random.key(config.seed), clip=clip)
             state = replicate(state)
         state, frozen = hosts.local_view((state, frozen))
+        undo.pop_all()  # the run can begin: from here on its folder stays
         start = int(state.step)
         with RunLog(workdir, start, config.steps, active=hosts.is_first_host(), quiet=quiet) as log:
             log.say(_opening(config, source, start))

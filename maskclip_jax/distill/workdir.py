@@ -7,6 +7,7 @@ checkpoints/    `checkpoint.py`       metrics.jsonl, events/    `metrics.py`    
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -37,8 +38,8 @@ class TrainedStudent(NamedTuple):
     step: int
 
 
-def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> None:
-    """Makes the folder this run's, or makes sure that it is; all hosts call it.
+def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
+    """Makes the folder this run's (True), or makes sure that it is already (False); all hosts call it.
 
     Raises:
       UserError: it holds another config, something else, or (without `resume`) this run already.
@@ -65,6 +66,18 @@ def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> None:
     if hosts.is_first_host() and CONFIG not in content:
         write_json(workdir / CONFIG, config.to_dict())
     hosts.wait_for_all("folder claimed")
+    return CONFIG not in content
+
+
+def abandon(workdir: Path) -> None:
+    """Takes back what `claim` and `keep_text` made for a run that never took a step."""
+    if hosts.is_first_host():
+        for name in (CONFIG, TEXT):
+            (workdir / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is not empty is not ours alone
+            for folder in (workdir / FOLDER, workdir):
+                if folder.is_dir():
+                    folder.rmdir()
 
 
 def keep_text(workdir: Path, text: Float[Array | np.ndarray, "C E"]) -> None:

@@ -197,6 +197,17 @@ def test_data_are_looked_at_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_cannot_begin_leaves_nothing(whole, tmp_path, there):
+    """The embedded CLIP's embeddings are wider than this student."""
+    if there:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / ".mine").write_text("")
+    with pytest.raises(UserError, match="width 12 must be that of the text embeddings"):
+        train_and_evaluate(whole[0], tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").rglob("*")] == [".mine"] * there
+
+
 @pytest.mark.parametrize(
     ("variables", "why"),
     [

@@ -17,12 +17,13 @@ from tiny_distill import SIDE, WIDTH, drawn, on_devices, pretrained_clip, quickl
 
 from experiments import distill_scenes, paper_configs  # noqa: E402
 from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig  # noqa: E402
+from maskclip_jax.clip.load import load_clip  # noqa: E402
 from maskclip_jax.clip.model import CLIP  # noqa: E402
 from maskclip_jax.distill.config import DistillConfig  # noqa: E402
 from maskclip_jax.distill.experiment import load_experiment  # noqa: E402
 from maskclip_jax.distill.pseudo_labels import training_annotation  # noqa: E402
 from maskclip_jax.distill.schedule import descent_direction  # noqa: E402
-from maskclip_jax.distill.step import TrainState, make_train_step  # noqa: E402
+from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step  # noqa: E402
 from maskclip_jax.distill.students import StudentConfig, create_student  # noqa: E402
 from maskclip_jax.distill.teacher import teacher_from  # noqa: E402
 from maskclip_jax.errors import UserError  # noqa: E402
@@ -138,9 +139,20 @@ def test_a_step_of_every_other_run(name):
 
 def test_every_variant_of_the_scenes_is_built():
     text = distill_scenes.__doc__
-    variants = "large large_vit zero_shot zero_shot_guided supervised ablation".split()
-    variants += [f"ablation_{name}" for name in ("denoised", "raw", "feature", "vit", "psp", "v3plus")]
+    variants = "large large_vit second_round zero_shot zero_shot_guided supervised ablation".split()
+    variants += [f"ablation_{name}" for name in ("denoised", "raw", "feature", "vit", "sclip", "psp", "v3plus")]
     for variant in [*variants, "finetuned_identity", "finetuned_linear", "finetuned_mlp"]:
         config = load_experiment(f"{ROOT / 'experiments' / 'distill_scenes.py'}:{variant}")
         assert config.num_classes == 66
         assert variant in text
+
+
+@pytest.mark.parametrize("variant", ["finetuned_mlp", "ablation_v3plus", "ablation_psp"])
+def test_the_scenes_students_start_from_clips_tower(variant):
+    """The weights that each variant names fit its student."""
+    config = load_experiment(f"{ROOT / 'experiments' / 'distill_scenes.py'}:{variant}")
+    student, clip = create_student(config.student_config), load_clip("embedded").variables
+    text = np.ones((66, 128), np.float32)
+    state = create_train_state(config, student, text, jax.random.key(0), clip=clip)
+    kernel = np.asarray(state.params["backbone"]["conv1"]["kernel"])
+    np.testing.assert_allclose(kernel, clip["params"]["visual"]["stem"]["conv1"]["kernel"], atol=1e-3)
