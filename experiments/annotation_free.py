@@ -59,7 +59,8 @@ PUBLISHED = {  # MaskCLIP of the released README; the two of +KS+PD come from a 
 }
 READINGS = ("naive", "MaskCLIP", "+KS", "+PD", "+KS+PD")
 PLUS = "MaskCLIP+"
-SEEDS = (0, 1, 2)  # of the student that the ResNet taught
+# The ResNet's students: row -> variant, seeds. The second round learns from the first one's labels.
+ROUNDS = {PLUS: ("large", (0, 1)), f"{PLUS}, second round": ("second_round", (0, 1, 2))}
 
 
 def reading_options(name: str, threshold: float) -> dict[str, object]:
@@ -85,36 +86,44 @@ def _embedded(settings: Settings) -> list[Cell]:
                 found.append(teacher_cell(f"{data}/{short}/{name}", model, data, count, **options))
             variant = {"resnet": "large", "vit": "large_vit"}[short]
             found.append(student_cell(settings, f"{data}/{short}/{PLUS}", variant, data=data, count=count))
-    found += [student_cell(settings, seed_key(n), "large", count=count, seed=n) for n in SEEDS[1:]]
+    for row, (variant, seeds) in ROUNDS.items():
+        missing = [seed for seed in seeds if seed_key(row, seed) not in {cell.key for cell in found}]
+        found += [student_cell(settings, seed_key(row, n), variant, count=count, seed=n) for n in missing]
     return found
 
 
-def seed_key(seed: int) -> str:
-    """The cell of the ResNet's student of a seed."""
-    return f"scenes/resnet/{PLUS}" + f", seed {seed}" * bool(seed)
+def seed_key(row: str, seed: int) -> str:
+    """The cell of a seed of one of the ResNet's students."""
+    return f"scenes/resnet/{row}" + f", seed {seed}" * bool(seed)
 
 
-def _seeds(found: dict[str, Found]) -> list[str | Figure]:
-    """The students of all seeds beside their teacher's best reading; their curves."""
-    known = {n: found[seed_key(n)].scores for n in SEEDS if found[seed_key(n)].scores is not None}
+def _rounds(found: dict[str, Found]) -> list[str | Figure]:
+    """The ResNet's students, seed by seed, beside their teacher's best reading; their curves."""
     best = max((s for name in READINGS if (s := score(found, f"scenes/resnet/{name}")) is not None), default=None)
-    if not known or best is None:
+    if best is None:
         return []
-    scores = [s["mIoU"] for s in known.values()]
-    each = ", ".join(f"{value:.1f}" for value in scores)
-    plural = f"seeds {', '.join(map(str, known))}" if len(known) > 1 else f"seed {next(iter(known))}"
-    spread = f", mean {np.mean(scores):.1f}, standard deviation {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
-    text = (
-        f"MaskCLIP+ of the ResNet, {plural}: {each}{spread}; {np.mean(scores) - best:+.1f} over its teacher's best "
-        f"reading in this table ({best:.1f}).\n"
-    )
-    steps = sorted({step for s in known.values() for step, _ in s.get("curve", [])})
-    series = {f"seed {n}": [dict(map(tuple, s.get("curve", []))).get(t) for t in steps] for n, s in known.items()}
-    if not steps:
-        return [text]
-    series["its teacher's best"] = [best] * len(steps)
-    caption = "MaskCLIP+ of the ResNet while it trains"
-    return [text, curves(f"{NAME}_seeds", steps, series, ("step", "mIoU (%)"), caption)]
+    rows, lines, most = [], {}, max(len(seeds) for _, seeds in ROUNDS.values())
+    for row, (_, seeds) in ROUNDS.items():
+        known = [found[seed_key(row, seed)].scores for seed in seeds]
+        lines |= {f"{row}, seed {seed}": dict(s.get("curve", [])) for seed, s in zip(seeds, known, strict=True) if s}
+        scores = [None if s is None else s["mIoU"] for s in known]
+        there = [x for x in scores if x is not None]
+        mean = float(np.mean(there)) if there else None
+        deviation = float(np.std(there, ddof=1)) if len(there) > 1 else None
+        over = None if mean is None else f"{mean - best:+.1f}"
+        rows.append((row, *scores, *[""] * (most - len(scores)), mean, deviation, over))
+    head = ("", *(f"seed {n}" for n in range(most)), "mean", "standard deviation", f"over {best:.1f}")
+    out: list[str | Figure] = [
+        f"The ResNet's students, mIoU in % on the scenes, and how far their mean is over the best of their teacher's "
+        f"readings above ({best:.1f}):\n",
+        table([head, *rows]),
+    ]
+    if steps := sorted({step for line in lines.values() for step in line}):
+        series = {name: [line.get(step) for step in steps] for name, line in lines.items()}
+        series["the teacher's best"] = [best] * len(steps)
+        caption = "The ResNet's students while they train"
+        out.append(curves(f"{NAME}_students", steps, series, ("step", "mIoU (%)"), caption))
+    return out
 
 
 def _full(settings: Settings) -> list[Cell]:
@@ -159,7 +168,7 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         note,
         table([("", *heads), *rows]),
         *empty,
-        *_seeds(found),
+        *_rounds(found),
         bars(NAME, names, series, "mIoU (%)"),
         *pictures,
     ]

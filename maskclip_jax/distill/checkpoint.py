@@ -40,13 +40,14 @@ class Checkpoints:
                 preservation_policy.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=kept,
-            best_fn=score,  # without it orbax would not store scores
-            step_format_fixed_length=8,
-            read_only=read_only,
-            create=not read_only,
-        )
+        with _quiet():  # it warns of what read_only means
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=kept,
+                best_fn=score,  # without it orbax would not store scores
+                step_format_fixed_length=8,
+                read_only=read_only,
+                create=not read_only,
+            )
         try:
             if not read_only and jax.process_index() == 0:
                 _remove_remains(self.folder)
