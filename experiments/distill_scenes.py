@@ -86,7 +86,7 @@ def config(name: str = "annotation_free") -> DistillConfig:
         | {"teacher": "embedded-vit", "prompt_denoising": 0.7}
         | {"steps": 250, "evaluate_every": 250, "checkpoint_every": 250},
         "large": generated | labelled | long,
-        "second_round": generated | {"labels_from": str(ROOT / "data" / "labels-second")} | long,
+        "second_round": generated | {"labels_from": str(ROOT / "data" / "labels-second")} | long | {"steps": 2000},
         "large_vit": generated | {"teacher": "embedded-vit", "labels_from": str(ROOT / "data" / "labels-vit")} | long,
         "ablation": ablation | labelled,
         "ablation_denoised": ablation | {"prompt_denoising": 0.3},

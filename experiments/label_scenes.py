@@ -1,6 +1,6 @@
 """Pseudo labels for the generated scenes: several readings of the teacher; of every class the surest pixels.
 
-    python -m experiments.label_scenes --scenes data/scenes/train --out data/scene-labels
+    python -m experiments.label_scenes --scenes data/scenes/train --out data/labels-vit
 
 Writes OUT/000000.png … for `labels_from` of a `distill` run, and OUT/labels.json. Goes on after Ctrl-C.
 
@@ -16,6 +16,13 @@ Writes OUT/000000.png … for `labels_from` of a `distill` run, and OUT/labels.j
       probability above 0.35            53 / 36 / 11  34.3
       half of objects, 80% of stuff     67 / 18 / 15  46.6      88 /  2 / 10  75.0
       60% of objects, 80% of stuff      67 / 16 / 18  44.6      86 /  2 / 12  71.4
+
+- PAMR before the choice (`--pamr 10`): borders of objects become sure. On 600 training scenes, where the labels of an
+  object pixel that stays are right / called stuff / called another object, in %, and mIoU of what stays:
+
+      ResNet, half of objects, 70% of stuff              75 / 10 / 15  50.5
+      the same with PAMR, 65% of stuff                   81 /  6 / 13  60.8
+      by the student of those (`--model runs/large-0`)   81 /  2 / 17  63.1
 """
 
 from __future__ import annotations
