@@ -60,7 +60,7 @@ PUBLISHED = {  # MaskCLIP of the released README; the two of +KS+PD come from a 
 READINGS = ("naive", "MaskCLIP", "+KS", "+PD", "+KS+PD")
 PLUS = "MaskCLIP+"
 # The ResNet's students: row -> variant, seeds. The second round learns from the first one's labels.
-ROUNDS = {PLUS: ("large", (0, 1)), f"{PLUS}, second round": ("second_round", (0, 1, 2))}
+ROUNDS = {PLUS: ("large", (0, 1, 2)), f"{PLUS}, second round": ("second_round", (0, 1))}
 
 
 def reading_options(name: str, threshold: float) -> dict[str, object]:

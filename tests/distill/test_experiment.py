@@ -20,7 +20,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CONFIG = config_of()
 
 
-@pytest.mark.parametrize("variant", ["", ":from_clip", ":demo", ":large", ":zero_shot", ":supervised", ":feature"])
+@pytest.mark.parametrize("variant", ["", ":from_clip", ":demo", ":second_round", ":ablation_feature"])
 def test_the_scenes(variant):
     before = list(sys.path)
     config = load_experiment(f"{EXPERIMENTS / 'distill_scenes.py'}{variant}")
