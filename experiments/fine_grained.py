@@ -8,7 +8,7 @@ Published: pictures, no numbers. Ours: experiments/README.md, from results/fine_
 tintable things in the scenes are tinted; a caption then says "red car". Two questions:
 
     colour      given its mask and its noun: which of six colours? (chance: 16.7%)
-    segmentation  246 prompts at once, 216 of them colour and noun; things in their own colours are left out
+    segmentation  241 prompts at once, 210 of them colour and noun; things in their own colours are left out
 """
 
 from __future__ import annotations
