@@ -25,17 +25,11 @@ from experiments.figures import Figure, bars, curves, sheet
 from experiments.paper_configs import TARGETS
 from experiments.scoring import (
     CHECKPOINTS,
-    open_data,
-    pretrained,
     recommended_denoising,
+    scenes_sheet,
     student_cell,
     teacher_cell,
 )
-from maskclip_jax.commands.demo import SHOWN
-from maskclip_jax.data.vocabulary import class_palette, class_set
-from maskclip_jax.segment.classifier import text_classifier
-from maskclip_jax.segment.predict import segment_images
-from maskclip_jax.visualize import area_legend, comparison_sheet, overlay
 
 NAME = "annotation_free"
 TITLE = "Annotation-free segmentation (Tables 1 and 2)"
@@ -176,23 +170,8 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
 
 def examples(model: str) -> np.ndarray:
     """Some of the scenes, read in every way, beside the truth."""
-    source, clip = open_data("scenes", max(SHOWN) + 1), pretrained(model)
-    shown = [source[i] for i in SHOWN]
-    names = [str(n) for n in class_set("scenes66")]
-    classifier, palette = text_classifier(clip, names), class_palette(names)
     threshold = recommended_denoising(model)
-    columns = []
-    for name in READINGS:
-        options = reading_options(name, threshold)
-        images = [e.image for e in shown]
-        columns.append([s.labels for s in segment_images(images, names, clip, classifier=classifier, **options)])
-    large = lambda x: np.repeat(np.repeat(x, 2, 0), 2, 1)  # noqa: E731
-    rows = []
-    for example, *masks in zip(shown, *columns, strict=True):
-        image = large(example.image)
-        rows.append([image, *(overlay(image, large(m), palette) for m in (*masks, example.labels))])
-    present = np.concatenate([e.labels.ravel() for e in shown])[None]
-    return comparison_sheet(["image", *READINGS, "truth"], rows, legend=area_legend(present, names, palette), panel=160)
+    return scenes_sheet({name: reading_options(name, threshold) for name in READINGS}, model)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from experiments.cells import with_errors
 from maskclip_jax import load_clip
 from maskclip_jax.commands.common import progress
 from maskclip_jax.data.images import atomic_path, write_json, write_label_png
@@ -186,6 +187,13 @@ def main() -> None:
     parser.add_argument("--keep-stuff", type=float, default=0.8, help="of every stuff class's")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    with_errors(lambda: label_scenes(args))
+
+
+def label_scenes(args: argparse.Namespace) -> None:
+    """Writes the masks. Raises UserError for a model that is none, or no folder of scenes."""
+    if not (args.scenes / "images.npy").is_file():
+        raise UserError(f"--scenes is a folder that make_scenes wrote, but {args.scenes} has no images.npy: make it")
     images = np.load(args.scenes / "images.npy", mmap_mode="r")[: args.count]
     keep = [args.keep_stuff if name in SCENE_STUFF else args.keep for name in SCENE_CLASSES]
     labeller = labeller_of(args.model)

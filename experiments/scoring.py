@@ -6,16 +6,19 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from experiments.cells import ROOT, Cell, Missing, Settings, percent
 from maskclip_jax import load_clip
 from maskclip_jax.clip.load import EMBEDDED, Pretrained
 from maskclip_jax.commands.common import progress
+from maskclip_jax.commands.demo import SHOWN
 from maskclip_jax.data.sources import DataSource, open_source
-from maskclip_jax.data.vocabulary import class_set, unseen_classes
+from maskclip_jax.data.vocabulary import class_palette, class_set, unseen_classes
 from maskclip_jax.distill.checkpoint import FOLDER
 from maskclip_jax.distill.evaluation import evaluate_student, evaluate_teacher, teacher_reader
 from maskclip_jax.distill.experiment import load_experiment
@@ -26,6 +29,8 @@ from maskclip_jax.distill.views import Counter
 from maskclip_jax.distill.workdir import load_student
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import text_classifier
+from maskclip_jax.segment.predict import segment_images
+from maskclip_jax.visualize import area_legend, comparison_sheet, overlay
 
 ARCHIVE = ROOT / "experiments" / "embedded" / "heldout.zip"
 EXPERIMENT_FILES = {"embedded": "experiments/distill_scenes.py", "full": "experiments/paper_configs.py"}
@@ -165,6 +170,23 @@ def _reader(
     refinement = options.get("prompt_denoising"), options.get("key_smoothing")
     reader = teacher_reader(clip, *refinement, bool(options.get("naive")))
     return clip, Counter(reader, len(class_set(DATASETS[data].classes)))
+
+
+def scenes_sheet(readings: Mapping[str, dict[str, Any]], model: str) -> np.ndarray:
+    """Some of the scenes, read with the options of `segment_images` that each column is given, beside the truth."""
+    source, clip = open_data("scenes", max(SHOWN) + 1), pretrained(model)
+    shown, names = [source[i] for i in SHOWN], [str(n) for n in class_set("scenes66")]
+    classifier, palette = text_classifier(clip, names), class_palette(names)
+    images = [e.image for e in shown]
+    columns = [segment_images(images, names, clip, classifier=classifier, **options) for options in readings.values()]
+    large = lambda x: np.repeat(np.repeat(x, 2, 0), 2, 1)  # noqa: E731
+    rows = []
+    for example, *found in zip(shown, *columns, strict=True):
+        image, masks = large(example.image), [*(one.labels for one in found), example.labels]
+        rows.append([image, *(overlay(image, large(mask), palette) for mask in masks)])
+    present = np.concatenate([e.labels.ravel() for e in shown])[None]
+    legend = area_legend(present, names, palette)
+    return comparison_sheet(["image", *readings, "truth"], rows, legend=legend, panel=160)
 
 
 def run_folder(settings: Settings, variant: str, seed: int) -> Path:

@@ -21,15 +21,20 @@ import numpy as np
 from experiments import cells as harness
 from experiments.cells import Cell, Found, Settings, beside, percent, score, table
 from experiments.figures import Figure, sheet
-from experiments.scoring import CHECKPOINTS, DATASETS, inputs_of, open_data, pretrained, recommended_denoising
+from experiments.scoring import (
+    CHECKPOINTS,
+    DATASETS,
+    inputs_of,
+    open_data,
+    pretrained,
+    recommended_denoising,
+    scenes_sheet,
+)
 from maskclip_jax.clip.attentions import METHODS
 from maskclip_jax.commands.common import progress
-from maskclip_jax.commands.demo import SHOWN
-from maskclip_jax.data.vocabulary import class_palette, class_set
+from maskclip_jax.data.vocabulary import class_set
 from maskclip_jax.distill.training_free import evaluate_protocol
-from maskclip_jax.segment.predict import segment_images
 from maskclip_jax.segment.protocols import PROTOCOLS, protocol_options
-from maskclip_jax.visualize import area_legend, comparison_sheet, overlay
 
 NAME = "successors"
 TITLE = "MaskCLIP and its training-free successors"
@@ -123,17 +128,7 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
 
 def examples(short: str) -> np.ndarray:
     """Some of the scenes, read by every method, beside the truth."""
-    source, clip, methods = open_data("scenes", max(SHOWN) + 1), pretrained(MODELS[short]), methods_of(short)
-    shown, names = [source[i] for i in SHOWN], [str(n) for n in class_set("scenes66")]
-    palette = class_palette(names)
-    masks = [[s.labels for s in segment_images([e.image for e in shown], names, clip, method=m)] for m in methods]
-    large = lambda x: np.repeat(np.repeat(x, 2, 0), 2, 1)  # noqa: E731
-    rows = [
-        [large(e.image), *(overlay(large(e.image), large(m), palette) for m in (*of_scene, e.labels))]
-        for e, *of_scene in zip(shown, *masks, strict=True)
-    ]
-    present = np.concatenate([e.labels.ravel() for e in shown])[None]
-    return comparison_sheet(["image", *methods, "truth"], rows, legend=area_legend(present, names, palette), panel=160)
+    return scenes_sheet({method: {"method": method} for method in methods_of(short)}, MODELS[short])
 
 
 if __name__ == "__main__":
