@@ -122,20 +122,37 @@ def read_view(labeller: Labeller, variables: Any, pixels: Float[Array, "B H W 3"
     return jax.image.resize(scores, (*pixels.shape[:3], scores.shape[-1]), "linear")
 
 
-def read_views(
-    labeller: Labeller, variables: Any, images: UInt8[Array, "B H W 3"], threshold: float, steps: int = 0
-) -> tuple[Int[Array, "B H W"], Float[Array, "B H W"]]:
-    """Class and probability of every pixel by the mean of the views' scores, denoised at `threshold`; `steps` of PAMR
-    let the probabilities of an image's `CANDIDATES` likeliest classes follow its edges."""
+def read_scores(
+    labeller: Labeller, variables: Any, images: UInt8[Array, "B H W 3"], threshold: float
+) -> tuple[Float[Array, "B H W 3"], Float[Array, "B H W C"], Float[Array, "B H W C"]]:
+    """Pixels as the teacher takes them, and logits by the mean of the views' scores: as they are, and denoised at
+    `threshold`."""
     preprocess, scale = labeller.reader.preprocess, labeller.scale
     pixels = (images.astype(jnp.float32) / 255 - np.asarray(preprocess.mean)) / np.asarray(preprocess.std)
     scores = sum(read_view(labeller, variables, pixels, view) for view in labeller.views) / len(labeller.views)
     flat = scores.reshape(len(scores), -1, scores.shape[-1])
-    denoised = prompt_denoising(flat, scale=scale, threshold=threshold).reshape(scores.shape)
+    return (
+        pixels,
+        scale * scores,
+        scale * prompt_denoising(flat, scale=scale, threshold=threshold).reshape(scores.shape),
+    )
+
+
+def read_views(
+    labeller: Labeller,
+    variables: Any,
+    images: UInt8[Array, "B H W 3"],
+    bias: Float[Array, " C"],
+    threshold: float,
+    steps: int = 0,
+) -> tuple[Int[Array, "B H W"], Float[Array, "B H W"]]:
+    """Class and probability of every pixel by `read_scores`, with `bias` added to the logits; `steps` of PAMR let the
+    probabilities of an image's `CANDIDATES` likeliest classes follow its edges."""
+    pixels, raw, denoised = read_scores(labeller, variables, images, threshold)
     if not steps:
-        labels = denoised.argmax(-1)
-        return labels, jnp.take_along_axis(jax.nn.softmax(scale * scores), labels[..., None], axis=-1)[..., 0]
-    probabilities = jax.nn.softmax(scale * denoised)
+        labels = (denoised + bias).argmax(-1)
+        return labels, jnp.take_along_axis(jax.nn.softmax(raw + bias), labels[..., None], axis=-1)[..., 0]
+    probabilities = jax.nn.softmax(denoised + bias)
     classes = jax.lax.top_k(probabilities.max((1, 2)), CANDIDATES)[1]  # PAMR mixes no classes: the others cannot win
     some = jnp.take_along_axis(probabilities, classes[:, None, None], axis=-1)
     some = jax.lax.map(lambda one: pamr(*one, steps=steps, dilations=DILATIONS), (some, pixels))
@@ -143,13 +160,34 @@ def read_views(
     return best.reshape(some.shape[:3]), some.max(-1)
 
 
+def balancing_bias(
+    logits: Float[np.ndarray, "P C"], balanced: Sequence[bool], rounds: int = 25, rate: float = 0.3
+) -> Float[np.ndarray, " C"]:
+    """What to add to the logits so that each of the `balanced` classes wins as many of the pixels P; 0 for the others.
+    Distribution alignment (Berthelot et al. 2020) with equal shares, on the argmax as logit adjustment is."""
+    bias, chosen = np.zeros(logits.shape[-1]), np.asarray(balanced)
+    for _ in range(rounds):
+        won = np.bincount((logits + bias).argmax(-1), minlength=len(bias)) + len(logits) * 2e-5  # no class has none
+        bias += np.where(chosen, rate * np.log(won[chosen].mean() / won), 0)
+    return bias
+
+
 def read_scenes(
-    labeller: Labeller, images: UInt8[np.ndarray, "N H W 3"], parts: Path, threshold: float, steps: int = 0
+    labeller: Labeller,
+    images: UInt8[np.ndarray, "N H W 3"],
+    parts: Path,
+    threshold: float,
+    steps: int = 0,
+    balance: float = 0,
 ) -> tuple[UInt8[np.ndarray, "N H W"], UInt8[np.ndarray, "N H W"]]:
-    """Labels, and their probabilities in 255ths; kept in `parts` piece by piece, and found there by the next call."""
-    read = jax.jit(partial(read_views, labeller, threshold=threshold, steps=steps))
+    """Labels, and their probabilities in 255ths; kept in `parts` piece by piece, and found there by the next call.
+    `balance` times the bias that balances the objects on the first `PART` images is added to the logits."""
     variables = jax.device_put(labeller.variables)
     parts.mkdir(parents=True, exist_ok=True)
+    bias = np.zeros(len(SCENE_CLASSES))
+    if balance:
+        bias = balance * _kept_bias(parts / "bias.npy", labeller, variables, images[:PART], threshold)
+    read = jax.jit(partial(read_views, labeller, bias=jnp.asarray(bias, jnp.float32), threshold=threshold, steps=steps))
     found = []
     with progress("labelling", len(images)) as report:
         for start in range(0, len(images), PART):
@@ -164,6 +202,17 @@ def read_scenes(
                 found.append((file["labels"], file["sure"]))
             report(start + len(piece))
     return tuple(map(np.concatenate, zip(*found, strict=True)))
+
+
+def _kept_bias(path: Path, labeller: Labeller, variables: Any, images: np.ndarray, threshold: float) -> np.ndarray:
+    """The bias that balances the objects on `images`, from `path` where an earlier call left it."""
+    if not path.is_file():
+        read = jax.jit(lambda variables, batch: read_scores(labeller, variables, batch, threshold)[2][:, ::4, ::4])
+        logits = np.concatenate([read(variables, images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
+        balanced = [name not in SCENE_STUFF for name in SCENE_CLASSES]
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, balancing_bias(logits.reshape(-1, logits.shape[-1]), balanced))
+    return np.load(path)
 
 
 def surest(
@@ -183,6 +232,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=6000)
     parser.add_argument("--prompt-denoising", type=float, default=0.5)
     parser.add_argument("--pamr", type=int, default=0, metavar="N", help="steps of PAMR")
+    parser.add_argument("--balance", type=float, default=0, metavar="A", help="0 to 1: how far objects win alike")
     parser.add_argument("--keep", type=float, default=0.6, help="share of every object class's pixels")
     parser.add_argument("--keep-stuff", type=float, default=0.8, help="of every stuff class's")
     parser.add_argument("--out", type=Path, required=True)
@@ -197,9 +247,10 @@ def label_scenes(args: argparse.Namespace) -> None:
     images = np.load(args.scenes / "images.npy", mmap_mode="r")[: args.count]
     keep = [args.keep_stuff if name in SCENE_STUFF else args.keep for name in SCENE_CLASSES]
     labeller = labeller_of(args.model)
-    reading = f"{args.model}-{args.prompt_denoising:g}-{args.pamr}-{labeller.views}"  # parts of another one do not fit
+    reading = f"{args.model}-{args.prompt_denoising:g}-{args.pamr}-{labeller.views}"
+    reading += f"-{args.balance:g}" if args.balance else ""  # parts of another one do not fit
     parts = args.out / f"parts-{hashlib.sha256(reading.encode()).hexdigest()[:8]}"
-    found = read_scenes(labeller, images, parts, args.prompt_denoising, args.pamr)
+    found = read_scenes(labeller, images, parts, args.prompt_denoising, args.pamr, args.balance)
     labels = surest(*found, keep)
     palette = class_palette(list(SCENE_CLASSES))
     for row, label in enumerate(labels):

@@ -3,7 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.label_scenes import CANDIDATES, Labeller, View, read_view, read_views, surest
+from experiments.label_scenes import (
+    CANDIDATES,
+    Labeller,
+    View,
+    balancing_bias,
+    read_view,
+    read_views,
+    surest,
+)
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.distill.views import Reader
 
@@ -55,8 +63,29 @@ def test_pamr_moves_borders_to_the_images_own():
     image, views = halves(), (View(64, False, 2, 2),)
     wrong = {}
     for steps in (0, 10):
-        labels, sure = read_views(labeller(*views), {}, jnp.asarray(image), 0.0, steps)
+        labels, sure = read_views(labeller(*views), {}, jnp.asarray(image), jnp.zeros(3 + CANDIDATES), 0.0, steps)
         assert labels.shape == sure.shape == (1, 64, 64)
         assert 0 < float(sure.min()) <= float(sure.max()) <= 1
         wrong[steps] = int((np.asarray(labels)[0] != image[0].argmax(-1)).sum())
     assert wrong[10] < wrong[0]
+
+
+def test_balancing_lets_a_weak_class_win_as_often_as_a_strong_one():
+    """Class 0 is stuff and keeps what it has; of the rest, 1 is preferred to 2 everywhere, 2 where it is likelier."""
+    spread = np.linspace(-1, 1, 400)
+    logits = np.stack([np.where(np.arange(400) < 200, 9.0, -9.0), np.full(400, 2.0), spread], axis=-1)
+    assert np.bincount(logits.argmax(-1), minlength=3).tolist() == [200, 200, 0]
+    bias = balancing_bias(logits, [False, True, True], rounds=200, rate=0.1)
+    assert bias[0] == 0
+    won = np.bincount((logits + bias).argmax(-1), minlength=3)
+    assert won[0] == 200
+    assert abs(int(won[1]) - int(won[2])) <= 4
+
+
+def test_bias_decides_where_the_teacher_wavers():
+    image, lean = halves(), jnp.zeros(3 + CANDIDATES).at[2].set(9.0)
+    plain, leaning = (
+        read_views(labeller(View(64)), {}, jnp.asarray(image), bias, 0.0)[0] for bias in (jnp.zeros_like(lean), lean)
+    )
+    assert set(np.unique(plain)) == {0, 1, 2}
+    assert set(np.unique(leaning)) == {2}
