@@ -8,8 +8,8 @@ Published (mIoU, %; released README, `--fidelity released`): MaskCLIP R50 41.5 /
 COCO-Stuff171, MaskCLIP+ 58.0 / 23.9 / 13.8. Ours on the scenes: experiments/README.md, written from
 results/annotation_free.embedded.json. Not run at full size: data sets and checkpoints are the user's to download.
 
-MaskCLIP+ is scored where its student is found in --runs; the variants are those of distill_scenes.py (`large` for the
-ResNet teacher, `large_vit` for the ViT) and of paper_configs.py.
+MaskCLIP+ is scored where its student is in --runs; the variants are those of distill_scenes.py (`balanced`
+for the ResNet teacher, `large_vit` for the ViT) and of paper_configs.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import numpy as np
 
 from experiments import cells as harness
-from experiments.cells import Cell, Found, Settings, beside, score, table
+from experiments.cells import Cell, Found, Settings, beside, score, seeded, spread, table
 from experiments.figures import Figure, bars, curves, sheet
 from experiments.paper_configs import TARGETS
 from experiments.scoring import (
@@ -53,8 +53,12 @@ PUBLISHED = {  # MaskCLIP of the released README; the two of +KS+PD come from a 
 }
 READINGS = ("naive", "MaskCLIP", "+KS", "+PD", "+KS+PD")
 PLUS = "MaskCLIP+"
-# The ResNet's students: row -> variant, seeds. The second round learns from the first one's labels.
-ROUNDS = {PLUS: ("large", (0, 1, 2)), f"{PLUS}, second round": ("second_round", (0, 1))}
+# The ResNet's students: row -> variant, seeds. The second round learns from the labels of the row before it.
+ROUNDS = {
+    PLUS: ("balanced", (0, 1, 2)),
+    f"{PLUS}, labels not balanced": ("large", (0, 1, 2)),
+    f"{PLUS}, second round": ("second_round", (0, 1)),
+}
 
 
 def reading_options(name: str, threshold: float) -> dict[str, object]:
@@ -78,7 +82,7 @@ def _embedded(settings: Settings) -> list[Cell]:
             for name in READINGS:
                 options = reading_options(name, threshold)
                 found.append(teacher_cell(f"{data}/{short}/{name}", model, data, count, **options))
-            variant = {"resnet": "large", "vit": "large_vit"}[short]
+            variant = {"resnet": ROUNDS[PLUS][0], "vit": "large_vit"}[short]
             found.append(student_cell(settings, f"{data}/{short}/{PLUS}", variant, data=data, count=count))
     for row, (variant, seeds) in ROUNDS.items():
         missing = [seed for seed in seeds if seed_key(row, seed) not in {cell.key for cell in found}]
@@ -88,7 +92,7 @@ def _embedded(settings: Settings) -> list[Cell]:
 
 def seed_key(row: str, seed: int) -> str:
     """The cell of a seed of one of the ResNet's students."""
-    return f"scenes/resnet/{row}" + f", seed {seed}" * bool(seed)
+    return seeded(f"scenes/resnet/{row}", seed)
 
 
 def _rounds(found: dict[str, Found]) -> list[str | Figure]:
@@ -101,9 +105,7 @@ def _rounds(found: dict[str, Found]) -> list[str | Figure]:
         known = [found[seed_key(row, seed)].scores for seed in seeds]
         lines |= {f"{row}, seed {seed}": dict(s.get("curve", [])) for seed, s in zip(seeds, known, strict=True) if s}
         scores = [None if s is None else s["mIoU"] for s in known]
-        there = [x for x in scores if x is not None]
-        mean = float(np.mean(there)) if there else None
-        deviation = float(np.std(there, ddof=1)) if len(there) > 1 else None
+        mean, deviation = spread(scores)
         over = None if mean is None else f"{mean - best:+.1f}"
         rows.append((row, *scores, *[""] * (most - len(scores)), mean, deviation, over))
     head = ("", *(f"seed {n}" for n in range(most)), "mean", "standard deviation", f"over {best:.1f}")

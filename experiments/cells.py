@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import json
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -207,6 +208,17 @@ def score(found: dict[str, Found], key: str, name: str = "mIoU") -> float | None
     """One score of one cell, None where it is empty."""
     scores = found[key].scores if key in found else None
     return None if scores is None else scores[name]
+
+
+def seeded(key: str, seed: int) -> str:
+    """The key of a student's cell: the plain one is seed 0's."""
+    return key + f", seed {seed}" * bool(seed)
+
+
+def spread(scores: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n - 1) of the seeds that are there; None where there are too few."""
+    there = [x for x in scores if x is not None]
+    return statistics.fmean(there) if there else None, statistics.stdev(there) if len(there) > 1 else None
 
 
 def beside(found: dict[str, Found], key: str, name: str = "mIoU") -> str:

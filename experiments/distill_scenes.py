@@ -6,6 +6,8 @@
     python -m experiments.embedded.make_scenes --train 40000 --heldout 500 --out data/scenes
     python -m experiments.label_scenes --model embedded --pamr 10 --keep 0.5 --keep-stuff 0.65 \
         --prompt-denoising 0 --scenes data/scenes/train --out data/labels-resnet
+    python -m experiments.label_scenes --model embedded --pamr 10 --balance 0.7 --count 20000 --keep 0.35 \
+        --keep-stuff 0.65 --prompt-denoising 0 --scenes data/scenes/train --out data/labels-balanced
     python -m experiments.label_scenes --scenes data/scenes/train --out data/labels-vit
     python run.py distill experiments/distill_scenes.py:large --set seed=0 --out runs/large-0
 
@@ -18,6 +20,7 @@ Variants (`FILE.py:NAME`):
     demo              from_clip, taught by the ViT, as much as two cores do in three minutes (24.1 mIoU on the 64)
     large             6,000 generated scenes with labels made before (`label_scenes`), scored on all 500 held-out
                       scenes, as are those below; all but the finetuned ones start from the ResNet's image tower
+    balanced          20,000 scenes with labels that say every object as often (`--balance`), 3,000 steps
     zero_shot         six classes without annotation: teacher's labels, then the student's own
     supervised        all annotations, the upper bound of zero_shot
     second_round      large once more, with large's student as the teacher of the next (labels by `label_scenes --model
@@ -75,6 +78,8 @@ def config(name: str = "annotation_free") -> DistillConfig:
     }
     splits = {"unseen": UNSEEN, "teacher": "embedded-vit"}
     long = {"steps": 2400, "backbone_rate": 0.3}
+    balanced = {"train_data": f"{ROOT / 'data' / 'scenes' / 'train'}[0:20000]", "steps": 3000}
+    balanced["labels_from"] = str(ROOT / "data" / "labels-balanced")
     labelled = {"labels_from": str(ROOT / "data" / "labels-resnet")}
     ablation = generated | {"steps": 400, "evaluate_every": 200, "checkpoint_every": 200}
     short = {"steps": 500, "evaluate_every": 250, "checkpoint_every": 250}
@@ -86,6 +91,7 @@ def config(name: str = "annotation_free") -> DistillConfig:
         | {"teacher": "embedded-vit", "prompt_denoising": 0.7}
         | {"steps": 250, "evaluate_every": 250, "checkpoint_every": 250},
         "large": generated | labelled | long,
+        "balanced": generated | long | balanced,
         "second_round": generated | {"labels_from": str(ROOT / "data" / "labels-second")} | long | {"steps": 2000},
         "large_vit": generated | {"teacher": "embedded-vit", "labels_from": str(ROOT / "data" / "labels-vit")} | long,
         "ablation": ablation | labelled,

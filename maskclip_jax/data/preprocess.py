@@ -155,7 +155,7 @@ def prepare(rgb: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, multiple: i
     mean, std = np.asarray(preprocess.mean, np.float32), np.asarray(preprocess.std, np.float32)
     pixels = (rgb.astype(np.float32) / np.float32(255) - mean) / std
     image = PreparedImage(pixels, valid, original)
-    return pad_image(image, (_round_up(valid[0], multiple), _round_up(valid[1], multiple)))
+    return pad_image(image, (round_up(valid[0], multiple), round_up(valid[1], multiple)))
 
 
 def pad_image(image: PreparedImage, shape: tuple[int, int]) -> PreparedImage:
@@ -233,7 +233,8 @@ def _keys(distance: Float64[np.ndarray, "n"], a: float = -0.75) -> Float64[np.nd
     return np.where(distance <= 1, near, far)
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The next multiple that is not below the value."""
     return -(-value // multiple) * multiple
 
 

@@ -2,7 +2,7 @@
 
 `segment_images` runs the tower and the reading as one program, which is right for a corpus. Where somebody tries words
 on one picture, the picture stays and the words change: `keep_features` is the slow half, `read_features` the quick one.
-Both are made of the steps of `predict` and `windowed` (private ones too), so that they answer as those do.
+Both are made of the steps of `whole` and `windowed`, so that they answer as those do.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.preprocess import prepare
-from maskclip_jax.segment import windowed
+from maskclip_jax.data.preprocess import prepare, round_up
 from maskclip_jax.segment.dense import flat_mask, probability_scale, refined
 from maskclip_jax.segment.predict import Segmentation, segmentation_of
 from maskclip_jax.segment.refine import DROPPED, class_confidence
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.upsample import PixelMaps, label_pixels
 from maskclip_jax.segment.whole import Upsampled, batch_size_for, bucket_shapes, padded_batch, upsampled
+from maskclip_jax.segment.windowed import Plan, WindowLogits, plan_windows, stitched, window_crops
 
 _LEAST_COLUMNS = 8
 
@@ -45,7 +45,7 @@ class Kept(NamedTuple):
 
     batches: tuple[KeptBatch, ...]
     windows: int  # how many of the batches' rows are windows; 0: one row, the whole image
-    plan: windowed.Plan | None
+    plan: Plan | None
     valid: Shape  # pixels of the resized image
     original: Shape
 
@@ -64,10 +64,10 @@ def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSetting
         batches = [padded_batch([prepared.pixels], 1, shape, config)]
         windows, plan, valid = 0, None, prepared.valid
     else:
-        plan = windowed._plan(image.shape[:2], settings)
-        side = windowed._round_up(settings.windows[0], config.multiple)
+        plan = plan_windows(image.shape[:2], settings)
+        side = round_up(settings.windows[0], config.multiple)
         size = batch_size_for(settings, (side, side), plan.count)
-        crops = list(windowed._crops(image, plan, settings))
+        crops = list(window_crops(image, plan, settings))
         batches = [
             padded_batch(crops[start : start + size], size, (side, side), config)
             for start in range(0, len(crops), size)
@@ -83,7 +83,7 @@ def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSetting
 
 def window_count(size: Shape, settings: PredictionSettings) -> int:
     """How many windows `keep_features` looks at in an image of that size; 0 where it looks at the whole."""
-    return 0 if settings.windows is None else windowed._plan(size, settings).count
+    return 0 if settings.windows is None else plan_windows(size, settings).count
 
 
 def read_features(
@@ -170,15 +170,14 @@ def _windows(kept: Kept, settings: PredictionSettings, classifier: np.ndarray, s
         variables = {"params": {"logit_scale": settings.variables["params"]["logit_scale"]}}
         logits, confidence = jax.device_get(_window_logits(settings.model, variables, *batch, classifier, words))
         keys = [None] * len(logits) if settings.smoothing is None else np.asarray(batch.keys)
-        found += [windowed.WindowLogits(*window) for window in zip(logits, keys, confidence, strict=True)]
+        found += [WindowLogits(*window) for window in zip(logits, keys, confidence, strict=True)]
     plan = kept.plan._replace(original=size)
-    return windowed._stitched(found[: kept.windows], plan, len(kept.batches[0].features), settings)
+    return stitched(found[: kept.windows], plan, len(kept.batches[0].features), settings)
 
 
 def _tower_options(settings: PredictionSettings) -> tuple[tuple[str, Any], ...]:
     """How `encode_dense` is to read the tower; hashable, for it is part of the program."""
-    method = getattr(settings, "method", None)  # another attention, where the settings know of any
-    return (("naive", settings.naive), *(() if method is None else dataclasses.asdict(method).items()))
+    return (("naive", settings.naive), *dataclasses.asdict(settings.method).items())
 
 
 @functools.partial(jax.jit, static_argnames=("model", "options"))

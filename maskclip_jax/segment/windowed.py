@@ -17,7 +17,7 @@ from maskclip_jax.clip.attentions import DenseMethod
 from maskclip_jax.clip.config import Fidelity
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.preprocess import prepare, resize_shape
+from maskclip_jax.data.preprocess import prepare, resize_shape, round_up
 from maskclip_jax.segment.dense import dense_logits, flat_mask, probability_scale, refined
 from maskclip_jax.segment.refine import class_confidence
 from maskclip_jax.segment.settings import PredictionSettings
@@ -51,10 +51,10 @@ def window_scores(
     images: Sequence[UInt8[np.ndarray, "_H _W 3"]], settings: PredictionSettings
 ) -> Iterator[tuple[int, Upsampled]]:
     """(index, result) of every image, in order. All windows have one padded shape: one program (two when refined)."""
-    plans = [_plan(image.shape[:2], settings) for image in images]
-    side = _round_up(settings.windows[0], settings.config.multiple)
+    plans = [plan_windows(image.shape[:2], settings) for image in images]
+    side = round_up(settings.windows[0], settings.config.multiple)
     size = batch_size_for(settings, (side, side), sum(plan.count for plan in plans))
-    crops = ((i, crop) for i, plan in enumerate(plans) for crop in _crops(images[i], plan, settings))
+    crops = ((i, crop) for i, plan in enumerate(plans) for crop in window_crops(images[i], plan, settings))
     found: dict[int, list[WindowLogits]] = defaultdict(list)
     while part := list(itertools.islice(crops, size)):
         pixels, grid = padded_batch([crop for _, crop in part], size, (side, side), settings.config)
@@ -73,22 +73,23 @@ def window_scores(
         for row, (i, _) in enumerate(part):
             found[i].append(WindowLogits(logits[row], None if keys is None else keys[row], confidence[row]))
             if len(found[i]) == plans[i].count:
-                yield i, _stitched(found.pop(i), plans[i], size, settings)
+                yield i, stitched(found.pop(i), plans[i], size, settings)
 
 
-def _plan(original: Shape, settings: PredictionSettings) -> Plan:
+def plan_windows(original: Shape, settings: PredictionSettings) -> Plan:
+    """The windows of an image of that size."""
     p = settings.preprocess
     valid = resize_shape(*original, short_side=p.short_side, long_side=p.long_side, within=p.within)
     return Plan(*(axis_windows(length, *settings.windows) for length in valid), valid, original)
 
 
-def _crops(
+def window_crops(
     image: UInt8[np.ndarray, "H W 3"], plan: Plan, settings: PredictionSettings
 ) -> Iterator[Float32[np.ndarray, "_h _w 3"]]:
     """Windows in reading order, padded to `config.multiple`."""
     prepared = prepare(image, settings.preprocess, 1).pixels
     height, width = plan.rows.size, plan.columns.size
-    padding = [(0, _round_up(n, settings.config.multiple) - n) for n in (height, width)]
+    padding = [(0, round_up(n, settings.config.multiple) - n) for n in (height, width)]
     for y, x in itertools.product(plan.rows.starts, plan.columns.starts):
         yield np.pad(prepared[y : y + height, x : x + width], (*padding, (0, 0)))
 
@@ -128,10 +129,10 @@ def _refine_windows(
     return refined(flat, keys, confidence, fidelity, scale, denoising, smoothing, valid).reshape(logits.shape)
 
 
-def _stitched(windows: list[WindowLogits], plan: Plan, size: int, settings: PredictionSettings) -> Upsampled:
+def stitched(windows: list[WindowLogits], plan: Plan, size: int, settings: PredictionSettings) -> Upsampled:
     """Refines the windows of one image, `size` at a time, and lays them side by side."""
     config = settings.config
-    h, w = (_round_up(n, config.multiple) // config.stride for n in (plan.rows.size, plan.columns.size))
+    h, w = (round_up(n, config.multiple) // config.stride for n in (plan.rows.size, plan.columns.size))
     # A class is in the image when one of its windows says so: a window alone would drop what its neighbour sees.
     confidence = np.max([window.confidence for window in windows], axis=0)
     scores = []
@@ -165,7 +166,3 @@ def _stitched(windows: list[WindowLogits], plan: Plan, size: int, settings: Pred
 def _stacked(arrays: list[np.ndarray], size: int) -> np.ndarray:
     """[size, …]: the last array repeated where there are too few, so that one program serves the remainder too."""
     return np.stack(arrays + [arrays[-1]] * (size - len(arrays)))
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

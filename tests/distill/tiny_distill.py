@@ -26,6 +26,13 @@ VISION = {
 STUDENT = StudentConfig(
     WIDTH, layers=(1, 1, 1, 1), base_width=4, expansion=2, rates=(1, 2), dropout=0.0, zero_init_residual=False
 )
+ZERO_SHOT = {
+    "mode": "zero-shot",
+    "unseen": ("cat", "sky"),
+    "self_training": True,
+    "guided_steps": 2,
+    "background": True,
+}
 
 
 def config_of(**changes) -> DistillConfig:
@@ -126,3 +133,15 @@ def run_steps(config: DistillConfig, batches: list, devices: int = 1):
         state, values = step(state, frozen, on_devices(batch, devices))
         metrics.append({name: float(value) for name, value in values.items()})
     return state, metrics
+
+
+def seen_annotation(config, seed=0):
+    """Seen classes, unlabelled pixels and padding."""
+    batch = batch_of(config, seed)
+    seen = [label for label in range(config.num_classes) if label not in config.unseen_labels]
+    drawn_labels = np.random.default_rng(seed).choice(np.array([*seen, 254, 254, 255]), batch["label"].shape)
+    return batch | {"label": np.where(batch["label"] == 255, 255, drawn_labels).astype(np.int32)}
+
+
+def distance(a, b):
+    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

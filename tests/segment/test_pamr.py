@@ -38,10 +38,11 @@ def case(seed=0, height=6, width=9):
 
 def test_it_is_the_sum_it_says():
     scores, image = case()
+    before = pamr._cache_size()
     for steps in (0, 1, 3):  # one program: the steps are traced
         ours = pamr(scores, image, steps=steps, dilations=(1, 2))
         np.testing.assert_allclose(ours, by_loops(scores, image, steps, (1, 2)), atol=1e-5)
-    assert pamr._cache_size() == 1
+    assert pamr._cache_size() - before <= 1
 
 
 def test_padding_changes_nothing_inside():
