@@ -180,7 +180,7 @@ def teacher_reader(
     """MaskCLIP with its refinement."""
     model: CLIP = pretrained.model
 
-    def scores(v: Any, pixels: Array, grid: Array) -> Array:
+    def scores(v: Any, pixels: Array, grid: Array | None) -> Array:
         options = {"grid": grid, "denoising": denoising, "smoothing": smoothing, "naive": naive, "method": method}
         return predict_scores(model, v["clip"], pixels, v["text"], **options)
 

@@ -30,7 +30,7 @@ class Reader:
     """A network that scores every position of an image.
 
     Fields:
-      scores: (variables, pixels [B, H, W, 3], grid [B, 2]) -> [B, h, w, C]; traced.
+      scores: (variables, pixels [B, H, W, 3], grid [B, 2], or None where nothing is padding) -> [B, h, w, C]; traced.
       probabilities: (variables, upsampled scores) -> probabilities; traced, used when there are several views.
       preprocess: size, statistics, and the multiple that sides are padded to.
       bucketed: pad to shape buckets, because padding changes nothing (the teacher masks it; a student sees it).

@@ -1,18 +1,17 @@
 """Class-balanced selection of pseudo labels."""
 
+import json
+import sys
+
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from PIL import Image
 
-from experiments.label_scenes import (
-    CANDIDATES,
-    Labeller,
-    View,
-    balancing_bias,
-    read_view,
-    read_views,
-    surest,
-)
+from experiments import label_scenes
+from experiments.label_scenes import CANDIDATES, Labeller, View, balancing_bias, read_view, read_views, surest
 from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.sources import open_source
 from maskclip_jax.distill.views import Reader
 
 
@@ -89,3 +88,34 @@ def test_bias_decides_where_the_teacher_wavers():
     )
     assert set(np.unique(plain)) == {0, 1, 2}
     assert set(np.unique(leaning)) == {2}
+
+
+@pytest.mark.slow
+def test_masks_of_the_shipped_scenes(tmp_path, monkeypatch, capsys):
+    """Three scenes through the command; what was read is not read twice; too few scenes say nothing about shares."""
+    shipped = [open_source("scenes")[i] for i in range(3)]
+    (tmp_path / "scenes").mkdir()
+    np.save(tmp_path / "scenes" / "images.npy", np.stack([scene.image for scene in shipped]))
+
+    def masks(name, *options):
+        arguments = "--model embedded --pamr 2 --prompt-denoising 0 --keep 1 --keep-stuff 1".split()
+        arguments += ["--scenes", str(tmp_path / "scenes"), "--out", str(tmp_path / name)]
+        monkeypatch.setattr(sys, "argv", ["label_scenes", *arguments, *options])
+        label_scenes.main()
+        return np.stack([np.asarray(Image.open(tmp_path / name / f"{i:06d}.png")) for i in range(3)])
+
+    found = masks("plain")
+    assert np.mean(found == np.stack([scene.labels for scene in shipped])) > 0.6  # of 66 classes
+    assert json.loads((tmp_path / "plain" / "labels.json").read_text())["pamr"] == 2
+    with pytest.raises(SystemExit, match="2"):
+        masks("few", "--balance", "0.7")
+    assert "counts on 500 scenes, but 3 came" in capsys.readouterr().err
+    assert not (tmp_path / "few").exists()
+
+    monkeypatch.setattr(label_scenes, "BALANCED_ON", 3)
+    balanced = masks("balanced", "--balance", "0.7")
+    assert (balanced != found).any()
+    (parts,) = (tmp_path / "balanced").glob("parts-*")
+    assert sorted(path.name for path in parts.iterdir()) == ["000000.npz", "bias.npy"]
+    monkeypatch.setattr(label_scenes, "read_view", None)  # nothing is read again
+    np.testing.assert_array_equal(masks("balanced", "--balance", "0.7"), balanced)
