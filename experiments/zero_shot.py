@@ -90,7 +90,7 @@ def _seeds(found: dict[str, Found]) -> list[str]:
     shares = [None if a is None or b is None else 100 * a / b for a, b in zip(ours, bound, strict=True)]
     rows = [(row, *scores, *spread(scores)) for row, scores in (unseen | {"share, %": shares}).items()]
     head = ("", *(f"seed {n}" for n in range(len(shares))), "mean", "standard deviation")
-    return ["\nUnseen classes, seed by seed:\n", table([head, *rows])]
+    return ["Unseen classes, seed by seed:\n", table([head, *rows])]
 
 
 def _phases(settings: Settings) -> list[Figure]:
