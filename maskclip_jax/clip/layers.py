@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from maskclip_jax.clip.convolutions import convolve
 from maskclip_jax.clip.products import attend as attend
-from maskclip_jax.clip.products import convolve, product
+from maskclip_jax.clip.products import product
 
 Dtype = jnp.dtype | type
 

@@ -1,4 +1,4 @@
-"""The matrix products that nearly all time goes into, each by the route that is fastest where it runs.
+"""Matrix products and attention, each by the route that is fastest where it runs (convolutions: `clip.convolutions`).
 
 What is computed never depends on the route. `docs/performance.md` has what each of them brought.
 """
@@ -12,10 +12,6 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-# Up to this many input channels, a k×k convolution is k² slices and one matrix product (a stem, on RGB).
-IM2COL_CHANNELS = 4
-# From this dilation on, a CPU takes a k×k convolution as k² products of the parts that lie on the image.
-_TAPS_DILATION = 2
 # From this many scores of a head on, a CPU takes attention one head at a time: they then stay in its cache.
 _HEAD_BY_HEAD = 2**17
 
@@ -50,66 +46,6 @@ def _low_precision_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array
 
 
 _low_precision.defvjp(_low_precision_forward, _low_precision_backward)
-
-
-def convolve(
-    x: Float[Array, "B H W i"], kernel: Float[Array, "k k i o"], *, stride: int, dilation: int, dtype: DTypeLike
-) -> Float[Array, "B h w o"]:
-    """A convolution of odd size k, padded by dilation · (k // 2) on every side, so that h = ⌈H / stride⌉; in `dtype`.
-
-    XLA's general convolution is slow on CPUs where a matrix product is fast: 2.7 times for a 1×1 kernel, both ways.
-    """
-    k, _, inputs, outputs = kernel.shape
-    if k == 1:
-        return product(x[:, ::stride, ::stride], kernel[0, 0], dtype)
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
-    if inputs <= IM2COL_CHANNELS:
-        return product(jnp.concatenate(taps(x, k, stride, dilation), axis=-1), kernel.reshape(-1, outputs), dtype)
-    if dilation >= _TAPS_DILATION and stride == 1 and jax.default_backend() == "cpu":
-        return _convolve_by_taps(x, kernel, dilation)
-    pad = dilation * (k // 2)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _convolve_by_taps(x: Float[Array, "B h w i"], kernel: Float[Array, "k k i o"], dilation: int) -> Array:
-    """A product for each tap, of just the positions where it meets the image, not the zeros around it.
-
-    At the dilations of an ASPP that is half of the arithmetic, and XLA's gradient of a dilated convolution runs at a
-    third of a product's speed.
-    """
-    k, (height, width) = kernel.shape[0], x.shape[1:3]
-    out = jnp.zeros((*x.shape[:3], kernel.shape[-1]), x.dtype)
-    for i in range(k):
-        for j in range(k):
-            down, right = (i - k // 2) * dilation, (j - k // 2) * dilation
-            if abs(down) >= height or abs(right) >= width:
-                continue
-            rows = max(0, down), min(height, height + down)
-            columns = max(0, right), min(width, width + right)
-            part = product(x[:, slice(*rows), slice(*columns)], kernel[i, j], x.dtype)
-            around = ((0, 0), (max(0, -down), max(0, down)), (max(0, -right), max(0, right)), (0, 0))
-            out = out + jnp.pad(part, around)
-    return out
-
-
-def taps(x: Float[Array, "B H W c"], kernel: int, stride: int, dilation: int) -> list[Array]:
-    """The k² shifted (and strided) views of `x` that a k×k window sees, row by row; zeros beyond the border."""
-    pad = dilation * (kernel // 2)
-    height, width = (-(-size // stride) for size in x.shape[1:3])
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-
-    def view(i: int, j: int) -> Array:
-        top, left = i * dilation, j * dilation
-        return x[:, top : top + stride * (height - 1) + 1 : stride, left : left + stride * (width - 1) + 1 : stride]
-
-    return [view(i, j) for i in range(kernel) for j in range(kernel)]
 
 
 def attend(

@@ -4,32 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from routes import draw, value_and_gradients
 
 from maskclip_jax.clip import products
-
-RNG = np.random.default_rng(0)
-
-
-def draw(*shape):
-    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
 
 
 def plain_attention(q, k, v, mask):
     scores = jnp.einsum("bqnd,bknd->bnqk", q, k) / np.sqrt(q.shape[-1])
     scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
     return jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(scores), v)
-
-
-def value_and_gradients(function, *arrays):
-    """The function's value, and the gradients of a sum that weighs every entry differently."""
-
-    def weighed(*arrays):
-        out = function(*arrays)
-        return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
-
-    (_, out), gradients = jax.jit(jax.value_and_grad(weighed, tuple(range(len(arrays))), has_aux=True))(*arrays)
-    return out, *gradients
 
 
 @pytest.mark.parametrize("masks", [0, 1, 2], ids=["no mask", "one mask", "a mask each"])
@@ -46,22 +29,6 @@ def test_attention_head_by_head(monkeypatch, masks):
         got = value_and_gradients(lambda q, k, v: products.attend(q, k, v, mask), q, k, v)
         for a, b in zip(got, wanted, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-6)
-
-
-@pytest.mark.parametrize("dilation", [1, 4, 6], ids=["near", "at the border", "beyond the image"])
-def test_convolution_by_taps(dilation):
-    x, kernel = draw(2, 5, 7, 6), draw(3, 3, 6, 4)
-
-    def plain(x, kernel):
-        around = ((dilation, dilation),) * 2
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1), around, rhs_dilation=(dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-    wanted = value_and_gradients(plain, x, kernel)
-    got = value_and_gradients(lambda x, kernel: products._convolve_by_taps(x, kernel, dilation), x, kernel)
-    for a, b in zip(got, wanted, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_low_precision_products_sum_in_float32():

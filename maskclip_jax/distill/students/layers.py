@@ -1,6 +1,6 @@
 """The few layers every student is made of, with PyTorch's numerics and parameter shapes that never depend on the route.
 
-A convolution can be computed several ways: kernels are [k, k, in, out] (HWIO) whichever route `clip.products` takes.
+Kernels of a convolution are [k, k, in, out] (HWIO), whichever route `clip.convolutions` takes.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from maskclip_jax.clip.products import convolve, taps
+from maskclip_jax.clip.convolutions import convolve, taps
 from maskclip_jax.errors import UserError
 
 # mmcv's kaiming_init: normal, std = sqrt(2 / (out · k · k)); the uncut normal, as PyTorch's.
@@ -38,8 +38,8 @@ class Conv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W c"]) -> Float[Array, "B h w d"]:
-        """[B, H, W, c] -> [B, ceil(H / stride), ceil(W / stride), features], in `dtype`."""
+    def __call__(self, x: Float[Array, "B H W c"], train: bool = False) -> Float[Array, "B h w d"]:
+        """[B, H, W, c] -> [B, ceil(H / stride), ceil(W / stride), features], in `dtype`; `train`: as `convolve`'s."""
         channels, k = x.shape[-1], self.kernel
         shape = (k, k, 1 if self.depthwise else channels, self.features)
         weight = self.param("kernel", kaiming_normal, shape, jnp.float32).astype(self.dtype)
@@ -47,7 +47,7 @@ class Conv(nn.Module):
             # XLA's grouped convolution has a gradient eleven times slower than nine multiply-adds (2 CPUs, 512 × 32²)
             views = taps(x.astype(self.dtype), k, self.stride, self.dilation)
             return sum(view * weight[i // k, i % k, 0] for i, view in enumerate(views))
-        return convolve(x, weight, stride=self.stride, dilation=self.dilation, dtype=self.dtype)
+        return convolve(x, weight, stride=self.stride, dilation=self.dilation, dtype=self.dtype, train=train)
 
 
 class BatchNorm(nn.Module):
@@ -114,7 +114,8 @@ class ConvBNReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W c"], train: bool) -> Float[Array, "B h w d"]:
-        x = Conv(self.features, self.kernel, self.stride, self.dilation, self.depthwise, self.dtype, name="conv")(x)
+        conv = Conv(self.features, self.kernel, self.stride, self.dilation, self.depthwise, self.dtype, name="conv")
+        x = conv(x, train)
         return nn.relu(BatchNorm(self.axis_name, name="bn")(x, train))
 
 

@@ -78,7 +78,7 @@ class Bottleneck(nn.Module):
         width = self.planes * self.expansion
         y = Conv(self.planes, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(BatchNorm(self.axis_name, name="bn1")(y, train))
-        y = Conv(self.planes, 3, stride, self.dilation, dtype=self.dtype, name="conv2")(y)
+        y = Conv(self.planes, 3, stride, self.dilation, dtype=self.dtype, name="conv2")(y, train)
         y = nn.relu(BatchNorm(self.axis_name, name="bn2")(y, train))
         y = Conv(width, dtype=self.dtype, name="conv3")(average_pool(y, pool))
         y = BatchNorm(self.axis_name, zero_scale=self.zero_init_residual, name="bn3")(y, train)
@@ -135,6 +135,6 @@ class ResNet(nn.Module):
         # (features, kernel, stride) of each convolution
         convs = [(width, 7, 2)] if self.stem == "v1" else [(width // 2, 3, 2), (width // 2, 3, 1), (width, 3, 1)]
         for i, (features, kernel, stride) in enumerate(convs, start=1):
-            x = Conv(features, kernel, stride, dtype=self.dtype, name=f"conv{i}")(x)
+            x = Conv(features, kernel, stride, dtype=self.dtype, name=f"conv{i}")(x, train)
             x = nn.relu(BatchNorm(self.axis_name, name=f"bn{i}")(x, train))
         return average_pool(x, 2) if self.stem == "clip" else max_pool(x)
