@@ -13,6 +13,7 @@ from maskclip_jax.errors import UserError
 
 INK, PAPER = "#222222", "white"
 COLOURS = ("#2a6f97", "#e07a1f", "#5a8f3d", "#8a4f9e", "#b5382a", "#3c9d9b", "#9a7d2e", "#66727f")
+DASHES = ("-", "--", ":")  # of a series whose colour another has already
 
 
 class Figure(NamedTuple):
@@ -61,7 +62,8 @@ def curves(
         figure, axes = _axes(6.5, 3.8)
         for i, (label, values) in enumerate(series.items()):
             known = [(a, v) for a, v in zip(x, values, strict=True) if v is not None]
-            axes.plot(*zip(*known, strict=True), marker="o", ms=3, lw=1.4, label=label, color=COLOURS[i % len(COLOURS)])
+            colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+            axes.plot(*zip(*known, strict=True), marker="o", ms=3, lw=1.4, label=label, color=colour, ls=dashes)
         for label, at in (marks or {}).items():
             axes.axvline(at, color=INK, lw=0.8, ls=":")
             axes.annotate(

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from maskclip_jax.data.preprocess import round_up
+
 # Sub-images or matrices by their place along the two image axes: 2×2 halves, 3×3 of a kernel, 4×4 of a product.
 Grid = list[list[Array]]
 _ROWS, _COLUMNS = 1, 3  # axes of the blocks in a half, [B, n, d, m, d, c]
@@ -26,7 +28,7 @@ _ROWS, _COLUMNS = 1, 3  # axes of the blocks in a half, [B, n, d, m, d, c]
 
 def arithmetic(height: int, width: int, dilation: int) -> int:
     """Multiplications for one pair of channels: 16 for four outputs, on the image filled up to whole tiles."""
-    return 4 * _filled(height, dilation) * _filled(width, dilation)
+    return 4 * round_up(height, 2 * dilation) * round_up(width, 2 * dilation)
 
 
 @functools.partial(jax.checkpoint, static_argnums=2)
@@ -39,15 +41,15 @@ def winograd(x: Float[Array, "B h w i"], kernel: Float[Array, "3 3 i o"], dilati
         [tile @ weight for tile, weight in zip(*rows, strict=True)]
         for rows in zip(_tiles(x, dilation), _kernels(kernel), strict=True)
     ]
-    size = [_filled(side, dilation) // (2 * dilation) for side in x.shape[1:3]]
-    shape = (x.shape[0], size[0], dilation, size[1], dilation, kernel.shape[-1])
+    n, m = (round_up(side, 2 * dilation) // (2 * dilation) for side in x.shape[1:3])
+    shape = (x.shape[0], n, dilation, m, dilation, kernel.shape[-1])
     halves = _both(_outputs, [[part.reshape(shape) for part in row] for row in products])
     return _image(halves)[:, : x.shape[1], : x.shape[2]]
 
 
 def _tiles(x: Array, dilation: int) -> Grid:
     """The 4×4 transformed inputs, each a matrix [tiles, channels]."""
-    grid = _both(_inputs, _halves(x, dilation, before=dilation))
+    grid = _both(_inputs, _halves(x, dilation))
     return [[part.reshape(-1, part.shape[-1]) for part in row] for row in grid]
 
 
@@ -79,10 +81,10 @@ def _both(line: Callable[..., Sequence[Array]], grid: Grid) -> Grid:
     return [list(line(*row, _COLUMNS)) for row in down]
 
 
-def _halves(x: Float[Array, "B h w c"], dilation: int, before: int) -> Grid:
-    """Even and odd halves of both axes, each [B, n, d, m, d, c]; zeros `before` and, up to a whole tile, behind."""
-    filled = [_filled(side, dilation) + 2 * before for side in x.shape[1:3]]
-    around = [(before, full - before - side) for full, side in zip(filled, x.shape[1:3], strict=True)]
+def _halves(x: Float[Array, "B h w c"], dilation: int) -> Grid:
+    """Even and odd halves of both axes, each [B, n + 1, d, m + 1, d, c]: zeros before, and behind up to whole tiles."""
+    filled = [round_up(side, 2 * dilation) + 2 * dilation for side in x.shape[1:3]]
+    around = [(dilation, full - dilation - side) for full, side in zip(filled, x.shape[1:3], strict=True)]
     n, m = (full // (2 * dilation) for full in filled)
     x = jnp.pad(x, ((0, 0), *around, (0, 0))).reshape(x.shape[0], n, 2, dilation, m, 2, dilation, x.shape[3])
     return [[x[:, :, i, :, :, j] for j in range(2)] for i in range(2)]
@@ -92,7 +94,3 @@ def _image(halves: Grid) -> Float[Array, "B h w c"]:
     x = jnp.stack([jnp.stack(row, axis=4) for row in halves], axis=2)
     batch, n, _, dilation, m, *_, channels = x.shape
     return x.reshape(batch, 2 * n * dilation, 2 * m * dilation, channels)
-
-
-def _filled(side: int, dilation: int) -> int:
-    return -(-side // (2 * dilation)) * 2 * dilation

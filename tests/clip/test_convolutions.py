@@ -10,10 +10,10 @@ from routes import draw, value_and_gradients
 from maskclip_jax.clip import convolutions, winograd
 
 
-def plain(x, kernel, dilation, stride=1):
+def plain(x, kernel, dilation):
     around = ((dilation * (kernel.shape[0] // 2),) * 2,) * 2
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), around, rhs_dilation=(dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (1, 1), around, rhs_dilation=(dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
