@@ -1,8 +1,8 @@
-"""Sixty emoji in three hands: Noto and Fluent draw the training scenes, Twemoji is kept for the shift test.
+"""Sixty emoji by six artists: five draw training scenes, two of them the held-out ones, Twemoji the shift test alone.
 
-Noto comes from Debian's `fonts-noto-color-emoji`; the two others from the npm registry (`npm pack
-@iconify-json/fluent-emoji-flat @iconify-json/twemoji`), read from the tarballs as they are. Nothing here is needed to
-run or to test the library: it only makes scenes.
+Noto comes from Debian's `fonts-noto-color-emoji`; the others from the npm registry (`npm pack` of the packages below,
+each `@iconify-json/NAME`), read from the tarballs as they are. Nothing here is needed to run or to test the library:
+it only makes scenes.
 """
 
 import io
@@ -19,9 +19,16 @@ from maskclip_jax.errors import UserError
 
 NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 NOTO_SIZE = 109  # the font holds bitmaps of this size and no other
-TRAIN_STYLES = ("noto", "fluent")
-STYLES = (*TRAIN_STYLES, "twemoji")
-PACKAGES = {"fluent": "fluent-emoji-flat", "twemoji": "twemoji"}
+IN_STYLE = ("noto", "fluent")  # held-out scenes are drawn by these
+TRAIN_STYLES = (*IN_STYLE, "fluent3d", "openmoji", "emojione")
+STYLES = (*TRAIN_STYLES, "twemoji")  # Twemoji never in training
+PACKAGES = {
+    "fluent": "fluent-emoji-flat",
+    "fluent3d": "fluent-emoji",
+    "openmoji": "openmoji",
+    "emojione": "emojione",
+    "twemoji": "twemoji",
+}
 GLYPH_SIDE = 128  # px, the longer side of every stored glyph
 
 # In the order of SCENE_OBJECTS. Characters whose default is text carry VS16 (U+FE0F), or fonts draw them in black.
@@ -54,20 +61,29 @@ def _noto(font_path: Path) -> dict[str, np.ndarray]:
 
 
 def _iconify(npm: Path, package: str) -> dict[str, np.ndarray]:
-    """Icons of one `@iconify-json` tarball: `chars.json` maps code points to names, `icons.json` names to SVGs."""
+    """Icons of one `@iconify-json` tarball: `chars.json` maps code points to names, `icons.json` names to SVGs.
+
+    Packages without `chars.json` use the same names, which are then Fluent's. What a package lacks is left out.
+    """
     import resvg_py  # only to make scenes
 
-    found = sorted(npm.glob(f"iconify-json-{package}-[0-9]*.tgz"))
-    if not found:
-        raise UserError(f"no iconify-json-{package}-*.tgz in {npm}: run `npm pack @iconify-json/{package}` there")
-    with tarfile.open(found[-1]) as tar:
-        icons, characters = (json.load(tar.extractfile(f"package/{part}.json")) for part in ("icons", "chars"))
+    def read(package: str) -> tuple[dict, dict]:
+        found = sorted(npm.glob(f"iconify-json-{package}-[0-9]*.tgz"))
+        if not found:
+            raise UserError(f"no iconify-json-{package}-*.tgz in {npm}: run `npm pack @iconify-json/{package}` there")
+        with tarfile.open(found[-1]) as tar:
+            return tuple(json.load(tar.extractfile(f"package/{part}.json")) for part in ("icons", "chars"))
+
+    icons, characters = read(package)
+    characters = characters or read(PACKAGES["fluent"])[1]
     glyphs = {}
     for name, emoji in EMOJI.items():
         keys = ("-".join(f"{ord(c):x}" for c in emoji), f"{ord(emoji[0]):x}")
         icon_name = next(characters[key] for key in keys if key in characters)
         while icon_name in icons.get("aliases", {}):
             icon_name = icons["aliases"][icon_name]["parent"]
+        if icon_name not in icons["icons"]:
+            continue
         icon = icons["icons"][icon_name]
         width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
@@ -93,7 +109,10 @@ def load_glyphs(
     """
     if cache is not None and Path(cache).exists():
         with np.load(cache, allow_pickle=False) as stored:
-            return {style: {name: stored[f"{style}/{name}"] for name in SCENE_OBJECTS} for style in STYLES}
+            return {
+                style: {name: stored[f"{style}/{name}"] for name in SCENE_OBJECTS if f"{style}/{name}" in stored}
+                for style in STYLES
+            }
     if not Path(font).exists():
         raise UserError(f"no font at {font}: install Debian's fonts-noto-color-emoji")
     glyphs = {"noto": _noto(Path(font))}
@@ -114,6 +133,8 @@ def contact_sheet(glyphs: dict[str, dict[str, np.ndarray]], side: int = 64) -> I
         x, y = i % 10 * side, i // 10 * (len(STYLES) * side + 14)
         pen.text((x + 2, y + 1), name, fill=(0, 0, 0))
         for j, style in enumerate(STYLES):
+            if name not in glyphs[style]:
+                continue
             glyph = Image.fromarray(glyphs[style][name])
             glyph.thumbnail((side - 4, side - 4))
             sheet.paste(glyph, (x + 2, y + 14 + j * side), glyph)

@@ -32,7 +32,7 @@ ASSETS = ROOT / "maskclip_jax" / "assets" / "scenes"
 ASSET_COUNT = 64
 JPEG_QUALITY = 92
 # One style for a whole split, where the split is another's layouts redrawn.
-REDRAWN = {"heldout_twemoji": ("heldout", "twemoji")}
+REDRAWN = {"heldout_twemoji": ("heldout", "twemoji"), "validation_twemoji": ("validation", "twemoji")}
 _painter: Painter | None = None
 
 
@@ -94,12 +94,12 @@ def write_train(out: Path, count: int, npm: str, workers: int, split: str = "tra
 
 
 def write_heldout(
-    out: Path, count: int, npm: str, workers: int
+    out: Path, count: int, npm: str, workers: int, splits: tuple[str, ...] = ("heldout", "heldout_twemoji")
 ) -> dict[str, tuple[np.ndarray, np.ndarray, list[dict]]]:
-    """Writes `<out>/heldout.npz` and `<out>/heldout_twemoji.npz` and returns what is in them and the records."""
+    """Writes `<out>/<split>.npz` of every split and returns what is in them and the records."""
     out.mkdir(parents=True, exist_ok=True)
     made = {}
-    for split in ("heldout", "heldout_twemoji"):
+    for split in splits:
         images, labels = np.empty((count, SIDE, SIDE, 3), np.uint8), np.empty((count, SIDE, SIDE), np.uint8)
         records = make(split, count, images, labels, npm, workers)
         temporary = out / f"{split}.{os.getpid()}.tmp.npz"
@@ -168,6 +168,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train", type=int, default=0, metavar="N", help="write N training scenes")
     parser.add_argument("--closeup", type=int, default=0, metavar="N", help="write N close-ups: one large object each")
+    parser.add_argument("--wide", type=int, default=0, metavar="N", help="write N scenes of wider variety")
+    parser.add_argument("--wide-closeup", type=int, default=0, metavar="N", help="write N close-ups of wider variety")
+    parser.add_argument("--validation", type=int, default=0, metavar="N", help="write N scenes to choose settings on")
     parser.add_argument(
         "--heldout", type=int, default=0, metavar="N", help="write N held-out scenes, in style and Twemoji"
     )
@@ -176,18 +179,22 @@ def main() -> None:
     parser.add_argument("--npm", default="/tmp/npm", help="folder with the iconify-json-*.tgz tarballs")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    if not args.train and not args.heldout and not args.closeup:
-        parser.error("nothing to make: give --train N, --heldout N or both")
+    trained = {split: getattr(args, split) for split in ("train", "closeup", "wide", "wide_closeup")}
+    if not any((args.heldout, args.validation, *trained.values())):
+        parser.error("nothing to make: give --train N, --heldout N or another split")
     if args.heldout:
         made = write_heldout(args.out, args.heldout, args.npm, args.workers)
         print("wrote", *(args.out / f"{split}.npz" for split in made))
         if args.ship:
             ship(made)
             print(f"wrote {ZIP} and {ASSETS}")
-    if args.train:
-        print("wrote", write_train(args.out, args.train, args.npm, args.workers))
-    if args.closeup:
-        print("wrote", write_train(args.out, args.closeup, args.npm, args.workers, "closeup"))
+    if args.validation:
+        splits = ("validation", "validation_twemoji")
+        made = write_heldout(args.out, args.validation, args.npm, args.workers, splits)
+        print("wrote", *(args.out / f"{split}.npz" for split in made))
+    for split, count in trained.items():
+        if count:
+            print("wrote", write_train(args.out, count, args.npm, args.workers, split))
 
 
 if __name__ == "__main__":

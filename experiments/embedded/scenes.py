@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from experiments.embedded.backgrounds import SIDE, Ground, draw_ground, noise, sample_ground
-from experiments.embedded.glyphs import TRAIN_STYLES
+from experiments.embedded.glyphs import IN_STYLE, TRAIN_STYLES
 from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_OBJECTS, SCENE_STUFF
 
-SPLIT_SEEDS = {"train": 0, "heldout": 1, "closeup": 2}  # close-ups: one large object, the first lessons of training
+# Close-ups: one large object, the first lessons of training. Validation: as held out, to choose settings on.
+SPLIT_SEEDS = {"train": 0, "heldout": 1, "closeup": 2, "wide": 3, "wide_closeup": 4, "validation": 5}
 VISIBLE_PX = 60  # a class is named when more of it than this can be seen
 TINTS = ("red", "green", "blue", "yellow", "white", "black")
 TINTABLE = frozenset(
@@ -67,7 +68,9 @@ class Scene(NamedTuple):
 
 
 def sample_layout(split: str, index: int) -> Layout:
-    """Scene `index` of a split ("train", "heldout" or "closeup"): a pure function of the two."""
+    """Scene `index` of a split (of `SPLIT_SEEDS`): a pure function of the two."""
+    if split.startswith("wide"):
+        return _wide_layout(split, index)
     rng = np.random.default_rng([SPLIT_SEEDS[split], index])
     ground = sample_ground(rng)
     count = 1 + int(rng.choice(4, p=(0.25, 0.3, 0.25, 0.2))) if split != "closeup" else 1
@@ -84,7 +87,7 @@ def sample_layout(split: str, index: int) -> Layout:
         things.append(
             Thing(
                 int(label),
-                TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))],
+                IN_STYLE[rng.integers(len(IN_STYLE))],
                 tint,
                 side,
                 (float(places[best, 0]), float(places[best, 1])),
@@ -98,6 +101,41 @@ def sample_layout(split: str, index: int) -> Layout:
         things.sort(key=lambda thing: -thing.side)
     blur = rng.uniform(0.3, 0.8) if rng.random() < 0.35 else 0.0
     finish = (rng.normal(0, 8), rng.uniform(0.85, 1.12), blur, rng.uniform(0, 6))
+    return Layout(ground, tuple(things), tuple(float(f) for f in finish), int(rng.integers(2**32)))
+
+
+def _wide_layout(split: str, index: int) -> Layout:
+    """What the embedded encoders learn from: more objects, sizes, overlaps and artists than in the held-out scenes."""
+    rng = np.random.default_rng([SPLIT_SEEDS[split], index])
+    ground = sample_ground(rng)
+    count = 1 if split == "wide_closeup" else 1 + int(rng.choice(6, p=(0.2, 0.24, 0.22, 0.16, 0.1, 0.08)))
+    smallest, largest = (0.4, 1.05) if split == "wide_closeup" else (0.13, (1.0, 0.8, 0.7, 0.6, 0.5, 0.45)[count - 1])
+    scattered = rng.random() < 0.6  # else places are drawn blindly, and things overlap as they come
+    things = []
+    for label in rng.permutation(len(SCENE_OBJECTS))[:count]:
+        side = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
+        tint = TINTS[rng.integers(len(TINTS))] if rng.random() < 0.2 and SCENE_OBJECTS[label] in TINTABLE else ""
+        margin = min(rng.uniform(0.25, 0.45) * side, 0.45)
+        places = rng.uniform(margin, 1 - margin, (4, 2))
+        room = [min((np.hypot(*(p - t.centre)) - (side + t.side) / 2 for t in things), default=0.0) for p in places]
+        place = places[int(np.argmax(room)) if scattered else 0]
+        things.append(
+            Thing(
+                int(label),
+                TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))],
+                tint,
+                side,
+                (float(place[0]), float(place[1])),
+                float(rng.normal(0, 18)),
+                bool(rng.random() < 0.5),
+                tuple(float(g) for g in rng.uniform(0.8, 1.15) * rng.uniform(0.88, 1.12, 3)),
+                float(rng.uniform(0.6, 1.35)),
+            )
+        )
+    if rng.random() < 0.5:
+        things.sort(key=lambda thing: -thing.side)
+    blur = rng.uniform(0.3, 1.0) if rng.random() < 0.35 else 0.0
+    finish = (rng.normal(0, 10), rng.uniform(0.8, 1.15), blur, rng.uniform(0, 7))
     return Layout(ground, tuple(things), tuple(float(f) for f in finish), int(rng.integers(2**32)))
 
 
@@ -139,7 +177,8 @@ class Painter:
         self._glyph = lru_cache(maxsize=None)(self._make_glyph)
 
     def _make_glyph(self, style: str, name: str, tint: str) -> Image.Image:
-        rgba = self._glyphs[style][name]
+        # An artist who has not drawn a thing leaves it to Noto.
+        rgba = self._glyphs[style].get(name, self._glyphs["noto"][name])
         return Image.fromarray(tint_glyph(rgba, tint) if tint else rgba)
 
     def _patch(self, thing: Thing) -> Image.Image:

@@ -1,9 +1,9 @@
-"""Trains the CLIP that ships with the project, from captions alone.
+"""Trains the CLIPs that ship with the project, from captions alone.
 
-    python -m experiments.embedded.make_scenes --train 40000 --closeup 12000 --heldout 500 --out data/scenes
-    python -m experiments.embedded.train_clip --tower resnet --scenes data/scenes --out out/clip-resnet
+    python -m experiments.embedded.make_scenes --wide 150000 --closeup 30000 --validation 500 --out data/scenes
+    python -m experiments.embedded.train_clip --tower vit --scenes data/scenes --out out/clip-vit
 
-Two contrastive terms on the pooled image embedding, CLIP's own and one over noun phrases:
+Contrastive terms on the pooled image embedding, CLIP's own and one over noun phrases:
 
 - captions: symmetric InfoNCE between images and captions that name a random subset of what is visible (CLIP).
 - phrases: the same with every noun phrase of the captions as a text of its own, in a random prompt template. An image
@@ -11,10 +11,16 @@ Two contrastive terms on the pooled image embedding, CLIP's own and one over nou
 - uniformity of the phrases' embeddings (Wang & Isola 2020): without it all nouns fall onto one point while the images
   tell only stuff apart, and stay there (measured: cosine 0.99 between nouns after 100 steps, no object after 500).
 
-Training begins with close-ups of one object at 64 px and goes on to whole scenes at up to 128 px: on scenes alone no
-object was told from another after 500 steps, on close-ups after 150.
+And two on the dense reading, whose positions the class token need not tell apart:
 
-Masks are never read here, except to draw the curve (`mIoU` of dense predictions on held-out scenes).
+- found: each phrase is scored by the positions that answer to it (a pooling after PACL, Mukhoti et al. 2023).
+- named: every position shows something that the caption names, so that the probability of all it does not name
+  falls everywhere: -log of the named phrases' share of the softmax, averaged over the positions.
+
+Training begins with close-ups of one object at 64 px and goes on to whole scenes: on scenes alone no object was told
+from another after 500 steps, on close-ups after 150. Scenes and captions live on the device: a step waits for no host.
+
+Masks are never read here, except to draw the curve (`mIoU` of dense predictions on validation scenes).
 """
 
 from __future__ import annotations
@@ -25,7 +31,6 @@ import json
 import os
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -71,11 +76,13 @@ class Training:
     small_until: float = 0.25  # share of the training
     closeups: tuple[float, ...] = (0.8, 0.25)  # share of close-ups in the first 15% and from the middle of training on
     keep: float = 1.0  # share of patches the ViT reads (FLIP)
-    dense_weight: float = 1.0  # the ViT's dense reading, pooled, against the phrases
-    sharpness: float = 10.0  # of that pooling: 0 is the mean, infinity the best patch
-    lock_text: bool = False  # no gradient reaches the text tower (LiT)
+    dense_from: float = 0.0  # share of the training after which the dense reading is trained too
+    found_weight: float = 1.0
+    sharpness: float = 10.0  # of the pooling of "found": 0 is the mean, infinity the best position
+    named_weight: float = 1.0
     caption_weight: float = 0.3
     uniformity_weight: float = 0.5
+    dtype: str = "float32"  # that the towers compute in
     seed: int = 0
     init: str = ""  # a finished run whose weights (and tokenizer) this one begins with
 
@@ -85,8 +92,8 @@ def clip_config(tower: str, vocab_size: int) -> CLIPConfig:
     if tower == "resnet":
         vision = ResNetConfig(image_size=96, width=16, layers=(1, 1, 2, 1), heads=8, dense_stride=8)
     else:
-        vision = ViTConfig(image_size=96, patch_size=8, width=128, layers=4, heads=2, mlp_width=512)
-    text = TextConfig(vocab_size, CONTEXT_LENGTH, width=128, layers=3, heads=2, mlp_width=512)
+        vision = ViTConfig(image_size=128, patch_size=8, width=128, layers=6, heads=4, mlp_width=512)
+    text = TextConfig(vocab_size, CONTEXT_LENGTH, width=96, layers=2, heads=2, mlp_width=384)
     return CLIPConfig(vision, text, embed_dim=128)
 
 
@@ -98,50 +105,61 @@ def multi_positive(scores: jax.Array, positive: jax.Array, negative: jax.Array) 
 
 
 def augment(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
-    """uint8 scenes → normalised float32 at `size` pixels, flipped and tinted a little at random."""
-    flip, gain, shift = jax.random.split(key, 3)
+    """uint8 scenes → normalised float32 at `size` pixels, flipped, tinted and given another contrast at random."""
+    flip, gain, shift, power = jax.random.split(key, 4)
     x = images.astype(jnp.float32) / 255
     if size != x.shape[1]:
         x = jax.image.resize(x, (x.shape[0], size, size, 3), "linear", antialias=True)
     x = jnp.where(jax.random.bernoulli(flip, 0.5, (x.shape[0], 1, 1, 1)), x[:, :, ::-1], x)
-    x = x * jax.random.uniform(gain, (x.shape[0], 1, 1, 3), minval=0.9, maxval=1.1)
+    x = x ** jnp.exp(jax.random.uniform(power, (x.shape[0], 1, 1, 1), minval=-0.25, maxval=0.25))
+    x = x * jax.random.uniform(gain, (x.shape[0], 1, 1, 3), minval=0.88, maxval=1.12)
     x = x + jax.random.uniform(shift, (x.shape[0], 1, 1, 1), minval=-0.08, maxval=0.08)
     return (x - MEAN) / STD
 
 
-def losses(model: CLIP, run: Training, params, batch_stats, key, batch, size: int):
-    """The two terms for one batch; also the new batch statistics."""
+def losses(model: CLIP, run: Training, params, batch_stats, key, batch, size: int, dense: bool):
+    """The terms for one batch; also the new batch statistics."""
     augment_key, keep_key = jax.random.split(key)
     images = augment(augment_key, batch["images"], size)
     variables = {"params": params, "batch_stats": batch_stats}
+    positions = None
     if run.tower == "resnet":
         embedding, new = model.apply(variables, images, train=True, method="encode_image", mutable=["batch_stats"])
+        if dense:  # with the running statistics that the library reads with
+            positions = model.apply(variables, images, method="encode_dense").features
+            positions = positions.reshape(len(positions), -1, positions.shape[-1])
         batch_stats = new["batch_stats"]
     else:
         patches = (size // model.config.vision.patch_size) ** 2
         order = jax.random.uniform(keep_key, (images.shape[0], patches)).argsort(axis=1)
         keep = None if run.keep == 1 else order[:, : int(patches * run.keep)]
-        embedding, patches = model.apply(variables, images, keep, method=both_readings)
+        embedding, positions = model.apply(variables, images, keep, method=both_readings)
     texts = [model.apply(variables, batch[k], method="encode_text") for k in ("phrases", "captions")]
-    texts = jax.lax.stop_gradient(texts) if run.lock_text else texts
-    unit = lambda e: e / jnp.linalg.norm(e, axis=-1, keepdims=True)  # noqa: E731
+    unit = lambda e: (e := e.astype(jnp.float32)) / jnp.linalg.norm(e, axis=-1, keepdims=True)  # noqa: E731
     image, phrase, sentence = (unit(e) for e in (embedding, *texts))
     scale = jnp.exp(jnp.minimum(params["logit_scale"], np.log(100.0)))
     named, wrong = batch["named"], ~batch["named"] & ~batch["unknown"]
     contrast = lambda s, right, not_: (multi_positive(s, right, not_) + multi_positive(s.T, right.T, not_.T)) / 2  # noqa: E731
-    by_phrase = contrast(scale * image @ phrase.T, named, wrong)
+    pooled = image @ phrase.T
+    by_phrase = contrast(scale * pooled, named, wrong)
     scores = scale * image[: len(sentence)] @ sentence.T
     same = jnp.eye(len(sentence), dtype=bool)
     by_caption = contrast(scores, same, ~same)
     total = by_phrase + run.caption_weight * by_caption + run.uniformity_weight * uniformity(phrase, batch["noun"])
-    if run.tower == "vit":
-        cosines = jnp.einsum("bke,ne->bkn", unit(patches), phrase)
-        found = (jax.nn.softmax(run.sharpness * cosines, axis=1) * cosines).sum(1)
-        total += run.dense_weight * contrast(scale * found, named, wrong)
-    else:
-        found = image @ phrase.T
-    by_object = multi_positive(scale * found[:, :60], named[:, :60], wrong[:, :60])
-    return total, (batch_stats, by_phrase, by_caption, by_object)
+    by_position = jnp.zeros(())
+    if dense:
+        cosines = jnp.einsum("bke,ne->bkn", unit(positions), phrase)
+        pooled = (jax.nn.softmax(run.sharpness * cosines, axis=1) * cosines).sum(1)
+        by_position = unnamed(scale * cosines, named[:, None], wrong[:, None])
+        total += run.found_weight * contrast(scale * pooled, named, wrong) + run.named_weight * by_position
+    by_object = multi_positive(scale * pooled[:, :60], named[:, :60], wrong[:, :60])
+    return total, (batch_stats, by_phrase, by_caption, by_object, by_position)
+
+
+def unnamed(scores: jax.Array, named: jax.Array, wrong: jax.Array) -> jax.Array:
+    """Mean over the positions of -log(Σ over named e^s / Σ over named and wrong e^s), phrases on the last axis."""
+    among = lambda chosen: jax.nn.logsumexp(jnp.where(chosen, scores, -1e9), axis=-1)  # noqa: E731
+    return (among(named | wrong) - among(named)).mean()
 
 
 def both_readings(model: CLIP, images: jax.Array, keep: jax.Array | None):
@@ -169,9 +187,13 @@ def uniformity(embeddings: jax.Array, noun: jax.Array) -> jax.Array:
     return jnp.log((jnp.exp(3 * embeddings @ embeddings.T) * different).sum() / different.sum())
 
 
-def optimizer(run: Training) -> optax.GradientTransformation:
-    """AdamW on matrices, Adam on the rest, warm-up and cosine to zero."""
-    schedule = optax.warmup_cosine_decay_schedule(0, run.learning_rate, run.warmup, run.steps)
+def optimizer(run: Training, steps: jax.Array | int) -> optax.GradientTransformation:
+    """AdamW on matrices, Adam on the rest, warm-up and cosine to zero. `steps` may be traced: no length is compiled."""
+
+    def schedule(step: jax.Array) -> jax.Array:
+        late = jnp.clip((step - run.warmup) / jnp.maximum(steps - run.warmup, 1), 0, 1)
+        return run.learning_rate * jnp.minimum(step / run.warmup, 0.5 + 0.5 * jnp.cos(jnp.pi * late))
+
     decay = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
     return optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -179,59 +201,60 @@ def optimizer(run: Training) -> optax.GradientTransformation:
     )
 
 
-@partial(jax.jit, static_argnames=("model", "run", "size"), donate_argnames="state")
-def train_step(state, batch, *, model: CLIP, run: Training, size: int):
-    """One step of AdamW; the key is a function of the seed and the step, so that a resumed run repeats itself."""
-    key = jax.random.fold_in(jax.random.key(run.seed), state["step"])
-    objective = lambda p: losses(model, run, p, state["batch_stats"], key, batch, size)  # noqa: E731
+@partial(jax.jit, static_argnames=("model", "run", "size", "dense"), donate_argnames="state")
+def train_step(state, corpus, steps, *, model: CLIP, run: Training, size: int, dense: bool):
+    """One of `steps` steps of AdamW; the key follows from the seed and the step: a resumed run repeats itself."""
+    key, batch_key = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), state["step"]))
+    batch = draw_batch(batch_key, corpus, run, state["step"] / steps)
+    objective = lambda p: losses(model, run, p, state["batch_stats"], key, batch, size, dense)  # noqa: E731
     (_, (batch_stats, *terms)), gradient = jax.value_and_grad(objective, has_aux=True)(state["params"])
-    updates, opt_state = optimizer(run).update(gradient, state["opt_state"], state["params"])
+    updates, opt_state = optimizer(run, steps).update(gradient, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "step": state["step"] + 1}
     return new, jnp.stack(terms)
 
 
-class Batches:
-    """`batches(step)` is a pure function of the seed and the step; read ahead by one thread."""
+def load_corpus(scenes: Path, tokenize, templates: list[str], seed: int) -> dict[str, jax.Array]:
+    """Scenes, what their captions mention, tokenised captions and phrases: all on the device."""
+    folders = [scenes / "wide", scenes / "wide_closeup"]
+    records = [json.loads((f / "scenes.json").read_text())["scenes"] for f in folders]
+    mentions, rng = Mentions([r for part in records for r in part]), np.random.default_rng(seed)
+    captions = [caption(tuple(r["phrases"]), rng, subset=True) for part in records for r in part for _ in range(2)]
+    templates = [*templates, "{}", "a {}", "a photo of a {}.", "a photo of {}."]
+    filled = [t.format(p) for p in PHRASES for t in templates]
+    return {
+        "images": jnp.concatenate([jnp.asarray(np.load(f / "images.npy")) for f in folders]),
+        "named": jnp.asarray(mentions.named),
+        "unknown": jnp.asarray(mentions.unknown),
+        "captions": jnp.asarray(tokenize(captions, CAPTION_TOKENS)).reshape(-1, 2, CAPTION_TOKENS),
+        "phrases": jnp.asarray(tokenize(filled, PHRASE_TOKENS)).reshape(len(PHRASES), len(templates), PHRASE_TOKENS),
+        "wide": jnp.asarray(len(records[0])),
+    }
 
-    def __init__(self, run: Training, scenes: Path, tokenize, templates: list[str]):
-        self.run, self.tokenize = run, tokenize
-        folders = [scenes / "train", scenes / "closeup"]
-        self.images = [np.load(f / "images.npy") for f in folders]
-        self.scenes = [json.loads((f / "scenes.json").read_text())["scenes"] for f in folders]
-        self.mentions = [Mentions(s) for s in self.scenes]
-        templates = [*templates, "{}", "a {}", "a photo of a {}.", "a photo of {}."]
-        filled = [t.format(p) for p in PHRASES for t in templates]
-        self.table = tokenize(filled, PHRASE_TOKENS).reshape(len(PHRASES), len(templates), PHRASE_TOKENS)
 
-    def __call__(self, step: int) -> tuple[dict[str, np.ndarray], int]:
-        run, rng = self.run, np.random.default_rng([self.run.seed, step])
-        progress = step / run.steps
-        share = np.interp(progress, (0.15, 0.5), run.closeups)
-        near = round(run.batch * share)
-        rows = [
-            rng.choice(len(i), n, replace=False) for i, n in zip(self.images, (run.batch - near, near), strict=True)
-        ]
-        images = np.concatenate([i[np.sort(r)] for i, r in zip(self.images, rows, strict=True)])
-        named = np.concatenate([m.named[np.sort(r)] for m, r in zip(self.mentions, rows, strict=True)])
-        unknown = np.concatenate([m.unknown[np.sort(r)] for m, r in zip(self.mentions, rows, strict=True)])
-        names = [tuple(s[i]["phrases"]) for s, r in zip(self.scenes, rows, strict=True) for i in np.sort(r)]
-        coloured = rng.permutation(np.flatnonzero(named.any(0)))
-        coloured = [i for i in coloured if i >= len(CLASSES)][:COLOURED_SLOTS]
-        others = rng.permutation(np.setdiff1d(np.arange(len(CLASSES), len(PHRASES)), coloured))
-        slots = np.r_[np.arange(len(CLASSES)), coloured, others[: COLOURED_SLOTS - len(coloured)]].astype(int)
-        phrases = self.table[slots, rng.integers(self.table.shape[1], size=len(slots))]
-        mixed = rng.permutation(run.batch)  # captions go with the first images
-        sentences = [caption(names[i], rng, subset=True) for i in mixed[: run.batch // 4]]
-        batch = {
-            "images": images[mixed],
-            "phrases": phrases,
-            "captions": self.tokenize(sentences, CAPTION_TOKENS),
-            "named": named[mixed][:, slots],
-            "unknown": unknown[mixed][:, slots],
-            "noun": NOUNS[slots],
-        }
-        return batch, run.sizes[rng.integers(len(run.sizes))] if progress >= run.small_until else run.sizes[0]
+def draw_batch(key: jax.Array, corpus: dict[str, jax.Array], run: Training, progress: jax.Array) -> dict:
+    """Scenes and close-ups, all class names and some coloured phrases, those that are named first."""
+    keys = jax.random.split(key, 6)
+    share = jnp.interp(progress, jnp.asarray((0.15, 0.5)), jnp.asarray(run.closeups))
+    near = jax.random.bernoulli(keys[0], share, (run.batch,))
+    total, wide = len(corpus["images"]), corpus["wide"]
+    row = jnp.where(
+        near,
+        jax.random.randint(keys[1], (run.batch,), wide, total),
+        jax.random.randint(keys[2], (run.batch,), 0, wide),
+    )
+    named, unknown, coloured = corpus["named"][row], corpus["unknown"][row], len(CLASSES)
+    rank = named[:, coloured:].any(0) + jax.random.uniform(keys[3], (len(PHRASES) - coloured,))
+    slots = jnp.concatenate([jnp.arange(coloured), coloured + jax.lax.top_k(rank, COLOURED_SLOTS)[1]])
+    some = row[: run.batch // 4]  # rows are drawn at random already
+    return {
+        "images": corpus["images"][row],
+        "phrases": corpus["phrases"][slots, jax.random.randint(keys[4], slots.shape, 0, corpus["phrases"].shape[1])],
+        "captions": corpus["captions"][some, jax.random.randint(keys[5], some.shape, 0, 2)],
+        "named": named[:, slots],
+        "unknown": unknown[:, slots],
+        "noun": jnp.asarray(NOUNS)[slots],
+    }
 
 
 def save(path: Path, data: bytes) -> None:
@@ -249,6 +272,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--evaluate-every", type=int, default=500)
+    parser.add_argument("--log-every", type=int, default=50)
     for field in dataclasses.fields(Training):
         kind = {"int": int, "float": float, "bool": lambda s: s == "True"}.get(field.type, str)
         if "tuple" not in field.type:
@@ -270,19 +294,20 @@ def main() -> None:
             shutil.copy(Path(run.init) / name, args.out / name)
     elif not (args.out / "tokenizer.json").exists():
         names = [str(n) for s in ("voc20", "context59", "coco-stuff171", "ade20k150") for n in class_set(s)]
-        scenes = json.loads((args.scenes / "train" / "scenes.json").read_text())["scenes"]
+        scenes = json.loads((args.scenes / "wide" / "scenes.json").read_text())["scenes"]
         make_tokenizer(args.out, corpus(scenes, templates, names))
     tokenize = load_tokenizer(args.out)
-    batches = Batches(run, args.scenes, tokenize, templates)
+    data = load_corpus(args.scenes, tokenize, templates, run.seed)
     vocabulary = json.loads((args.out / "vocab.json").read_text())
-    model = CLIP(clip_config(run.tower, len(vocabulary)))
+    config = clip_config(run.tower, len(vocabulary))
+    model, reader = CLIP(config, dtype=jnp.dtype(run.dtype)), CLIP(config)
     variables = jax.jit(model.init)(
         jax.random.key(run.seed), jnp.zeros((2, 96, 96, 3)), jnp.zeros((2, CONTEXT_LENGTH), jnp.int32)
     )
     state = {
         "params": variables["params"],
         "batch_stats": variables.get("batch_stats", {}),
-        "opt_state": optimizer(run).init(variables["params"]),
+        "opt_state": optimizer(run, run.steps).init(variables["params"]),
         "step": jnp.zeros((), jnp.int32),
     }
     if run.init:
@@ -292,33 +317,32 @@ def main() -> None:
     if checkpoint.exists():
         state = jax.tree.map(jnp.asarray, serialization.from_bytes(state, checkpoint.read_bytes()))
         print(f"goes on after step {int(state['step'])}", flush=True)
-    with ThreadPoolExecutor(1) as pool:
-        first = int(state["step"])
-        ahead, began, recent = pool.submit(batches, first), time.time(), []
-        for step in range(first + 1, run.steps + 1):
-            batch, size = ahead.result()
-            ahead = pool.submit(batches, step)
-            state, terms = train_step(state, batch, model=model, run=run, size=size)
-            recent.append(terms)
-            if step % 50 == 0:
-                rate = (step - first) / (time.time() - began)
-                by_phrase, by_caption, by_object = np.mean(np.stack(recent), axis=0)
-                recent = []
-                print(
-                    f"step {step}/{run.steps}  phrases {by_phrase:.3f}  captions {by_caption:.3f}  "
-                    f"objects {by_object:.3f}  "
-                    f"scale {float(jnp.exp(state['params']['logit_scale'])):.1f}  "
-                    f"{rate * run.batch:.0f} images/s  ETA {(run.steps - step) / rate / 60:.0f} min",
-                    flush=True,
-                )
-            if step % args.evaluate_every == 0 or step == run.steps:
-                save(checkpoint, serialization.to_bytes(jax.device_get(state)))
-                scores = dense_scores(
-                    model, {k: state[k] for k in ("params", "batch_stats")}, tokenize, args.scenes / "heldout.npz", 200
-                )
-                print(f"step {step}  " + "  ".join(f"{k} {v:.1f}" for k, v in scores.items()), flush=True)
-                with curve.open("a") as file:
-                    file.write(json.dumps({"step": step, "seconds": time.time() - began, **scores}) + "\n")
+    any_length = dataclasses.replace(run, steps=0, init="")
+    began, recent, logged = time.time(), [], time.time()
+    for step in range(int(state["step"]) + 1, run.steps + 1):
+        progress = (step - 1) / run.steps
+        rng = np.random.default_rng([run.seed, step])
+        size = run.sizes[rng.integers(len(run.sizes))] if progress >= run.small_until else run.sizes[0]
+        dense = progress >= run.dense_from
+        state, terms = train_step(state, data, run.steps, model=model, run=any_length, size=size, dense=dense)
+        recent.append(terms)
+        if step % args.log_every == 0:
+            by_phrase, by_caption, by_object, by_position = np.mean(np.stack(recent), axis=0)
+            rate, logged, recent = len(recent) / (time.time() - logged), time.time(), []
+            print(
+                f"step {step}/{run.steps}  phrases {by_phrase:.3f}  captions {by_caption:.3f}  "
+                f"objects {by_object:.3f}  positions {by_position:.3f}  "
+                f"scale {float(jnp.exp(state['params']['logit_scale'])):.1f}  "
+                f"{rate * run.batch:.0f} images/s  ETA {(run.steps - step) / rate / 60:.1f} min",
+                flush=True,
+            )
+        if step % args.evaluate_every == 0 or step == run.steps:
+            save(checkpoint, serialization.to_bytes(jax.device_get(state)))
+            variables = {k: state[k] for k in ("params", "batch_stats")}
+            scores = dense_scores(reader, variables, tokenize, args.scenes / "validation.npz", 200)
+            print(f"step {step}  " + "  ".join(f"{k} {v:.1f}" for k, v in scores.items()), flush=True)
+            with curve.open("a") as file:
+                file.write(json.dumps({"step": step, "seconds": time.time() - began, **scores}) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))  # experiments are run from a checkout and are not
 
 from experiments.embedded import make_scenes  # noqa: E402
 from experiments.embedded.backgrounds import SIDE, Ground, draw_ground, sample_ground  # noqa: E402
-from experiments.embedded.glyphs import EMOJI, GLYPH_SIDE, STYLES, TRAIN_STYLES  # noqa: E402
+from experiments.embedded.glyphs import EMOJI, GLYPH_SIDE, IN_STYLE, STYLES, TRAIN_STYLES  # noqa: E402
 from experiments.embedded.scenes import (  # noqa: E402
     TINTS,
     VISIBLE_PX,
@@ -42,7 +42,9 @@ def painter() -> Painter:
     styles = {"noto": square * 1, "fluent": square * 1, "twemoji": square[: GLYPH_SIDE // 2] * 1}
     styles["noto"][..., :3] = 128
     styles["fluent"][..., :3] = (230, 120, 30)
-    return Painter({style: dict.fromkeys(SCENE_OBJECTS, styles[style]) for style in STYLES})
+    drawn = {style: dict.fromkeys(SCENE_OBJECTS, styles.get(style, square)) for style in STYLES}
+    del drawn["emojione"]["dog"]  # not every artist has drawn everything
+    return Painter(drawn)
 
 
 def thing(label: int, side: float, centre=(0.5, 0.5), style="noto", tint="") -> Thing:
@@ -74,13 +76,32 @@ def test_layouts_keep_to_the_description():
     assert (counts[1:] > 40).all()
     assert len(counts) == 5
     things = [t for layout in layouts for t in layout.things]
-    assert {t.style for t in things} == set(TRAIN_STYLES)  # Twemoji never
+    assert {t.style for t in things} == set(IN_STYLE)
     assert all(0.16 <= t.side <= 0.75 and abs(t.angle) <= 25 for t in things)
     assert min(t.side for t in things) < 0.2
     assert max(t.side for t in things) > 0.65
     assert all(len({t.label for t in layout.things}) == len(layout.things) for layout in layouts)
     assert all(0 < c < 1 for t in things for c in t.centre)
     assert {t.tint for t in things} == {"", *TINTS}
+
+
+def test_training_scenes_are_wider_than_the_held_out_ones():
+    layouts = [sample_layout("wide", i) for i in range(400)]
+    counts = np.bincount([len(layout.things) for layout in layouts], minlength=7)
+    assert counts[0] == 0
+    assert (counts[1:] > 10).all()
+    things = [t for layout in layouts for t in layout.things]
+    assert {t.style for t in things} == set(TRAIN_STYLES) == set(STYLES) - {"twemoji"}  # Twemoji never
+    assert min(t.side for t in things) < 0.16
+    assert max(t.side for t in things) > 0.9
+    near = [sample_layout("wide_closeup", i).things for i in range(50)]
+    assert all(len(one) == 1 and 0.4 <= one[0].side <= 1.05 for one in near)
+
+
+def test_an_artist_who_has_not_drawn_a_thing_leaves_it_to_noto(painter):
+    layout = Layout(ON_GRASS, (thing(DOG, 0.5),), PLAIN, 1)
+    ours, lacking = painter.draw_scene(layout), painter.draw_scene(restyled(layout, "emojione"))
+    np.testing.assert_array_equal(ours.image, lacking.image)
 
 
 def test_a_closeup_is_one_large_thing():

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.embedded.train_clip import both_readings, multi_positive, uniformity
+from experiments.embedded.prompts import CLASSES, PHRASES
+from experiments.embedded.train_clip import Training, both_readings, draw_batch, multi_positive, uniformity, unnamed
 from maskclip_jax.clip.config import CLIPConfig, TextConfig, ViTConfig
 from maskclip_jax.clip.model import CLIP
 
@@ -48,6 +49,40 @@ def test_multi_positive_by_hand():
     wrong = jnp.asarray([[False, False, True, False]])
     expected = np.mean([np.log(1 + np.exp(0.5 - s)) for s in (2.0, 1.0)])
     assert float(multi_positive(scores, right, wrong)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_unnamed_by_hand():
+    """A position that shows anything named costs nothing more; an unknown phrase counts on neither side."""
+    scores = jnp.asarray([[[3.0, 1.0, 0.5, 9.0], [-2.0, -2.0, 4.0, 9.0]]])
+    right = jnp.asarray([[[True, True, False, False]]])
+    wrong = jnp.asarray([[[False, False, True, False]]])
+    expected = []
+    for s in np.asarray(scores[0]):
+        expected.append(-np.log(np.exp(s[:2]).sum() / np.exp(s[:3]).sum()))
+    assert float(unnamed(scores, right, wrong)) == pytest.approx(np.mean(expected), rel=1e-6)
+
+
+def test_a_batch_holds_all_names_and_the_coloured_phrases_that_are_named():
+    classes, phrases, scenes = len(CLASSES), len(PHRASES), 12
+    named = np.zeros((scenes, phrases), bool)
+    named[:, 3] = named[:, [100, 200]] = True
+    corpus = {
+        "images": jnp.arange(scenes, dtype=jnp.uint8)[:, None, None, None] * jnp.ones((1, 4, 4, 3), jnp.uint8),
+        "named": jnp.asarray(named),
+        "unknown": jnp.zeros((scenes, phrases), bool),
+        "captions": jnp.zeros((scenes, 2, 5), jnp.int32),
+        "phrases": jnp.arange(phrases)[:, None, None] * jnp.ones((1, 3, 4), jnp.int32),
+        "wide": jnp.asarray(8),
+    }
+    run = Training(batch=8, closeups=(0.0, 1.0))
+    batch = draw_batch(jax.random.key(0), corpus, run, jnp.asarray(0.0))
+    slots = np.asarray(batch["phrases"])[:, 0]
+    assert slots[:classes].tolist() == list(range(classes))
+    assert {100, 200} <= set(slots[classes:].tolist())
+    assert batch["named"][:, [3]].all()
+    assert np.asarray(batch["named"]).sum() == 3 * run.batch
+    assert batch["images"].max() < 8  # no close-up at a share of zero, nothing else at a share of one
+    assert draw_batch(jax.random.key(0), corpus, run, jnp.asarray(1.0))["images"].min() >= 8
 
 
 def test_uniformity_is_least_where_nouns_differ():

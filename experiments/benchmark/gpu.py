@@ -1,0 +1,109 @@
+"""Dense reading and training step on one GPU, beside PyTorch eager and compiled, in one process and in turns.
+
+    XLA_PYTHON_CLIENT_MEM_FRACTION=.45 python -m experiments.benchmark.gpu --out out/gpu.json
+
+Needs JAX and PyTorch for the same card. Prints a line for each case: the median of `--rounds` rounds, ms an image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark import cases
+from maskclip_jax.data.images import write_json
+
+sys.path.insert(0, str(Path(__file__).parent))  # torch_worker imports its neighbour by its bare name
+
+
+def rivals(model: str, batch: int, dtype: str, compiled: bool) -> dict[str, Callable[[], None]]:
+    """Name -> one run of the same work, to its end."""
+    import torch
+    import torch_worker
+
+    ours = cases.dense(model, batch, 512, dtype)
+    out = {"ours": ours.run}
+
+    def finished(run: Callable[[], None]) -> Callable[[], None]:
+        def whole() -> None:
+            run()
+            torch.cuda.synchronize()
+
+        return whole
+
+    with torch.device("cuda"):
+        out["PyTorch, released code's work"] = finished(torch_worker.dense(model, batch, 512, dtype, "released"))
+        eager = torch_worker.dense(model, batch, 512, dtype)
+        out["PyTorch, fused attention"] = finished(eager)
+        if compiled:
+            out["PyTorch, compiled"] = finished(torch.compile(torch_worker.dense(model, batch, 512, dtype)))
+    return out
+
+
+def matrix_rate(dtype: str, side: int = 8192) -> float:
+    """Operations a second of a square product, the best of ten."""
+    x = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(x).block_until_ready()
+    best = min(timed(lambda: product(x).block_until_ready()) for _ in range(10))
+    return 2 * side**3 / best
+
+
+def timed(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--models", nargs="+", default=["ViT-B/16", "ViT-L/14"])
+    p.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    p.add_argument("--dtype", default="bfloat16")
+    p.add_argument("--rounds", type=int, default=15)
+    p.add_argument("--compiled", action="store_true", help="torch.compile takes part: half a minute each")
+    p.add_argument("--budget", type=float, default=120, help="seconds after which no new case begins")
+    p.add_argument("--out", type=Path)
+    args = p.parse_args()
+    began, rate, rows = time.monotonic(), matrix_rate(args.dtype), []
+    print(f"{jax.devices()[0].device_kind}: {rate / 1e12:.0f} TFLOP/s in {args.dtype} products", flush=True)
+    for model, batch in itertools.product(args.models, args.batches):
+        if time.monotonic() - began > args.budget:
+            print(f"{model}, batch {batch}: not measured, the budget is spent")
+            continue
+        work = cases.dense(model, batch, 512, args.dtype).flops
+        runs = rivals(model, batch, args.dtype, args.compiled)
+        for run in runs.values():  # compile, then once warm
+            run(), run()
+        times = {name: [] for name in runs}
+        for _ in range(args.rounds):
+            for name, run in runs.items():
+                times[name].append(timed(run))
+        for name, all_times in times.items():
+            seconds = statistics.median(all_times)
+            row = {"model": model, "batch": batch, "rival": name, "seconds": seconds, "share": work / seconds / rate}
+            row |= {"fastest": min(all_times), "slowest": max(all_times)}
+            rows.append(row)
+            print(
+                f"{model:<9} batch {batch:<3} {name:<30} {1e3 * seconds / batch:7.2f} ms an image "
+                f"({1e3 * min(all_times) / batch:.2f}-{1e3 * max(all_times) / batch:.2f}), "
+                f"{100 * row['share']:.0f}% of the matrix rate",
+                flush=True,
+            )
+        del runs
+        jax.clear_caches()
+    if args.out:
+        write_json(args.out, {"device": jax.devices()[0].device_kind, "matrix_rate": rate, "rows": rows})
+
+
+if __name__ == "__main__":
+    jnp.zeros(1).block_until_ready()
+    main()
