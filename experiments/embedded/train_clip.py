@@ -312,7 +312,9 @@ def main() -> None:
     }
     if run.init:
         before = serialization.msgpack_restore((Path(run.init) / "state.msgpack").read_bytes())
-        state |= {k: serialization.from_state_dict(state[k], before[k]) for k in ("params", "batch_stats")}
+        for name in ("params", "batch_stats"):  # which may be stored in half precision
+            begun = serialization.from_state_dict(state[name], before[name])
+            state[name] = jax.tree.map(lambda ours, its: jnp.asarray(its, ours.dtype), state[name], begun)
     checkpoint, curve = args.out / "state.msgpack", args.out / "curve.jsonl"
     if checkpoint.exists():
         state = jax.tree.map(jnp.asarray, serialization.from_bytes(state, checkpoint.read_bytes()))
