@@ -8,13 +8,16 @@ reader here raises `UserError` in one line, and nothing else.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ except ImportError:  # Windows
     fcntl = None
 
 MOST_JSON = 64 * 2**20  # bytes: a tokenizer.json has a few MB, the JSON of a shard of 100,000 images 40
+SUMS = "sums.json"  # beside the files whose checksums it holds
 
 
 def cut(value: Any, most: int = 200) -> str:
@@ -34,6 +38,16 @@ def cut(value: Any, most: int = 200) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text[: 4 * most].split())
     return text if len(text) <= most else f"{text[: most - 2]} …"
+
+
+def reason(error: BaseException, most: int = 200) -> str:
+    """Why something failed, for a message; a full disk in the system's words, whoever met it."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, UserError):
+        return error.strerror
+    if "No space left" in text or "RESOURCE_EXHAUSTED" in text:  # tensorstore, array_record, safetensors
+        return "No space left on device"
+    return cut(text, most) or type(error).__name__
 
 
 def read_bytes(path: str | os.PathLike, most: int = MOST_JSON) -> bytes:
@@ -48,7 +62,7 @@ def read_bytes(path: str | os.PathLike, most: int = MOST_JSON) -> bytes:
             raise UserError(f"{path} must have at most {most:,} bytes, but has {size:,}: take the original file")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} must be readable, but is not ({error.strerror or error}): check it") from error
+        raise UserError(f"{path} must be readable, but is not ({reason(error)}): check it") from error
 
 
 def read_json(
@@ -75,8 +89,8 @@ def parse_json(data: bytes, where: str | os.PathLike, *, kind: type | None = dic
         if not surrogates:
             json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates has no bytes
     except (ValueError, RecursionError) as error:  # UnicodeError, JSONDecodeError, 5,000 digits
-        reason = "nothing is in it" if not data.strip() else cut(str(error))
-        raise UserError(f"{where} is not valid JSON ({reason}): copy it, or have it made, again") from error
+        why = "nothing is in it" if not data.strip() else cut(str(error))
+        raise UserError(f"{where} is not valid JSON ({why}): copy it, or have it made, again") from error
     if kind is not None and not isinstance(value, kind):
         wanted = {dict: "an object", list: "a list"}.get(kind, kind.__name__)
         raise UserError(f"{where} must hold {wanted}, but a {type(value).__name__} came: take the original file")
@@ -148,11 +162,66 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"an output file must be writable, but {path} is not ({reason}): choose another") from error
+        raise UserError(
+            f"an output file must be writable, but {path} is not ({reason(error)}): make room, or choose another"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_sums(folder: Path, more: Mapping[str, Any] = MappingProxyType({}), *, skip: Sequence[str] = ()) -> None:
+    """Keeps size and SHA-256 of every file below a folder beside them, in `sums.json`.
+
+    Args:
+      more: what else to keep there (see `read_sums`).
+      skip: names of files that may change.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    content = {**more, "files": {name: _sum(folder / name) for name in _names(folder) if Path(name).name not in skip}}
+    write_json(folder / SUMS, content | {"sha256": _digest(content)})
+
+
+def read_sums(folder: Path) -> dict[str, Any]:
+    """What `write_sums` kept: "files" and its `more`. Raises UserError where that was damaged."""
+    content = read_json(folder / SUMS)
+    if content.pop("sha256", None) != _digest(content) or not isinstance(content.get("files"), dict):
+        raise UserError(f"{folder / SUMS} is not what was written")
+    return content
+
+
+def damaged_files(folder: Path) -> str:
+    """What is no longer as `write_sums` found it, in words; "" where all is, or where no sums were kept."""
+    if not (folder / SUMS).exists():
+        return ""
+    try:
+        kept, names = read_sums(folder)["files"], _names(folder)
+        if missing := sorted(set(kept) - set(names)):
+            return f"{missing[0]} is missing"
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            found = pool.map(lambda name: _sum(folder / name), kept)
+            return next(
+                (f"{name} is not what was written" for name, sum in zip(kept, found, strict=True) if sum != kept[name]),
+                "",
+            )
+    except (UserError, OSError) as error:
+        return cut(str(error))
+
+
+def _names(folder: Path) -> list[str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def _sum(path: Path) -> list[int | str]:
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sync(path: Path) -> None:

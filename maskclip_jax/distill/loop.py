@@ -75,10 +75,9 @@ def train_and_evaluate(
         frozen = replicate(frozen)
         p_step = make_train_step(config, student, teacher)
         checkpoints = stack.enter_context(Checkpoints(workdir, keep_last=config.keep_last))
-        if checkpoints.latest is not None:
-            everywhere = jax.tree.leaves(frozen)[0].sharding
-            state = checkpoints.restore(abstract_state(config, student, frozen.text, everywhere))
-        else:
+        everywhere = jax.tree.leaves(frozen)[0].sharding
+        state = checkpoints.restore_newest(abstract_state(config, student, frozen.text, everywhere))
+        if state is None:
             state = create_train_state(config, student, frozen.text, jax.random.key(config.seed), clip=clip)
             state = replicate(state)
         state, frozen = hosts.local_view((state, frozen))
