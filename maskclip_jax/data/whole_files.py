@@ -235,7 +235,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
-    """Holds the lock file `path`; the system lets go of it when the process ends, however it ends.
+    """Holds the lock file `path` and removes it; the system lets go of it when the process ends, however it ends.
 
     Where the file system (or the platform) knows no locks there is none.
 
@@ -252,6 +252,8 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)  # while it is held: who has opened it meanwhile finds out (see below)
             os.close(handle)
 
 

@@ -14,8 +14,9 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -43,8 +44,16 @@ class Checkpoints:
     On several hosts every method is called on all of them, and the folder is on a file system that all see.
     """
 
-    def __init__(self, workdir: str | Path, *, keep_last: int = 3, read_only: bool = False):
-        self.folder = Path(workdir).absolute() / FOLDER
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        keep_last: int = 3,
+        read_only: bool = False,
+        about: Mapping[str, str] = MappingProxyType({}),
+    ):
+        """`about` is kept with every checkpoint that is saved (`about_of`)."""
+        self.folder, self._about = Path(workdir).absolute() / FOLDER, dict(about)
         self._keep_last, self._read_only = keep_last, read_only
         self._scores: dict[int, float | None] = {}
         with contextlib.ExitStack() as quiet:
@@ -192,7 +201,26 @@ class Checkpoints:
             for path in self.folder.glob(_REMAINS):
                 if not (path / SUMS).exists():
                     score = self._scores[int(path.name.partition(".")[0])]
-                    write_sums(path, {SCORE: score}, skip=_LATER)
+                    write_sums(path, {SCORE: score, "about": self._about}, skip=_LATER)
+
+
+def about_of(workdir: Path, step: int | None = None) -> dict[str, str]:
+    """What was kept `about` the checkpoint of a step (None: the newest that tells); {} where none tells."""
+    steps = [step] if step is not None else sorted(_steps_of(workdir), reverse=True)
+    for number in steps:
+        with contextlib.suppress(UserError):
+            if isinstance(about := read_sums(workdir / FOLDER / f"{number:08d}").get("about"), dict):
+                return about
+    return {}
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether a run's folder holds a checkpoint, whole or not."""
+    return bool(_steps_of(workdir))
+
+
+def _steps_of(workdir: Path) -> list[int]:
+    return [int(path.name) for path in (workdir / FOLDER).glob("*") if path.name.isdecimal() and path.is_dir()]
 
 
 def _stored_score(path: Path) -> float | None:
