@@ -8,19 +8,14 @@ reader here raises `UserError` in one line, and nothing else.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
 import socket
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
-
-import numpy as np
 
 from maskclip_jax.errors import UserError
 
@@ -30,7 +25,6 @@ except ImportError:  # Windows
     fcntl = None
 
 MOST_JSON = 64 * 2**20  # bytes: a tokenizer.json has a few MB, the JSON of a shard of 100,000 images 40
-SUMS = "sums.json"  # beside the files whose checksums it holds
 
 
 def cut(value: Any, most: int = 200) -> str:
@@ -38,6 +32,11 @@ def cut(value: Any, most: int = 200) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text[: 4 * most].split())
     return text if len(text) <= most else f"{text[: most - 2]} …"
+
+
+def as_text(value: str | os.PathLike) -> str:
+    """A path as text that any encoding takes: bytes of a file name that are not UTF-8 become backslashed."""
+    return os.fsencode(value).decode(errors="backslashreplace")
 
 
 def reason(error: BaseException, most: int = 200) -> str:
@@ -136,13 +135,11 @@ def json_text(obj: Any) -> str:
 def _plain(obj: Any) -> Any:
     if isinstance(obj, dict):
         return {str(key): _plain(value) for key, value in obj.items()}
-    if isinstance(obj, np.ndarray):
+    if hasattr(obj, "tolist"):  # arrays and scalars of NumPy, which who only reads need not import
         return _plain(obj.tolist())
     if isinstance(obj, list | tuple):
         return [_plain(value) for value in obj]
-    if isinstance(obj, np.generic):
-        return _plain(obj.item())
-    if isinstance(obj, float) and not np.isfinite(obj):
+    if isinstance(obj, float) and not math.isfinite(obj):
         return None  # JSON has no NaN: readers other than Python's would fail on it
     return obj
 
@@ -168,60 +165,6 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def write_sums(folder: Path, more: Mapping[str, Any] = MappingProxyType({}), *, skip: Sequence[str] = ()) -> None:
-    """Keeps size and SHA-256 of every file below a folder beside them, in `sums.json`.
-
-    Args:
-      more: what else to keep there (see `read_sums`).
-      skip: names of files that may change.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    content = {**more, "files": {name: _sum(folder / name) for name in _names(folder) if Path(name).name not in skip}}
-    write_json(folder / SUMS, content | {"sha256": _digest(content)})
-
-
-def read_sums(folder: Path) -> dict[str, Any]:
-    """What `write_sums` kept: "files" and its `more`. Raises UserError where that was damaged."""
-    content = read_json(folder / SUMS)
-    if content.pop("sha256", None) != _digest(content) or not isinstance(content.get("files"), dict):
-        raise UserError(f"{folder / SUMS} is not what was written")
-    return content
-
-
-def damaged_files(folder: Path) -> str:
-    """What is no longer as `write_sums` found it, in words; "" where all is, or where no sums were kept."""
-    if not (folder / SUMS).exists():
-        return ""
-    try:
-        kept, names = read_sums(folder)["files"], _names(folder)
-        if missing := sorted(set(kept) - set(names)):
-            return f"{missing[0]} is missing"
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-            found = pool.map(lambda name: _sum(folder / name), kept)
-            return next(
-                (f"{name} is not what was written" for name, sum in zip(kept, found, strict=True) if sum != kept[name]),
-                "",
-            )
-    except (UserError, OSError) as error:
-        return cut(str(error))
-
-
-def _names(folder: Path) -> list[str]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    return sorted(path.relative_to(folder).as_posix() for path in files)
-
-
-def _sum(path: Path) -> list[int | str]:
-    with path.open("rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -24,7 +24,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
-from maskclip_jax.data.whole_files import SUMS, damaged_files, read_json, read_sums, reason, write_sums
+from maskclip_jax.data.sums import SUMS, damaged_files, read_sums, write_sums
+from maskclip_jax.data.whole_files import read_json, reason
 from maskclip_jax.distill import hosts
 from maskclip_jax.errors import UserError
 
