@@ -2,7 +2,8 @@
 
 `arrays/` is an ordinary orbax checkpoint of float32 arrays, one uncompressed file each, so that on a CPU the model's
 parameters *are* the files' pages, read when first touched and shared between processes. Beside it lie `clip.json` (the
-architecture), `preprocess.json`, `maskclip.json` (the reading) and `tokenizer.json`.
+architecture), `preprocess.json`, `maskclip.json` (the reading) and `tokenizer.json`, and `sums.json` with the SHA-256
+of them all: loading reads every file once to compare, so that no byte that has changed goes unnoticed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from maskclip_jax.clip.folders import Parts, read_reading
 from maskclip_jax.clip.tokenizer import Tokenizer, load_tokenizer
 from maskclip_jax.clip.weights import abstract_variables
 from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.sums import SUMS, damaged_files, write_sums
+from maskclip_jax.data.whole_files import reason
 from maskclip_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
     Fidelity is how a checkpoint is read, not what it is, so it is not stored: load with the default first.
 
     Raises:
-      UserError: `path` exists, or `pretrained` has other image statistics than its checkpoint.
+      UserError: `path` exists or cannot be written, or `pretrained` has other image statistics than its checkpoint.
     """
     path = Path(path).expanduser().absolute()
     if path.exists():
@@ -60,7 +63,12 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
         _write_json(temporary / "maskclip.json", dataclasses.asdict(pretrained.reading))
         if isinstance(pretrained.tokenizer, Tokenizer):
             pretrained.tokenizer.save(temporary)
+        write_sums(temporary)
         temporary.rename(path)
+    except UserError:
+        raise
+    except Exception as error:  # a full disk has many names: OSError, ValueError of tensorstore, one of tokenizers
+        raise UserError(f"a checkpoint must be writable, but {path} is not ({reason(error)}): make room") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
@@ -68,6 +76,10 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
 
 def load_converted(path: Path) -> tuple[Parts, dict[str, Any]]:
     """What `save_converted` wrote: its parts (without `arrays`) and its variables."""
+    if damage := damaged_files(path):
+        raise UserError(
+            f"{path} has changed since it was converted ({damage}): convert again, or remove its {SUMS} if that was you"
+        )
     config = _config_from_json(read_json(path / "clip.json"), path)
     content = read_json(path / "preprocess.json")
     try:
@@ -132,7 +144,7 @@ def _write_arrays(path: Path, variables: dict[str, Any]) -> None:
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False, use_compression=False)
     log = logging.getLogger("absl")
     level = log.level
-    log.setLevel(logging.ERROR)  # orbax warns that there is nothing for it to merge
+    log.setLevel(logging.CRITICAL)  # orbax warns that there is nothing to merge, and logs what it raises
     try:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(path, args=ocp.args.PyTreeSave(kept))
