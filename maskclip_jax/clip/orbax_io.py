@@ -8,11 +8,15 @@ of them all: loading reads every file once to compare, so that no byte that has 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shutil
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +61,10 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        _write_arrays(temporary / "arrays", pretrained.variables)
+        needed, free = 4 * sum(map(np.size, jax.tree.leaves(_kept(pretrained)))), shutil.disk_usage(temporary).free
+        if free < needed:
+            raise UserError(f"{path} takes {needed / 2**20:.1f} MiB, but {free / 2**20:.1f} are free: make room")
+        _write_arrays(temporary / "arrays", _kept(pretrained))
         _write_json(temporary / "clip.json", _config_to_json(pretrained.config))
         _write_json(temporary / "preprocess.json", dataclasses.asdict(pretrained.preprocess))
         _write_json(temporary / "maskclip.json", dataclasses.asdict(pretrained.reading))
@@ -70,7 +77,7 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
     except Exception as error:  # a full disk has many names: OSError, ValueError of tensorstore, one of tokenizers
         raise UserError(f"a checkpoint must be writable, but {path} is not ({reason(error)}): make room") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_surely(temporary)
     return path
 
 
@@ -136,20 +143,49 @@ def _restored(path: Path, wanted: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array, np.float32) for name, array in flatten_dict(tree, sep="/").items()}
 
 
+def _kept(pretrained: Pretrained) -> dict[str, Any]:
+    return {name: tree for name, tree in pretrained.variables.items() if name in ("params", "batch_stats")}
+
+
 def _write_arrays(path: Path, variables: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
-    kept = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
-    kept = jax.tree.map(lambda array: np.asarray(array, np.float32), kept)
+    variables = jax.tree.map(lambda array: np.asarray(array, np.float32), variables)
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False, use_compression=False)
-    log = logging.getLogger("absl")
+    with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(variables))
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Orbax warns of what is meant so, logs every error that it raises, and goes on writing after the first one,
+    whose threads then find their event loop closed and say so on stderr."""
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+
+    def speak(what: Any) -> None:
+        if not (isinstance(what.exc_value, RuntimeError) and "Event loop is closed" in str(what.exc_value)):
+            hook(what)
+
     level = log.level
-    log.setLevel(logging.CRITICAL)  # orbax warns that there is nothing to merge, and logs what it raises
+    log.setLevel(logging.CRITICAL)
+    sys.unraisablehook = speak
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(path, args=ocp.args.PyTreeSave(kept))
+        yield
+    except BaseException:
+        time.sleep(0.5)
+        raise
     finally:
         log.setLevel(level)
+        sys.unraisablehook = hook
+
+
+def remove_surely(folder: Path) -> None:
+    """Removes a folder that threads may still be writing to after an error."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _config_to_json(config: CLIPConfig) -> dict[str, Any]:

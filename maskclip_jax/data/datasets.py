@@ -14,6 +14,7 @@ so neither writing nor reading needs TensorFlow. Which files lie where is in `la
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,12 +131,16 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           UserError: an image or mask cannot be used, or nothing can be written.
         """
         folder = Path(self.data_dir)
-        remains = set(folder.parent.glob(f"{folder.name}.incomplete*"))
+        remains = set(folder.parent.glob("incomplete.*"))
         try:
             super().download_and_prepare(**kwargs)
         except Exception as error:
-            for path in set(folder.parent.glob(f"{folder.name}.incomplete*")) - remains:
+            for path in set(folder.parent.glob("incomplete.*")) - remains:
                 shutil.rmtree(path, ignore_errors=True)
+            downloads = Path(self._data_dir_root) / "downloads"  # which TFDS makes, and which stays empty
+            for path in (downloads / "extracted", downloads, *list(folder.parents)[:2]):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
             if isinstance(error, UserError):
                 raise
             why = reason(error)  # RuntimeError of array_record, OSError …

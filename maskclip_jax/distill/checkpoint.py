@@ -9,7 +9,6 @@ before anything of it is restored. A checkpoint without sums (an older version w
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import shutil
@@ -24,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
+from maskclip_jax.clip.orbax_io import quiet_orbax, remove_surely
 from maskclip_jax.data.sums import SUMS, damaged_files, read_sums, write_sums
 from maskclip_jax.data.whole_files import read_json, reason
 from maskclip_jax.distill import hosts
@@ -58,7 +58,7 @@ class Checkpoints:
         self._keep_last, self._read_only = keep_last, read_only
         self._scores: dict[int, float | None] = {}
         with contextlib.ExitStack() as quiet:
-            quiet.enter_context(_quiet())
+            quiet.enter_context(quiet_orbax())
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self,
                 step_format_fixed_length=8,
@@ -236,7 +236,7 @@ def _stored_score(path: Path) -> float | None:
 def _remove_remains(folder: Path) -> None:
     """What a killed process left half written. Orbax overlooks those that were killed just before their renaming."""
     for path in folder.glob(_REMAINS):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_surely(path)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
@@ -257,15 +257,3 @@ def _writing(folder: Path) -> Iterator[None]:
         raise UserError(
             f"a checkpoint must be writable, but {folder} is not ({reason(error)}): make room, run again to go on"
         ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax warns of what read_only means and of remains that it removes, and logs every error that it raises."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
