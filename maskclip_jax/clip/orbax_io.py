@@ -2,16 +2,21 @@
 
 `arrays/` is an ordinary orbax checkpoint of float32 arrays, one uncompressed file each, so that on a CPU the model's
 parameters *are* the files' pages, read when first touched and shared between processes. Beside it lie `clip.json` (the
-architecture), `preprocess.json`, `maskclip.json` (the reading) and `tokenizer.json`.
+architecture), `preprocess.json`, `maskclip.json` (the reading) and `tokenizer.json`, and `sums.json` with the SHA-256
+of them all: loading reads every file once to compare, so that no byte that has changed goes unnoticed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shutil
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +30,8 @@ from maskclip_jax.clip.folders import Parts, read_reading
 from maskclip_jax.clip.tokenizer import Tokenizer, load_tokenizer
 from maskclip_jax.clip.weights import abstract_variables
 from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.sums import SUMS, damaged_files, write_sums
+from maskclip_jax.data.whole_files import reason
 from maskclip_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +51,7 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
     Fidelity is how a checkpoint is read, not what it is, so it is not stored: load with the default first.
 
     Raises:
-      UserError: `path` exists, or `pretrained` has other image statistics than its checkpoint.
+      UserError: `path` exists or cannot be written, or `pretrained` has other image statistics than its checkpoint.
     """
     path = Path(path).expanduser().absolute()
     if path.exists():
@@ -54,20 +61,32 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        _write_arrays(temporary / "arrays", pretrained.variables)
+        needed, free = 4 * sum(map(np.size, jax.tree.leaves(_kept(pretrained)))), shutil.disk_usage(temporary).free
+        if free < needed:
+            raise UserError(f"{path} takes {needed / 2**20:.1f} MiB, but {free / 2**20:.1f} are free: make room")
+        _write_arrays(temporary / "arrays", _kept(pretrained))
         _write_json(temporary / "clip.json", _config_to_json(pretrained.config))
         _write_json(temporary / "preprocess.json", dataclasses.asdict(pretrained.preprocess))
         _write_json(temporary / "maskclip.json", dataclasses.asdict(pretrained.reading))
         if isinstance(pretrained.tokenizer, Tokenizer):
             pretrained.tokenizer.save(temporary)
+        write_sums(temporary)
         temporary.rename(path)
+    except UserError:
+        raise
+    except Exception as error:  # a full disk has many names: OSError, ValueError of tensorstore, one of tokenizers
+        raise UserError(f"a checkpoint must be writable, but {path} is not ({reason(error)}): make room") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_surely(temporary)
     return path
 
 
 def load_converted(path: Path) -> tuple[Parts, dict[str, Any]]:
     """What `save_converted` wrote: its parts (without `arrays`) and its variables."""
+    if damage := damaged_files(path):
+        raise UserError(
+            f"{path} has changed since it was converted ({damage}): convert again, or remove its {SUMS} if that was you"
+        )
     config = _config_from_json(read_json(path / "clip.json"), path)
     content = read_json(path / "preprocess.json")
     try:
@@ -124,20 +143,49 @@ def _restored(path: Path, wanted: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array, np.float32) for name, array in flatten_dict(tree, sep="/").items()}
 
 
+def _kept(pretrained: Pretrained) -> dict[str, Any]:
+    return {name: tree for name, tree in pretrained.variables.items() if name in ("params", "batch_stats")}
+
+
 def _write_arrays(path: Path, variables: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
-    kept = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
-    kept = jax.tree.map(lambda array: np.asarray(array, np.float32), kept)
+    variables = jax.tree.map(lambda array: np.asarray(array, np.float32), variables)
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False, use_compression=False)
-    log = logging.getLogger("absl")
+    with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(variables))
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Orbax warns of what is meant so, logs every error that it raises, and goes on writing after the first one,
+    whose threads then find their event loop closed and say so on stderr."""
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+
+    def speak(what: Any) -> None:
+        if not (isinstance(what.exc_value, RuntimeError) and "Event loop is closed" in str(what.exc_value)):
+            hook(what)
+
     level = log.level
-    log.setLevel(logging.ERROR)  # orbax warns that there is nothing for it to merge
+    log.setLevel(logging.CRITICAL)
+    sys.unraisablehook = speak
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(path, args=ocp.args.PyTreeSave(kept))
+        yield
+    except BaseException:
+        time.sleep(0.5)
+        raise
     finally:
         log.setLevel(level)
+        sys.unraisablehook = hook
+
+
+def remove_surely(folder: Path) -> None:
+    """Removes a folder that threads may still be writing to after an error."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _config_to_json(config: CLIPConfig) -> dict[str, Any]:

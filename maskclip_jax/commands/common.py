@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from maskclip_jax.data.whole_files import as_text as as_text
 from maskclip_jax.errors import UserError
 
 METHOD_OPTIONS = ("method", "synonyms", "probability_scale", "pamr")
@@ -34,11 +34,6 @@ def positive(text: str) -> int:
 def complain(message: Exception | str, kind: str = "error") -> None:
     """One line on stderr, whatever the message holds (file names may hold line breaks)."""
     print(f"{kind}:", " ".join(str(message).split()), file=sys.stderr)
-
-
-def as_text(value: str | os.PathLike) -> str:
-    """A path as text that any encoding takes: bytes of a file name that are not UTF-8 become backslashed."""
-    return os.fsencode(value).decode(errors="backslashreplace")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,8 @@
 
 DATA is a folder of images (with all folders in it), or anything `evaluate` takes. Writes labels/NAME.png, the tree of
 the images mirrored, or with --format records a TFDS data set of array_record shards; shards/ and manifest.json hold
-counts and checksums. The same command goes on where it stopped. On several hosts, give each its --shard I/N, or run one
+counts and checksums. The same command goes on where it stopped: it makes again what was damaged since, and tries images
+that were skipped once more. On several hosts, give each its --shard I/N, or run one
 command on all of them with MASKCLIP_COORDINATOR and its companions set, or --cluster on a TPU pod or under Slurm.
 
 `distill` trains from it: --set labels_from=labels/labels, or with records train_data="tfds:labelled?split=train&
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
 
     from maskclip_jax.data.corpus import open_corpus
     from maskclip_jax.data.vocabulary import parse_classes
+    from maskclip_jax.data.whole_files import locked
+    from maskclip_jax.distill.hosts import wait_for_all
     from maskclip_jax.segment import label, label_files, label_records
     from maskclip_jax.segment.predict import prediction_settings
 
@@ -83,31 +86,35 @@ def run(args: argparse.Namespace) -> None:
     record = {name: value for name, value in vars(args).items() if name not in PLACE}
     record |= {"classes": [list(entry) for entry in classes], "images": corpus.identity()}
     label_files.begin(out, record)
-
     shards = label.shard_count(corpus, options)
-    missing = set(label_files.missing_shards(out, shards))
-    mine = [shard for shard in range(worker, shards, workers) if shard in missing]
-    sizes = {shard: min(options.shard_size, len(corpus) - shard * options.shard_size) for shard in mine}
-    done = skipped = 0
-    with common.progress(f"labelling ({worker + 1} of {workers})", sum(sizes.values())) as report:
-        for shard in mine:
-            before = done
-            found = label.label_shard(
-                corpus,
-                settings,
-                options,
-                out,
-                shard,
-                scratch=args.scratch,
-                progress=lambda n, before=before: report(before + n),
-            )
-            for entry in found["skipped"]:
-                common.complain(f"skipped {entry['name']}: {entry['reason']}", "warning")
-            done, skipped = done + sizes[shard], skipped + len(found["skipped"])
+    part = list(range(worker, shards, workers))
+    lock = out / label_files.PARTIAL / f"lock-{worker}-of-{workers}"
+    with locked(lock, f"part {worker}/{workers} of {out}"):
+        with common.progress("checking what is there", len(part)) as report:
+            mine = label.review(corpus, settings, options, out, part, report)
+        wait_for_all("labelling reviewed")  # what one host takes back, no other counts as done
+        sizes = {shard: min(options.shard_size, len(corpus) - shard * options.shard_size) for shard in mine}
+        made_with, done, skipped = label_files.settings_digest(record), 0, 0
+        with common.progress(f"labelling ({worker + 1} of {workers})", sum(sizes.values())) as report:
+            for shard in mine:
+                before = done
+                found = label.label_shard(
+                    corpus,
+                    settings,
+                    options,
+                    out,
+                    shard,
+                    scratch=args.scratch,
+                    made_with=made_with,
+                    progress=lambda n, before=before: report(before + n),
+                )
+                for entry in found["skipped"]:
+                    common.complain(f"skipped {entry['name']}: {entry['reason']}", "warning")
+                done, skipped = done + sizes[shard], skipped + len(found["skipped"])
     print(f"labelled {done - skipped} images in {len(mine)} shards, skipped {skipped}")
-    while (missing := label_files.missing_shards(out, shards)) and hosts > 1:
+    while hosts > 1 and not all((out / label_files.shard_file(shard, shards)).is_file() for shard in range(shards)):
         time.sleep(1)  # hosts that know each other end together: who leaves early takes the others along
-    if missing:
+    if missing := label_files.missing_shards(out, shards):
         print(f"{len(missing)} of {shards} shards are left to other workers, or to the same command with their --shard")
         return
     if options.form == "records":

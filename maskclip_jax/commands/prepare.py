@@ -11,6 +11,7 @@ file is told with the places looked at and where to get it.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from maskclip_jax.commands import common
@@ -34,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    import tensorflow_datasets as tfds
+
     from maskclip_jax.data.datasets import BUILDERS, SKIPPED
     from maskclip_jax.data.layouts import LAYOUTS
     from maskclip_jax.data.vocabulary import parse_classes
@@ -51,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
     out = common.output_folder(args.data_dir, "--data-dir")  # only when there is something to prepare
     if Path(builder.data_dir).exists():
         raise UserError(f"{builder.data_dir} is there already: use it, or remove it to prepare it again")
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     builder.download_and_prepare()
     label = "&label=label" if builder.has_masks else ""
     name = "/".join(Path(builder.data_dir).relative_to(out).parts[:-1])

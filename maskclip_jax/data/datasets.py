@@ -14,11 +14,14 @@ so neither writing nor reading needs TensorFlow. Which files lie where is in `la
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from maskclip_jax.data.folders import find_pairs
 from maskclip_jax.data.images import IGNORE, stored_image, stored_label, write_json
@@ -26,10 +29,21 @@ from maskclip_jax.data.layouts import LAYOUTS, Pair, find_examples
 from maskclip_jax.data.masks import read_mask, value_table
 from maskclip_jax.data.scene_classes import SCENE_CLASSES
 from maskclip_jax.data.vocabulary import class_palette, class_set, unseen_classes
+from maskclip_jax.data.whole_files import as_text, reason
 from maskclip_jax.errors import UserError
 
 ON_ERROR = ("stop", "skip")
 SKIPPED = "skipped.json"  # beside the records
+
+
+def stable_record(record: bytes) -> bytes:
+    """The same record with its features in order of their names: protobuf's own order changes from run to run."""
+    return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
+
+
+class _StableWriter(tfds.core.ExampleWriter):
+    def write(self, path, examples):
+        return super().write(path, ((key, stable_record(record)) for key, record in examples))
 
 
 class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -107,9 +121,30 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             disable_shuffling=True,
         )
 
+    def _example_writer(self) -> tfds.core.ExampleWriter:
+        return _StableWriter(file_format=self.info.file_format)
+
     def download_and_prepare(self, **kwargs) -> None:
-        """Writes the records, and the list of what was left out."""
-        super().download_and_prepare(**kwargs)
+        """Writes the records, and the list of what was left out; all of it or nothing.
+
+        Raises:
+          UserError: an image or mask cannot be used, or nothing can be written.
+        """
+        folder = Path(self.data_dir)
+        remains = set(folder.parent.glob("incomplete.*"))
+        try:
+            super().download_and_prepare(**kwargs)
+        except Exception as error:
+            for path in set(folder.parent.glob("incomplete.*")) - remains:
+                shutil.rmtree(path, ignore_errors=True)
+            downloads = Path(self._data_dir_root) / "downloads"  # which TFDS makes, and which stays empty
+            for path in (downloads / "extracted", downloads, *list(folder.parents)[:2]):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            if isinstance(error, UserError):
+                raise
+            why = reason(error)  # RuntimeError of array_record, OSError …
+            raise UserError(f"records must be writable, but {folder} is not ({why}): make room, run again") from error
         if self.skipped:
             write_json(Path(self.data_dir) / SKIPPED, self.skipped)
 
@@ -140,7 +175,7 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _example(self, pair: Pair, table) -> dict:
         image, shape = stored_image(str(pair.image), pair.image.read_bytes())
-        example = {"image": image, "name": pair.name}
+        example = {"image": image, "name": as_text(pair.name)}
         if not self.has_masks:
             return example
         labels = read_mask(pair.label, table, remedy=self.remedy)

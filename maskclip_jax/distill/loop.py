@@ -17,8 +17,8 @@ from typing import Any
 
 import jax
 
-from maskclip_jax.data.images import write_json
 from maskclip_jax.data.sources import DataSource, open_source
+from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.distill import hosts
 from maskclip_jax.distill.checkpoint import Checkpoints
 from maskclip_jax.distill.config import DistillConfig
@@ -28,7 +28,7 @@ from maskclip_jax.distill.pipeline import train_batches
 from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step, replicate
 from maskclip_jax.distill.students import create_student
 from maskclip_jax.distill.teacher import Frozen, Teacher, load_teacher
-from maskclip_jax.distill.workdir import abandon, abstract_state, claim, is_finite, keep_text
+from maskclip_jax.distill.workdir import abandon, about, abstract_state, alone_in, claim, is_finite, keep_text
 from maskclip_jax.errors import UserError
 
 
@@ -66,6 +66,7 @@ def train_and_evaluate(
     source = open_source(config.train_data)
     heldout = open_source(config.eval_data) if config.eval_data else None
     with contextlib.ExitStack() as stack:
+        stack.enter_context(alone_in(workdir))
         undo = stack.enter_context(contextlib.ExitStack())
         if claim(config, workdir, resume=resume):
             undo.callback(abandon, workdir)
@@ -74,11 +75,10 @@ def train_and_evaluate(
         student = create_student(config.student_config)
         frozen = replicate(frozen)
         p_step = make_train_step(config, student, teacher)
-        checkpoints = stack.enter_context(Checkpoints(workdir, keep_last=config.keep_last))
-        if checkpoints.latest is not None:
-            everywhere = jax.tree.leaves(frozen)[0].sharding
-            state = checkpoints.restore(abstract_state(config, student, frozen.text, everywhere))
-        else:
+        checkpoints = stack.enter_context(Checkpoints(workdir, keep_last=config.keep_last, about=about(workdir)))
+        everywhere = jax.tree.leaves(frozen)[0].sharding
+        state = checkpoints.restore_newest(abstract_state(config, student, frozen.text, everywhere))
+        if state is None:
             state = create_train_state(config, student, frozen.text, jax.random.key(config.seed), clip=clip)
             state = replicate(state)
         state, frozen = hosts.local_view((state, frozen))

@@ -6,16 +6,20 @@ checkpoint is taken back.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskclip_jax.data.images import atomic_path
+from maskclip_jax.data.whole_files import is_count, parse_json, read_bytes, write_bytes
+from maskclip_jax.errors import UserError
 
 FILE, EVENTS = "metrics.jsonl", "events"
 LINE_EVERY = 20.0  # seconds between lines where there is no terminal
@@ -54,30 +58,35 @@ class MetricsFile:
     def __init__(self, folder: Path, start: int):
         self.path = folder / FILE
         kept = [json.dumps(record) for record in read_metrics(folder) if record["step"] <= start]
-        with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         finite = {name: _rounded(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step} | finite) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # before the checkpoint of this step: a resume takes back lines, it makes none
 
     def close(self) -> None:
         self._file.close()
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    """The records of a run's metrics.jsonl; lines that are damaged (a kill cuts the last one short) are left out.
+
+    A warning tells where more than the last line is. Raises UserError where the file cannot be read.
+    """
     path = Path(folder) / FILE
-    if not path.is_file():
+    if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    records, lines = [], read_bytes(path).splitlines()
+    for line in lines:
+        with contextlib.suppress(UserError):
+            record = parse_json(line, path)
+            if is_count(record.get("step")):
+                records.append(record)
+    if len(records) < len(lines) - 1:
+        warnings.warn(f"{path} was damaged: {len(lines) - len(records)} of its lines are left out", stacklevel=2)
     return records
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from maskclip_jax.data.images import atomic_path, write_json
+from maskclip_jax.data.whole_files import cut, json_bytes, locked, read_bytes, read_json, write_bytes
 from maskclip_jax.distill import hosts
-from maskclip_jax.distill.checkpoint import FOLDER, Checkpoints
+from maskclip_jax.distill.checkpoint import FOLDER, Checkpoints, DamagedCheckpoint, about_of, has_checkpoints
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.layout import CONFIG, TEXT
 from maskclip_jax.distill.step import TrainState, create_train_state
 from maskclip_jax.distill.students import Student, create_student
 from maskclip_jax.errors import UserError
+
+LOCK = ".lock"
+MOST_TEXT = 2**30  # bytes of a classifier
 
 
 class TrainedStudent(NamedTuple):
@@ -36,6 +42,21 @@ class TrainedStudent(NamedTuple):
     variables: dict[str, Any]  # "params" and "batch_stats", float32, on the host
     text: Float[np.ndarray, "C E"]
     step: int
+
+
+@contextlib.contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """No other run works in this folder meanwhile; all hosts call it, the first one locks. Raises UserError."""
+    with contextlib.ExitStack() as stack:
+        refused = None
+        if hosts.is_first_host():
+            try:
+                stack.enter_context(locked(workdir / LOCK, f"{workdir}"))
+            except UserError as error:
+                refused = error
+        if hosts.any_host(refused is not None):
+            raise refused or UserError(f"{workdir} is worked on by one run at a time: see the first host's message")
+        yield
 
 
 def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
@@ -51,28 +72,51 @@ def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
         raise UserError(
             f"a run needs a folder, but {workdir} cannot be one ({error.strerror}): choose another"
         ) from error
-    if CONFIG in content:
+    written = json_bytes(config.to_dict())
+    torn = CONFIG in content and _torn_config(workdir, written)
+    if CONFIG in content and not torn:
         different = _differences(read_config(workdir).to_dict(), config.to_dict())
         if different:
-            shown = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in different[:4])
+            shown = "; ".join(f"{key}: {cut(old, 60)} there, {cut(new, 60)} now" for key, old, new in different[:4])
             raise UserError(f"{workdir} belongs to a run of another config ({shown}): choose another folder")
         if not resume:
             raise UserError(f"{workdir} holds this run already: resume it, or choose another folder")
-    elif content:
+    elif content and CONFIG not in content:
         raise UserError(
             f"a run starts in an empty folder, but {workdir} holds {', '.join(content[:4])}: choose another"
         )
     hosts.wait_for_all("folder checked")  # nobody writes before everybody has looked
-    if hosts.is_first_host() and CONFIG not in content:
-        write_json(workdir / CONFIG, config.to_dict())
+    if hosts.is_first_host() and (torn or CONFIG not in content):
+        write_bytes(workdir / CONFIG, written)
     hosts.wait_for_all("folder claimed")
     return CONFIG not in content
+
+
+def _torn_config(workdir: Path, written: bytes) -> bool:
+    """Whether config.json is damaged (a power loss, a full disk) and known to have been `written`.
+
+    Raises UserError where it is damaged and nothing tells which config the checkpoints there belong to.
+    """
+    try:
+        read_config(workdir)
+    except UserError as error:
+        if not has_checkpoints(workdir) or about_of(workdir).get(CONFIG) == hashlib.sha256(written).hexdigest():
+            return True
+        raise UserError(
+            f"{error}; nothing tells that this run's checkpoints are there: choose another folder"
+        ) from error
+    return False
+
+
+def about(workdir: Path) -> dict[str, str]:
+    """SHA-256 of the files that say what a run's checkpoints are: kept with each, so that none changes unnoticed."""
+    return {name: hashlib.sha256(read_bytes(workdir / name, MOST_TEXT)).hexdigest() for name in (CONFIG, TEXT)}
 
 
 def abandon(workdir: Path) -> None:
     """Takes back what `claim` and `keep_text` made for a run that never took a step."""
     if hosts.is_first_host():
-        for name in (CONFIG, TEXT):
+        for name in (CONFIG, TEXT, LOCK):
             (workdir / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # what is not empty is not ours alone
             for folder in (workdir / FOLDER, workdir):
@@ -81,30 +125,55 @@ def abandon(workdir: Path) -> None:
 
 
 def keep_text(workdir: Path, text: Float[Array | np.ndarray, "C E"]) -> None:
-    """Stores the classifier, or makes sure that it is the one that the run began with (UserError)."""
+    """Stores the classifier, or makes sure that it is the one that the run began with (UserError).
+
+    A damaged file is made again, where that gives the very bytes that the last checkpoint was saved beside.
+    """
     path, text = workdir / TEXT, np.asarray(text, np.float32)
-    if path.is_file():
-        before = np.load(path, allow_pickle=False)
-        if before.shape != text.shape or not np.allclose(before, text, atol=1e-3):
-            raise UserError(
-                f"the teacher's text embeddings must be those that the run began with, but {path} holds others: "
-                "use the same checkpoint, or another folder"
-            )
-    elif hosts.is_first_host():
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, text)
+    buffer = io.BytesIO()
+    np.save(buffer, text)
+    kept, digest = about_of(workdir).get(TEXT), hashlib.sha256(buffer.getvalue()).hexdigest()
+    before = None
+    if path.exists():
+        with contextlib.suppress(UserError):
+            before = read_text(workdir)
+        if before is not None and kept not in (None, about(workdir)[TEXT]):
+            before = None  # readable, but not what was written
+    if before is not None:
+        same = before.shape == text.shape and np.allclose(before, text, atol=1e-3)
+    else:
+        same = kept in (None, digest)
+    if not same:
+        raise UserError(
+            f"the teacher's text embeddings must be those that the run began with, but {path} holds others"
+            f"{' or is damaged' * (before is None)}: use the same checkpoint, or another folder"
+        )
+    if before is None and hosts.is_first_host():
+        write_bytes(path, buffer.getvalue())
+    hosts.wait_for_all("text kept")
+
+
+def read_text(workdir: Path) -> Float[np.ndarray, "C E"]:
+    """The classifier of a run's folder. Raises UserError where it is missing or damaged."""
+    path = workdir / TEXT
+    try:
+        text = np.load(io.BytesIO(read_bytes(path, MOST_TEXT)), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError, MemoryError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged ({cut(str(error))}): run the same `distill` again, it mends it") from error
+    if not isinstance(text, np.ndarray) or text.dtype != np.float32 or text.ndim != 2 or not np.isfinite(text).all():
+        raise UserError(f"{path} must hold finite float32 [C, E], but does not: run the same `distill` again")
+    return text
 
 
 def read_config(workdir: str | Path) -> DistillConfig:
     """The config of a run's folder. Raises UserError where there is none, or it does not fit this version."""
     path = Path(workdir) / CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"a run's folder holds {CONFIG}, but {path} cannot be read ({error}): check the path"
-        ) from error
-    return DistillConfig.from_dict(values)
+        return DistillConfig.from_dict(read_json(path))
+    except UserError as error:
+        raise UserError(f"a run's folder holds its {CONFIG}, but {path} cannot be read ({error})") from error
 
 
 def load_student(workdir: str | Path, which: str | int = "best") -> TrainedStudent:
@@ -119,14 +188,24 @@ def load_student(workdir: str | Path, which: str | int = "best") -> TrainedStude
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    if not (workdir / TEXT).is_file() or not (workdir / FOLDER).is_dir():
+    if not (workdir / TEXT).is_file() or not has_checkpoints(workdir):
         raise UserError(f"{workdir} holds no checkpoint yet: let the run get to its first one")
-    text = np.load(workdir / TEXT, allow_pickle=False)
+    text = read_text(workdir)
     student = create_student(config.student_config)
     like = abstract_state(config, student, text, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     with Checkpoints(workdir, keep_last=config.keep_last, read_only=True) as checkpoints:
-        step = {"best": checkpoints.best or checkpoints.latest, "latest": checkpoints.latest}.get(which, which)
-        state = checkpoints.restore(like, step)
+        state = None
+        if which == "best" and checkpoints.best is not None:
+            try:
+                state = checkpoints.restore(like, checkpoints.best)
+            except DamagedCheckpoint as error:
+                warnings.warn(f"{error}; the latest is taken instead of the best", stacklevel=2)
+        elif which not in ("best", "latest"):
+            state = checkpoints.restore(like, which)
+        state = checkpoints.restore_newest(like) if state is None else state
+    written, found = about_of(workdir, int(state.step)), about(workdir)
+    if changed := [name for name in written if found.get(name) != written[name]]:
+        raise UserError(f"{workdir / changed[0]} is not the one that its checkpoints were written with: put it back")
     variables = jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats})
     return TrainedStudent(config, student, variables, text, int(state.step))
 

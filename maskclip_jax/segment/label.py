@@ -14,7 +14,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,10 +24,11 @@ import numpy as np
 
 from maskclip_jax.data.corpus import Corpus, Read
 from maskclip_jax.data.preprocess import PreparedImage, prepare
+from maskclip_jax.data.whole_files import is_count
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.label_cells import Devices, whole_cells
-from maskclip_jax.segment.label_files import shard_file, write_json_whole
-from maskclip_jax.segment.label_store import Entry, FileStore, Labelled, RecordStore, Store
+from maskclip_jax.segment.label_files import damaged_shards, read_shard, undo_shard, write_shard
+from maskclip_jax.segment.label_store import Entry, FileStore, Labelled, PartGone, RecordStore, Store
 from maskclip_jax.segment.pixelwise import needs_every_pixel
 from maskclip_jax.segment.predict import labelled_pixels
 from maskclip_jax.segment.settings import PredictionSettings
@@ -88,6 +88,7 @@ def label_shard(
     shard: int,
     *,
     scratch: Path | None = None,
+    made_with: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Labels what of one shard is not labelled yet, and writes the shard's JSON, which it returns.
@@ -95,6 +96,7 @@ def label_shard(
     Args:
       corpus: all images. The shard is images `shard · shard_size` … of it.
       scratch: folder where records wait until their shard is whole; None is in `out`.
+      made_with: `settings_digest` of what the folder was begun with.
       progress: called with the number of images of this shard done so far.
 
     Raises:
@@ -134,11 +136,11 @@ def label_shard(
         raise UserError(f"images have different names, but two are called {twice!r}: name another feature, or none")
     try:
         sealed = store.seal(done)
-    except FileNotFoundError:  # another worker has sealed this shard meanwhile, and cleared away what waited
-        if not (out / shard_file(shard, shards)).is_file():
-            raise
+    except PartGone as error:  # another worker has sealed this shard meanwhile, and cleared away what waited
+        if (found := read_shard(out, shard, shards)) is None:
+            raise UserError(f"records that waited for shard {shard} have gone: run the same command again") from error
         store.clear()
-        return json.loads((out / shard_file(shard, shards)).read_text(encoding="utf-8"))
+        return found
     pixels = sum((entries[name].pixels for name in done), np.zeros(len(settings.names), np.int64))
     found = {
         "shard": shard,
@@ -146,12 +148,37 @@ def label_shard(
         "images": len(done),
         "bytes": sum(entries[name].size for name in done),
         "pixels": dict(zip(settings.names, pixels.tolist(), strict=True)),
-        "skipped": [{"name": name, "reason": reason} for _, (name, reason) in sorted(skipped.items())],
+        "skipped": [{"name": name, "reason": reason, "index": i} for i, (name, reason) in sorted(skipped.items())],
+        "settings": made_with,
         "files": sealed or {path: digest for name in done for path, digest in entries[name].files.items()},
     }
-    write_json_whole(out, shard_file(shard, shards), found)
+    write_shard(out, shard, shards, found)
     store.clear()
     return found
+
+
+def review(
+    corpus: Corpus,
+    settings: PredictionSettings,
+    options: LabelOptions,
+    out: Path,
+    mine: Sequence[int],
+    progress: Callable[[int], None] | None = None,
+) -> list[int]:
+    """Which of the shards `mine` are to be labelled (again): also what was damaged, and images that can be read now.
+
+    `progress` is called with the number of shards looked at.
+    """
+    shards, read = shard_count(corpus, options), _reader(corpus, settings, options)
+    again = set(damaged_shards(out, mine, shards, progress))
+    for shard in mine:
+        skipped = (read_shard(out, shard, shards) or {"skipped": []})["skipped"]
+        indices = [entry["index"] for entry in skipped if is_count(entry.get("index"), len(corpus) - 1)]
+        if any(not isinstance(read(index), Exception) for index in indices):
+            again.add(shard)
+    for shard in again:
+        undo_shard(out, shard, shards)
+    return [shard for shard in mine if read_shard(out, shard, shards) is None]
 
 
 @functools.lru_cache(maxsize=1)  # shard after shard: the variables are copied to the devices once
@@ -173,21 +200,10 @@ def record_features(settings: PredictionSettings, options: LabelOptions) -> dict
 Reading = list[Future]  # of (Read, PreparedImage | None), or of the Exception that came instead
 
 
-def _read_ahead(
-    corpus: Corpus,
-    settings: PredictionSettings,
-    options: LabelOptions,
-    store: Store,
-    blocks: Sequence[range],
-    readers: ThreadPoolExecutor,
-    entries: dict[str, Entry],
-    names: dict[int, str],
-) -> Iterator[tuple[range, Reading]]:
-    """Blocks in which something is missing, all images of each being read; one block is read ahead."""
+def _reader(
+    corpus: Corpus, settings: PredictionSettings, options: LabelOptions
+) -> Callable[[int], tuple[Read, PreparedImage | None] | Exception]:
     encoded, whole = options.form == "records", settings.windows is None
-
-    def known(index: int) -> tuple[str, Entry | None]:
-        return corpus.name(index), store.recall(corpus.name(index))
 
     def read(index: int) -> tuple[Read, PreparedImage | None] | Exception:
         try:
@@ -199,6 +215,25 @@ def _read_ahead(
         except Exception as error:  # decoders raise anything on a damaged file; the caller names the image
             return error
 
+    return read
+
+
+def _read_ahead(
+    corpus: Corpus,
+    settings: PredictionSettings,
+    options: LabelOptions,
+    store: Store,
+    blocks: Sequence[range],
+    readers: ThreadPoolExecutor,
+    entries: dict[str, Entry],
+    names: dict[int, str],
+) -> Iterator[tuple[range, Reading]]:
+    """Blocks in which something is missing, all images of each being read; one block is read ahead."""
+
+    def known(index: int) -> tuple[str, Entry | None]:
+        return corpus.name(index), store.recall(corpus.name(index))
+
+    read = _reader(corpus, settings, options)
     waiting: collections.deque[tuple[range, Reading]] = collections.deque()
     for block in blocks:
         if corpus.knows_names:

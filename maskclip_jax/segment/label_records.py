@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from maskclip_jax.data.vocabulary import class_palette
-from maskclip_jax.segment.label_files import shard_file
+from maskclip_jax.segment.label_files import read_shard
 
 DATASET, VERSION = "labelled", "1.0.0"
 
@@ -45,7 +44,7 @@ def write_tfds_metadata(out: Path, shards: int, features: dict[str, Any], names:
     template = tfds.core.ShardedFileTemplate(
         dataset_name=DATASET, data_dir=folder, split="train", filetype_suffix="array_record"
     )
-    found = [json.loads((out / shard_file(shard, shards)).read_text()) for shard in range(shards)]
+    found = [read_shard(out, shard, shards) for shard in range(shards)]
     split = tfds.core.SplitInfo(
         name="train",
         shard_lengths=[shard["images"] for shard in found],

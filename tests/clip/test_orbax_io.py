@@ -72,6 +72,7 @@ def test_refusals(tmp_path, original, checkpoints):
     with pytest.raises(UserError, match="load it with fidelity='clip'"):
         orbax_io.save_converted(load_clip(path, fidelity="released"), tmp_path / "other")
 
+    (path / "sums.json").unlink()  # as an earlier version left it: what it is made of is checked all the same
     chunk = max((p for p in (path / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = chunk.read_bytes()
     chunk.write_bytes(content[:-4])
@@ -88,11 +89,35 @@ def test_refusals(tmp_path, original, checkpoints):
         load_clip(path)
 
 
+@pytest.mark.parametrize("kind", ["zero bytes", "half", "one bit", "gone"])
+def test_no_changed_byte_is_read(tmp_path, original, kind):
+    """Whichever file of the folder it is; a bit of an array would be another model, and nobody would notice."""
+    path = orbax_io.save_converted(original, tmp_path / "converted")
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    small = [p for p in files if p.parent == path]
+    assert {"clip.json", "preprocess.json", "maskclip.json", "sums.json"} <= {p.name for p in small}
+    for file in (*small, *files[:: max(1, len(files) // 8)]):
+        if (file.name, kind) == ("sums.json", "gone"):
+            continue  # as an earlier version left it
+        content = file.read_bytes()
+        middle = len(content) // 2
+        if kind == "gone" or not content:
+            file.unlink()
+        else:
+            flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+            file.write_bytes({"zero bytes": b"", "half": content[:middle], "one bit": flipped}[kind])
+        with pytest.raises(UserError) as error:
+            load_clip(path)
+        assert "\n" not in str(error.value)
+        file.write_bytes(content)
+    assert same(load_clip(path).variables, original.variables)
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path, original, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(orbax_io, "_write_json", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"must be writable, but .*converted is not \(disk full\): make room"):
         orbax_io.save_converted(original, tmp_path / "out" / "converted")
     assert list((tmp_path / "out").iterdir()) == []

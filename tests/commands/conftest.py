@@ -124,3 +124,15 @@ def photos(tmp_path_factory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(blocks).save(path)
     return root
+
+
+@pytest.fixture
+def label(call, model, tmp_path):
+    """`label(data, …options, out=…)` with the tiny model, blocks of 8 and shards of 6 images."""
+
+    def run(data, *options, out="out", classes=WORDS):
+        small = ("--batch-size", "1", "--shard-size", "6")
+        given = ("--classes", classes, "--model", model, "--out", tmp_path / out)
+        return call("label", data, *given, *small, *options)
+
+    return run

@@ -7,6 +7,10 @@ from pathlib import Path
 COUNT = 11  # images of the `photos` fixture
 
 
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
 def tree(out: Path) -> dict[str, str]:
     """Every file below `out` and its SHA-256."""
     return {

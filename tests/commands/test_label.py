@@ -7,23 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_outputs import NAMES, WORDS, labels_of, written
-from label_outputs import COUNT, check_manifest, tree
+from label_outputs import COUNT, Killed, check_manifest, tree
 
 from maskclip_jax.data.images import read_image, read_label_png
 from maskclip_jax.data.sources import open_source
 from maskclip_jax.segment import label_files, label_store
-
-
-@pytest.fixture
-def label(call, model, tmp_path):
-    """`label(data, …options, out=…)` with the tiny model, blocks of 8 and shards of 6 images."""
-
-    def run(data, *options, out="out", classes=WORDS):
-        small = ("--batch-size", "1", "--shard-size", "6")
-        given = ("--classes", classes, "--model", model, "--out", tmp_path / out)
-        return call("label", data, *given, *small, *options)
-
-    return run
 
 
 def test_masks_are_those_of_segment(label, segment, photos, tmp_path):
@@ -61,10 +49,6 @@ def test_another_method(label, segment, photos, tmp_path):
     result = label(photos, out="other")
     assert (result.code, len(result.errors)) == (2, 1)
     assert "method was 'naclip' and is None" in result.errors[0]
-
-
-class Killed(BaseException):
-    """Nothing catches it, as nothing catches SIGKILL."""
 
 
 @pytest.mark.parametrize(
@@ -141,14 +125,18 @@ def test_workers_share_shards_and_may_get_the_same_one(label, photos, tmp_path):
 
 @pytest.mark.parametrize("form", [(), ("--format", "records")], ids=["png", "records"])
 def test_two_on_one_shard_at_once(label, photos, tmp_path, monkeypatch, form):
-    """A second worker begins and ends while the first is between two images."""
+    """A second worker, of another part, begins and ends while the first is between two images."""
     assert label(photos, *form, out="quiet").code == 0
     written_whole, calls = label_files.write_whole, [0]
 
     def with_another(out, path, content):
         calls[0] += 1
         if calls[0] == 4:
-            assert label(photos, *form).code == 0
+            refused = label(photos, *form)
+            assert (refused.code, len(refused.errors)) == (2, 1)
+            assert f"part 0/1 of {tmp_path / 'out'} is worked on by one run at a time, but process" in refused.errors[0]
+            for part in ("0/2", "1/2"):
+                assert label(photos, *form, "--shard", part).code == 0
         return written_whole(out, path, content)
 
     monkeypatch.setattr(label_store, "write_whole", with_another)

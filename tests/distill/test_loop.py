@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -128,6 +129,85 @@ def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(whole, tmp_path):
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.latest == 3
     same(arrays_of(train(config, tmp_path)), state)
+
+
+DAMAGES = {
+    "zero bytes": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: bytes(len(content)),
+    "not UTF-8": lambda content: b"\xff\xfe" + content,
+    "another type": lambda content: b"[1, 2]\n",
+    "another value": lambda content: (
+        content.replace(b'"seed": 0', b'"seed": 1') if b'"seed"' in content else content[:-1] + b"\x1f"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("name", ["config.json", "text.npy", "metrics.jsonl"])
+@pytest.mark.filterwarnings("ignore:.*was damaged. .* of its lines are left out")
+def test_damaged_files_of_a_run_are_made_again(whole, tmp_path, name, kind):
+    """The same command mends them, or says in one line what is wrong; a student is never read with other values."""
+    config, workdir, state = whole
+    shutil.copytree(workdir, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_bytes(DAMAGES[kind](path.read_bytes()))
+    assert path.read_bytes() != (workdir / name).read_bytes()
+    if name != "metrics.jsonl":
+        with pytest.raises(UserError, match=name) as error:
+            load_student(tmp_path / "run", "latest")
+        assert "\n" not in str(error.value)
+    if (name, kind) == ("config.json", "another value"):  # a config like any other, and not this run's
+        with pytest.raises(UserError, match="another config"):
+            train(config, tmp_path / "run", wrap=lambda step: None)
+        return
+    same(arrays_of(train(config, tmp_path / "run", wrap=lambda step: None)), state)
+    if name != "metrics.jsonl":
+        assert path.read_bytes() == (workdir / name).read_bytes()
+        assert load_student(tmp_path / "run", "latest").step == 8
+    kept, all_lines = read_metrics(tmp_path / "run"), read_metrics(workdir)
+    assert [line for line in all_lines if line in kept] == kept
+
+
+def test_a_torn_config_without_proof_is_refused(whole, tmp_path):
+    """The checkpoints are another run's: what the command says is not what is in the folder."""
+    config, workdir, _ = whole
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_bytes(b"")
+    with pytest.raises(UserError, match="nothing tells that this run's checkpoints are there: choose another"):
+        train(with_overrides(config, ["seed=5"]), tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_bytes() == b""
+
+
+def test_a_damaged_checkpoint_costs_a_few_steps(whole, tmp_path):
+    """The newest one is left out, the one before is gone on from, and the run ends as if nothing had been."""
+    config, workdir, state = whole
+    shutil.copytree(workdir, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "00000008"
+    victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"00000008 .*damaged.*step 6 is taken instead"):
+        assert load_student(tmp_path / "run", "latest").step == 6
+    with pytest.warns(UserWarning, match=r"00000008 .*damaged.*moved to .*step 6 is taken instead"):
+        again = train(config, tmp_path / "run")
+    same(arrays_of(again), state)
+    assert load_student(tmp_path / "run", "latest").step == 8
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == (workdir / "metrics.jsonl").read_text()
+
+
+def test_one_run_at_a_time(whole, tmp_path):
+    """A second one in the same folder would delete the first one's checkpoints."""
+    config, _, state = whole
+
+    def another(compiled, *arguments):
+        with pytest.raises(UserError, match=f"one run at a time, but process {os.getpid()} on .* wait for it"):
+            train(config, tmp_path)
+        return compiled(*arguments)
+
+    same(arrays_of(train(config, tmp_path, wrap=failing_at(2, another))), state)
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_loss_that_is_no_number_stops(whole, tmp_path):
