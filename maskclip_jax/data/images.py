@@ -2,19 +2,19 @@
 
 import contextlib
 import io
-import json
 import os
 import threading
-import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
 from PIL import Image
 
+from maskclip_jax.data.whole_files import atomic_path as atomic_path
+from maskclip_jax.data.whole_files import json_text as json_text
+from maskclip_jax.data.whole_files import write_json as write_json
 from maskclip_jax.errors import UserError
 
 # Only raster formats that Pillow decodes itself: EPS and the like would start an outside program on the user's file.
@@ -148,40 +148,6 @@ def label_png(labels: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "C 
     return _png(image)
 
 
-def write_json(path: str | os.PathLike, obj: Any) -> None:
-    """Writes `obj` as indented UTF-8 JSON. NumPy scalars and arrays are written as numbers and lists; NaN as null."""
-    text = json_text(obj)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def json_text(obj: Any) -> str:
-    """The text of the file that `write_json` writes (see there)."""
-    return json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary name beside `path` to write to; a clean exit renames it to `path`, an error removes it.
-
-    The folder is created when it is missing. Raises UserError when the system refuses (no permission, disk full …).
-    """
-    path = Path(path)
-    start = os.fsencode(path.name)[:64].decode(errors="ignore")  # systems count a name's bytes, not its characters
-    temporary = path.with_name(f".{start}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"an output file must be writable, but {path} is not ({_line(error)}): choose another"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def _regular_file(path: str | os.PathLike, data: bytes | None = None) -> Path:
     path = Path(path)
     if data is not None:
@@ -265,20 +231,6 @@ def _eight_bits(samples: Shaped[np.ndarray, "H W"]) -> Image.Image:
     """16-bit samples to 8-bit RGB: 65535 / 257 = 255, so white stays white; Pillow's own conversion clips at 255."""
     grey = (samples.astype(np.uint32) + 128) // 257
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-
-
-def _plain(obj: Any) -> Any:
-    if isinstance(obj, dict):
-        return {str(key): _plain(value) for key, value in obj.items()}
-    if isinstance(obj, np.ndarray):
-        return _plain(obj.tolist())
-    if isinstance(obj, list | tuple):
-        return [_plain(value) for value in obj]
-    if isinstance(obj, np.generic):
-        return _plain(obj.item())
-    if isinstance(obj, float) and not np.isfinite(obj):
-        return None  # JSON has no NaN: readers other than Python's would fail on it
-    return obj
 
 
 def _line(error: BaseException) -> str:

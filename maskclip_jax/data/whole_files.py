@@ -1,0 +1,211 @@
+"""Files that are whole or not there: written under another name and renamed, read with a bound, strict JSON, a lock.
+
+What a crash or a full disk leaves is either the file before or the file after, also when the power fails: contents
+reach the disk (fsync) before the name does. What is read may have been damaged by others all the same, so that every
+reader here raises `UserError` in one line, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskclip_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+MOST_JSON = 64 * 2**20  # bytes: a tokenizer.json has a few MB, the JSON of a shard of 100,000 images 40
+
+
+def cut(value: Any, most: int = 200) -> str:
+    """`value` as text on one line of at most `most` characters, for messages."""
+    text = value if isinstance(value, str) else repr(value)
+    text = " ".join(text[: 4 * most].split())
+    return text if len(text) <= most else f"{text[: most - 2]} …"
+
+
+def read_bytes(path: str | os.PathLike, most: int = MOST_JSON) -> bytes:
+    """The content of a regular file of at most `most` bytes. Raises UserError."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            what = "is a folder or a device" if path.exists() else "is not there"
+            raise UserError(f"{path} must be a file, but it {what}: check the path")
+        size = path.stat().st_size
+        if size > most:
+            raise UserError(f"{path} must have at most {most:,} bytes, but has {size:,}: take the original file")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} must be readable, but is not ({error.strerror or error}): check it") from error
+
+
+def read_json(
+    path: str | os.PathLike, *, kind: type | None = dict, most: int = MOST_JSON, surrogates: bool = False
+) -> Any:
+    """The value in a JSON file of at most `most` bytes, strict as `parse_json`. Raises UserError."""
+    return parse_json(read_bytes(path, most), path, kind=kind, surrogates=surrogates)
+
+
+def parse_json(data: bytes, where: str | os.PathLike, *, kind: type | None = dict, surrogates: bool = False) -> Any:
+    """Strict JSON in UTF-8: finite numbers only, no lone surrogates, not nested too deeply.
+
+    Args:
+      data: the file's content; a byte order mark is allowed.
+      where: what the message calls it.
+      kind: type of the outermost value (dict, list), None for any.
+      surrogates: allow lone ones, which stand for the bytes of a file name that is not UTF-8.
+
+    Raises:
+      UserError: it is anything else.
+    """
+    try:
+        value = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
+        if not surrogates:
+            json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates has no bytes
+    except (ValueError, RecursionError) as error:  # UnicodeError, JSONDecodeError, 5,000 digits
+        reason = "nothing is in it" if not data.strip() else cut(str(error))
+        raise UserError(f"{where} is not valid JSON ({reason}): copy it, or have it made, again") from error
+    if kind is not None and not isinstance(value, kind):
+        wanted = {dict: "an object", list: "a list"}.get(kind, kind.__name__)
+        raise UserError(f"{where} must hold {wanted}, but a {type(value).__name__} came: take the original file")
+    return value
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(value := float(text)):
+        return value
+    raise ValueError(f"{cut(text, 40)} is too large for a number")
+
+
+def is_count(value: Any, most: int = 2**63 - 1) -> bool:
+    """Whether a JSON value is a whole number within 0..most (true and false are none)."""
+    return type(value) is int and 0 <= value <= most
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """Writes `obj` as indented UTF-8 JSON. NumPy scalars and arrays are written as numbers and lists; NaN as null."""
+    write_bytes(path, json_bytes(obj))
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file, whole or not at all. Raises UserError as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def json_bytes(obj: Any) -> bytes:
+    """The bytes of the file that `write_json` writes; lone surrogates become JSON's own escapes."""
+    return json_text(obj).encode(errors="backslashreplace")
+
+
+def json_text(obj: Any) -> str:
+    """The text of the file that `write_json` writes (see there)."""
+    return json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(obj: Any) -> Any:
+    if isinstance(obj, dict):
+        return {str(key): _plain(value) for key, value in obj.items()}
+    if isinstance(obj, np.ndarray):
+        return _plain(obj.tolist())
+    if isinstance(obj, list | tuple):
+        return [_plain(value) for value in obj]
+    if isinstance(obj, np.generic):
+        return _plain(obj.item())
+    if isinstance(obj, float) and not np.isfinite(obj):
+        return None  # JSON has no NaN: readers other than Python's would fail on it
+    return obj
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary name beside `path` to write to; a clean exit renames it to `path`, an error removes it.
+
+    The folder is created when it is missing. Raises UserError when the system refuses (no permission, disk full …).
+    """
+    path = Path(path)
+    start = os.fsencode(path.name)[:64].decode(errors="ignore")  # systems count a name's bytes, not its characters
+    temporary = path.with_name(f".{start}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"an output file must be writable, but {path} is not ({reason}): choose another") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's content is on the disk: a rename that outlives the power must not name an empty file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
+    """Holds the lock file `path`; the system lets go of it when the process ends, however it ends.
+
+    Where the file system (or the platform) knows no locks there is none.
+
+    Args:
+      path: the file, made when missing; it holds who has the lock.
+      what: the folder or part that is locked, for the message.
+
+    Raises:
+      UserError: somebody else has it.
+    """
+    path = Path(path)
+    handle = _lock(path, what)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(path: Path, what: str) -> int | None:
+    while fcntl is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:  # a folder that cannot be written: whoever writes to it says so
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(handle).st_ino != os.stat(path).st_ino:
+                raise FileNotFoundError  # removed and made again meanwhile: what is locked is nobody's
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            return handle
+        except BlockingIOError:
+            who = cut(os.pread(handle, 300, 0).decode(errors="replace")) or "another process"
+            os.close(handle)
+            raise UserError(f"{what} is worked on by one run at a time, but {who} is at it: wait for it") from None
+        except FileNotFoundError:
+            os.close(handle)
+        except OSError:  # no locks here, or a full disk: the lock holds without its text
+            return handle
+    return None
