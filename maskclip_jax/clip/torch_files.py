@@ -143,7 +143,11 @@ class _Archive:
         return io.BytesIO(self.inflate(self._members[f"{self._root}data.pkl"], _PICKLE_BYTES))
 
     def activation(self) -> str | None:
-        """QuickGELU is `x * sigmoid(1.702 * x)`: the number stands in the text of the code."""
+        """QuickGELU is `x * sigmoid(1.702 * x)`: its number stands in the code's text or among the constants."""
+        for name in [name for name in self._members if name.startswith(f"{self._root}constants/")][:1000]:
+            form = {2: "e", 4: "f", 8: "d"}.get(self._members[name].file_size)
+            if form and abs(struct.unpack(self.order + form, self.inflate(self._members[name], 8))[0] - 1.702) < 1e-3:
+                return "quick_gelu"
         names = [name for name in self._members if name.startswith(f"{self._root}code/") and name.endswith(".py")]
         code = b"\n".join(self.inflate(self._members[name], 2**20) for name in names[:1000])
         return "quick_gelu" if b"1.702" in code else "gelu" if b"gelu(" in code else None
@@ -168,7 +172,9 @@ class _Archive:
     def inflate(self, member: zipfile.ZipInfo, limit: int) -> bytes:
         """A member's bytes. Raises UserError when they are more than `limit`."""
         if member.file_size > limit:
-            raise UserError(f"its {member.filename[:40]} has {member.file_size} bytes, over {limit}: give plain weights")
+            raise UserError(
+                f"its {member.filename[:40]} has {member.file_size} bytes, over {limit}: give plain weights"
+            )
         if not member.CRC:  # written without checksums
             member.CRC = None
         with zipfile.ZipFile(self._path) as archive, archive.open(member) as file:
