@@ -7,9 +7,10 @@ a tensor is known by the name of torch's function that would rebuild it, an obje
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from maskclip_jax.errors import UserError
 
@@ -89,7 +90,7 @@ class Machine:
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
-    def read(self, file: BinaryIO) -> Any:
+    def read(self, file: io.BytesIO) -> Any:
         """The object that the pickle at `file`'s position describes; `file` is left just behind it."""
         stack = self._stack
         for opcode, argument, _ in pickletools.genops(file):

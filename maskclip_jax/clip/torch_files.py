@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -139,7 +139,7 @@ class _Archive:
         order = self._members.get(f"{self._root}byteorder")
         self.order = ">" if order is not None and self.inflate(order, 16).strip() == b"big" else "<"
 
-    def pickle(self) -> BinaryIO:
+    def pickle(self) -> io.BytesIO:
         return io.BytesIO(self.inflate(self._members[f"{self._root}data.pkl"], _PICKLE_BYTES))
 
     def activation(self) -> str | None:
@@ -181,7 +181,7 @@ class _Archive:
             return file.read(member.file_size)
 
 
-def _read_legacy(file: BinaryIO, file_size: int) -> tuple[Any, dict[str, Place]]:
+def _read_legacy(file: io.BytesIO, file_size: int) -> tuple[Any, dict[str, Place]]:
     """The object in a file of before PyTorch 1.6, and where its storages lie: five pickles, then the numbers."""
     if Machine().read(file) != _LEGACY_MAGIC:
         raise UserError("it is a pickle, but not PyTorch's: save `model.state_dict()`")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -65,11 +64,10 @@ def whole(low: int, high: int) -> Rule:
 
 
 def number(low: float | int, high: float | int) -> Rule:
-    """A finite number within low..high."""
+    """A number within low..high, read as a float."""
 
-    def read(x: Any) -> Any:
-        fits = isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) and low <= x <= high
-        return x if fits else UNFIT
+    def read(x: Any) -> Any:  # an int may be too large for a float: the bounds go first
+        return float(x) if isinstance(x, int | float) and not isinstance(x, bool) and low <= x <= high else UNFIT
 
     return Rule(f"a number from {low:g} to {high:g}", read)
 

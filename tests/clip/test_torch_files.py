@@ -24,7 +24,7 @@ import make_torch_files  # noqa: E402
 
 @pytest.mark.parametrize("name", ["state", "legacy", "no_checksums", "training"])
 def test_every_form_of_tensor(name):
-    """Strides, offsets, shared and expanded storages, parameters, half, bfloat16 (and fp8), as torch 2.13 saved them."""
+    """Strides, offsets, shared and expanded storages, parameters, half, bfloat16 and fp8, as torch 2.13 saved them."""
     arrays = TorchFile(FILES / f"{name}.pt")
     prefix = "module." if name == "training" else ""
     expected = make_torch_files.forms()
@@ -59,7 +59,7 @@ def test_openai_archives(name, activation, caplog):
 def test_a_hostile_archive_runs_nothing(tmp_path, monkeypatch):
     """`torch.jit.load` of this file writes another one: its `__setstate__` saves a tensor."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="restored by code of its own .__setstate__., which is not run"):
+    with pytest.raises(UserError, match=r"restored by code of its own .__setstate__., which is not run"):
         load_clip(FILES / "hostile.pt")
     assert list(tmp_path.iterdir()) == []
 
@@ -162,7 +162,7 @@ def test_damage_is_noticed(tmp_path):
     name, extra = struct.unpack("<2H", content[member.header_offset + 26 : member.header_offset + 30])
     content[member.header_offset + 30 + name + extra + 100] ^= 1
     (tmp_path / "flipped.pt").write_bytes(content)
-    with pytest.raises(UserError, match="is damaged in .*data"):
+    with pytest.raises(UserError, match=r"is damaged in .*data"):
         load_clip(tmp_path / "flipped.pt")
     for keep in (0.5, 0.99):
         (tmp_path / "cut.pt").write_bytes(content[: int(keep * len(content))])
