@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -125,6 +126,9 @@ def _mapped(folder: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         )
     plain = {"chunks": shape, "dtype": "<f4", "order": "C", "compressor": None, "filters": None}
     if any(zarr[key] != value for key, value in plain.items()):
+        chunks = math.prod(-(-side // size) for side, size in zip(shape, zarr["chunks"], strict=True))
+        if sum(file.is_file() for file in folder.rglob("[0-9]*")) < chunks:  # orbax would take zeros for those
+            raise UserError(f"{folder} lacks some of its {chunks} chunks: convert the model again")
         return None
     if not chunk.is_file() or chunk.stat().st_size != 4 * int(np.prod(shape)):
         raise UserError(f"{chunk} is missing or truncated: convert the model again")

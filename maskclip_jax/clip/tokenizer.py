@@ -87,9 +87,10 @@ class Tokenizer:
         if self._clean:
             prompts = [clean(prompt) for prompt in prompts]
         try:
-            return [encoding.ids for encoding in self._backend.encode_batch(prompts)]
+            "".join(prompts).encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, as in a file name that is not UTF-8
             raise UserError("prompts are text, but one holds half of a character: remove it") from error
+        return [encoding.ids for encoding in self._backend.encode_batch(prompts)]
 
 
 def clean(text: str) -> str:
@@ -125,7 +126,7 @@ def load_tokenizer(folder: Path, text: TextConfig) -> Tokenizer | MissingTokeniz
     if file.is_file():
         content = read_json(file)
         rules = {"model": schema.OBJECT}
-        model = schema.fields(content, rules, str(file), needed=rules)["model"]
+        model = schema.fields(content, rules, f"{file} cannot be read: it", needed=rules)["model"]
         # What changes ids at random, or pads and cuts them, is none of a checkpoint's business.
         plain = content | {"truncation": None, "padding": None, "model": model | {"dropout": None}}
         return _guarded(folder, lambda tokenizers: tokenizers.Tokenizer.from_str(json.dumps(plain)), text)
@@ -174,7 +175,9 @@ def _byte_pairs(ids: dict[str, int], pairs: list[tuple[str, ...]]) -> Any:
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     split = pre_tokenizers.Split(Regex(_PATTERN), behavior="removed", invert=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     backend.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in (START, END)])
     backend.post_processor = processors.RobertaProcessing((END, ids[END]), (START, ids[START]), False, False)
     return backend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -137,6 +138,11 @@ def to_names(variables: Mapping[str, Any], config: CLIPConfig, naming: Naming) -
 
 def abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Path ("params/visual/…") -> shape and dtype of everything the model holds; nothing is computed."""
+    return dict(_abstract_variables(config))
+
+
+@functools.lru_cache(8)
+def _abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
     side = config.vision.grid * (config.vision.patch_size if isinstance(config.vision, ViTConfig) else 32)
     images, ids = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     variables = jax.eval_shape(CLIP(config).init, jax.random.key(0), images, ids)
