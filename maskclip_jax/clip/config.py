@@ -139,6 +139,17 @@ class CLIPConfig:
         return self.vision.stride
 
 
+def with_activation(config: CLIPConfig, activation: str) -> CLIPConfig:
+    """`config` with this activation in its transformers (a ResNet's image tower has ReLU). Raises UserError."""
+    if activation not in ("quick_gelu", "gelu"):
+        raise UserError(f"activation is 'quick_gelu' or 'gelu', not {activation!r}: choose one of them")
+    text = dataclasses.replace(config.text, activation=activation)
+    vision = config.vision
+    if isinstance(vision, ViTConfig):
+        vision = dataclasses.replace(vision, activation=activation)
+    return dataclasses.replace(config, vision=vision, text=text)
+
+
 _VITS = {  # image size, patch, width, layers, heads; embed_dim; text width, heads
     "ViT-B/32": ((224, 32, 768, 12, 12), 512, (512, 8)),
     "ViT-B/16": ((224, 16, 768, 12, 12), 512, (512, 8)),

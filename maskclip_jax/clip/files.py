@@ -1,27 +1,43 @@
-"""Weight files -> named NumPy arrays: safetensors (also sharded), Flax msgpack, and, with torch, PyTorch's pickles."""
+"""Weight files -> named NumPy arrays: safetensors (also sharded), Flax msgpack, PyTorch's files."""
 
 from __future__ import annotations
 
 import json
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from maskclip_jax.clip.torch_files import TorchFile
+from maskclip_jax.data import schema
+from maskclip_jax.data.whole_files import cut, read_json
 from maskclip_jax.errors import UserError
 
 SUFFIXES = (".safetensors", ".msgpack", ".bin", ".pt", ".pth")
+_SAFETENSORS_DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "BOOL": np.bool_,
+    **{
+        f"{sign}{bits}": np.dtype(f"{name}{bits}")
+        for sign, name in (("I", "int"), ("U", "uint"))
+        for bits in (8, 16, 32, 64)
+    },
+}
 
 
 def read_arrays(path: Path) -> Mapping[str, Any]:
     """The arrays of one weight file, or of the shards that a `….safetensors.index.json` names.
 
     Raises:
-      UserError: missing, empty, truncated or not the kind of file its name says; or torch is needed and absent.
+      UserError: missing, empty, truncated or not the kind of file its name says.
     """
     if path.name.endswith(".safetensors.index.json"):
         return _read_shards(path)
@@ -33,49 +49,46 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
-    return _read_msgpack(path) if path.suffix == ".msgpack" else _read_torch(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError when it is missing or holds anything else."""
-    try:
-        with _opened(path) as file:
-            value = json.loads(file.read().decode("utf-8"))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not valid JSON ({error}): copy or download it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(value).__name__}: take the original file")
-    return value
+    return _read_msgpack(path) if path.suffix == ".msgpack" else TorchFile(path)
 
 
 class SafetensorsFile(Mapping):
-    """The arrays of a safetensors file, each read from disk when asked for. bfloat16 comes as `ml_dtypes`' type."""
+    """The arrays of a safetensors file, each a view of the file's pages; bfloat16 and fp8 are `ml_dtypes`' types."""
 
     def __init__(self, path: Path):
         from safetensors import SafetensorError, safe_open
 
-        try:
-            self._file = safe_open(str(path), "np")
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a whole safetensors file ({error}): copy or download it again") from error
-        self._keys = list(self._file.keys())
+        try:  # the library checks that names, shapes and places fit each other and the file
+            with safe_open(str(path), "np"):
+                pass
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+        except (SafetensorError, ValueError, RecursionError) as error:
+            reason = cut(str(error))
+            raise UserError(f"{path} is not a whole safetensors file ({reason}): copy or download it again") from error
+        header.pop("__metadata__", None)
+        self._path, self._start, self._header = path, 8 + size, header
 
     def __getitem__(self, key: str) -> np.ndarray:
-        if key not in self._keys:
-            raise KeyError(key)
-        return self._file.get_tensor(key)
+        entry = self._header[key]
+        if entry["dtype"] not in _SAFETENSORS_DTYPES:
+            known = ", ".join(_SAFETENSORS_DTYPES)
+            raise UserError(f"{self._path}: {cut(key, 80)} is of type {entry['dtype']}, not {known}: save it as F32")
+        dtype, shape = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        return np.memmap(self._path, dtype, "r", self._start + entry["data_offsets"][0], shape or (1,)).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
+        return iter(self._header)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._header)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every name's shape, without reading its array."""
-        return {key: tuple(self._file.get_slice(key).get_shape()) for key in self._keys}
+        return {key: tuple(entry["shape"]) for key, entry in self._header.items()}
 
 
 class Shards(Mapping):
@@ -88,6 +101,11 @@ class Shards(Mapping):
     def __getitem__(self, key: str) -> Any:
         return self._files[key][key]
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every name's shape, without reading its array."""
+        known = {id(file): shapes_of(file) for file in self._files.values()}
+        return {key: known[id(file)][key] for key, file in self._files.items()}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
@@ -97,18 +115,20 @@ class Shards(Mapping):
 
 def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every name's shape, from the file's header where there is one."""
-    return arrays.shapes() if isinstance(arrays, SafetensorsFile) else {k: np.shape(v) for k, v in arrays.items()}
+    if isinstance(arrays, SafetensorsFile | Shards | TorchFile):
+        return arrays.shapes()
+    return {k: np.shape(v) for k, v in arrays.items()}
 
 
 def shard_map(index: Path) -> dict[str, str]:
     """Name of every array -> the file that holds it, from a `….safetensors.index.json`; files are its neighbours."""
-    content = read_json(index)
-    if "weight_map" not in content or not isinstance(content["weight_map"], dict):
-        raise UserError(f"{index} must hold a weight_map from names to files: take the original file")
-    for name in set(content["weight_map"].values()):
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"a shard is a file in the folder of {index}, not {name!r}: take the original file")
-    return content["weight_map"]
+    files = schema.fields(read_json(index), {"weight_map": schema.OBJECT}, str(index), needed=("weight_map",))[
+        "weight_map"
+    ]
+    for name in files.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"a shard is a file in the folder of {index}, not {cut(name, 60)}: take the original file")
+    return files
 
 
 def _read_shards(index: Path) -> Shards:
@@ -116,7 +136,7 @@ def _read_shards(index: Path) -> Shards:
     opened = {name: read_arrays(index.parent / name) for name in sorted(set(where.values()))}
     for key, name in where.items():
         if key not in opened[name]:
-            raise UserError(f"{index} says that {name} holds {key}, but it does not: download both again")
+            raise UserError(f"{index} says that {name} holds {cut(key, 80)}, but it does not: download both again")
     # Arrays the index does not name must not pass unseen: they count as unknown in the two-sided check.
     unnamed = {key: file for file in opened.values() for key in file if key not in where}
     return Shards({key: opened[name] for key, name in where.items()} | unnamed)
@@ -131,49 +151,6 @@ def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # msgpack has its own exceptions, and a wrong file can trip any step of the decoding
         raise UserError(f"{path} is not a whole Flax msgpack file: copy or download it again") from error
     return {key.removeprefix("params."): value for key, value in flat.items()}
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    """A state dict, a training checkpoint that holds one, or OpenAI's TorchScript archive. Pickles: weights only."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    zipped = zipfile.is_zipfile(path)
-    if not zipped and start[:1] != b"\x80":  # neither PyTorch's archive nor its older bare pickle
-        raise UserError(f"{path} is not a whole PyTorch file: copy or download it again")
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f'{path.name} is a PyTorch file, which needs torch: pip install "maskclip-jax[torch]", '
-            "or use the checkpoint's safetensors"
-        ) from error
-    try:
-        if zipped and _is_torchscript(path):
-            with warnings.catch_warnings():  # newer torch deprecates TorchScript, which OpenAI's files are
-                warnings.simplefilter("ignore", FutureWarning)
-                warnings.simplefilter("ignore", DeprecationWarning)
-                state = torch.jit.load(str(path), map_location="cpu").state_dict()
-        else:
-            state = torch.load(str(path), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler meets, and then advises to unpickle unsafely
-        raise UserError(
-            f"{path} is not a whole PyTorch file of plain tensors (damaged, or it holds other objects): "
-            "download it again, or save `model.state_dict()`"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path} must hold named tensors (a state dict): save `model.state_dict()`")
-    return {key: _numpy(value, torch) for key, value in state.items()}
-
-
-def _numpy(tensor: Any, torch: Any) -> np.ndarray:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-
-
-def _is_torchscript(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def _opened(path: Path):

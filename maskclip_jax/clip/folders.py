@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskclip_jax.clip import infer
-from maskclip_jax.clip.config import CLIPConfig
-from maskclip_jax.clip.files import read_arrays, read_json, shapes_of
-from maskclip_jax.clip.tokenizer import MissingTokenizer, load_tokenizer
+from maskclip_jax.clip.config import CLIPConfig, with_activation
+from maskclip_jax.clip.files import read_arrays, shapes_of
+from maskclip_jax.clip.tokenizer import MissingTokenizer, load_tokenizer, openai_tokenizer
+from maskclip_jax.clip.torch_files import TorchFile
 from maskclip_jax.clip.weights import naming_of, plain_names
+from maskclip_jax.data import schema
 from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.whole_files import read_json
 from maskclip_jax.errors import UserError
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SMALL_FILES = ("*.json", "merges.txt")  # configs, tokenizer, the index of shards
-WEIGHTS = {  # in order of preference; what needs torch comes last
+WEIGHTS = {  # in order of preference
     "config.json": (
         "model.safetensors",
         "model.safetensors.index.json",
@@ -49,6 +52,14 @@ class Reading:
     templates: str | None = None
 
 
+_READING = {
+    "dense_stride": schema.optional(schema.whole(1, 2**14)),
+    "short_side": schema.whole(1, 4096),
+    "prompt_denoising": schema.optional(schema.number(0, 1)),
+    "templates": schema.optional(schema.text()),
+}
+
+
 class Parts(NamedTuple):
     """A checkpoint as it lies on disk. `arrays` have someone's names; read them with `weights.to_variables`."""
 
@@ -57,14 +68,16 @@ class Parts(NamedTuple):
     tokenizer: Callable
     preprocess: Preprocess
     reading: Reading
+    note: str | None = None  # what was assumed, where nothing in the checkpoint says it
 
 
 def from_mapping(arrays: Mapping[str, Any]) -> Parts:
-    """A mapping of OpenAI-named arrays; statistics are OpenAI's, and there is no tokenizer."""
+    """A mapping of OpenAI-named arrays; statistics are OpenAI's, and the tokenizer where the vocabulary is."""
     if naming_of(plain_names(arrays)) != "openai":
         raise UserError("a mapping has OpenAI's names, but transformers' came: give the folder with its config.json")
-    config = _from_arrays(arrays)
-    return Parts(arrays, config, MissingTokenizer("a mapping of arrays"), openai_preprocess(), Reading())
+    config, note = _from_arrays(arrays, "a mapping of arrays")
+    tokenizer = openai_tokenizer(config.text) or MissingTokenizer("a mapping of arrays")
+    return Parts(arrays, config, tokenizer, openai_preprocess(), Reading(), note)
 
 
 def from_file(path: Path) -> Parts:
@@ -77,7 +90,8 @@ def from_file(path: Path) -> Parts:
     if (folder / "open_clip_config.json").is_file():
         config, preprocess = _open_clip(folder)
         return _parts(arrays, config, folder, preprocess)
-    return _parts(arrays, _from_arrays(arrays), folder, openai_preprocess())
+    config, note = _from_arrays(arrays, path.name)
+    return _parts(arrays, config, folder, openai_preprocess())._replace(note=note)
 
 
 def from_folder(folder: Path) -> Parts:
@@ -125,37 +139,35 @@ def read_reading(folder: Path) -> Reading:
     path = folder / "maskclip.json"
     if not path.is_file():
         return Reading()
-    content, names = read_json(path), [field.name for field in dataclasses.fields(Reading)]
-    unknown = sorted(set(content) - set(names))
-    if unknown:
-        raise UserError(f"{path} holds {', '.join(names)}, but {', '.join(unknown)} came: remove it")
-    for name, fits, rule in (
-        ("dense_stride", lambda x: x is None or isinstance(x, int), "a number of pixels or null"),
-        ("short_side", lambda x: isinstance(x, int) and x > 0, "a number of pixels"),
-        ("prompt_denoising", lambda x: x is None or (isinstance(x, int | float) and 0 <= x <= 1), "in 0..1 or null"),
-        ("templates", lambda x: x is None or isinstance(x, str), "the name of a template set or null"),
-    ):
-        if name in content and not fits(content[name]):
-            raise UserError(f"{path}: {name} is {rule}, not {content[name]!r}: correct it")
-    return Reading(**content)
+    return Reading(**schema.fields(read_json(path), _READING, str(path), only=True))
 
 
 def _parts(arrays: Mapping[str, Any], config: CLIPConfig, folder: Path, preprocess: Preprocess) -> Parts:
     return Parts(arrays, config, load_tokenizer(folder, config.text), preprocess, read_reading(folder))
 
 
-def _from_arrays(arrays: Mapping[str, Any]) -> CLIPConfig:
+def _from_arrays(arrays: Mapping[str, Any], name: str) -> tuple[CLIPConfig, str | None]:
+    """The architecture, and a note where its activation is only assumed: no array's shape tells it."""
     shapes = shapes_of(arrays)
-    return infer.from_shapes({name: shapes[key] for name, key in plain_names(arrays).items()})
+    config = infer.from_shapes({plain: shapes[key] for plain, key in plain_names(arrays).items()})
+    known = arrays.activation if isinstance(arrays, TorchFile) else None
+    if known is not None:
+        return with_activation(config, known), None
+    return config, (
+        f"{name} does not say its activation: QuickGELU was assumed, as in OpenAI's models; for weights trained with "
+        "GELU (most of open_clip's) give --activation gelu (load_clip(…, activation='gelu')), or put their "
+        "open_clip_config.json beside them"
+    )
 
 
 def _open_clip(folder: Path) -> tuple[CLIPConfig, Preprocess]:
-    content = read_json(folder / "open_clip_config.json")
-    if "model_cfg" not in content:
-        raise UserError(f"{folder / 'open_clip_config.json'} must hold model_cfg: take the original file")
+    file = folder / "open_clip_config.json"
+    rules = {"model_cfg": schema.OBJECT, "preprocess_cfg": schema.OBJECT}
+    content = schema.fields(read_json(file), rules, str(file), needed=("model_cfg",))
+    config = infer.from_open_clip(content["model_cfg"])
     if "preprocess_cfg" not in content:
-        return infer.from_open_clip(content["model_cfg"]), openai_preprocess()
-    return infer.from_open_clip(content["model_cfg"]), Preprocess.from_open_clip(content["preprocess_cfg"])
+        return config, openai_preprocess()
+    return config, Preprocess.from_open_clip(content["preprocess_cfg"])
 
 
 def _hf_preprocess(folder: Path) -> Preprocess:

@@ -24,7 +24,23 @@ def download(name: str) -> Path:
                 shards = sorted(set(shard_map(folder / file).values()))
                 folder = snapshot(name, (*SMALL_FILES, *shards))
             return folder
+    if reason := _unreachable(name):
+        raise UserError(
+            f"the weights of {name!r} are not in the cache, and the hub cannot be reached ({reason}): download them "
+            "where there is a network (unset HF_HUB_OFFLINE), or give the path of a downloaded folder"
+        )
     raise UserError(f"{name} on the hub holds none of {', '.join(names)}: give another model")
+
+
+def _unreachable(name: str) -> str | None:
+    """Why the hub does not answer for `name`; None when it does. (What is fetched falls back on the cache unsaid.)"""
+    from huggingface_hub import list_repo_files
+
+    try:
+        list_repo_files(name)
+    except Exception as error:  # whatever the network is in
+        return type(error).__name__
+    return None
 
 
 def snapshot(name: str, patterns: tuple[str, ...]) -> Path:

@@ -1,14 +1,20 @@
-"""Which architecture a checkpoint is: from transformers' config, from open_clip's, or from the arrays' shapes alone."""
+"""Which architecture a checkpoint is: from transformers' config or from the arrays' shapes alone.
+
+For open_clip's config see `open_clip.py`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from maskclip_jax.clip.transformers_quietly import transformers
+from maskclip_jax.clip.config_rules import CONTEXT, EPSILON, LAYERS, MLP, SIDE, VOCABULARY, WIDTH, checked
+from maskclip_jax.clip.open_clip import from_open_clip as from_open_clip
+from maskclip_jax.clip.open_clip import to_open_clip as to_open_clip
+from maskclip_jax.data import schema
+from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -16,39 +22,89 @@ WIDER_HEADS = {1280: 80, 1408: 88, 1664: 104}  # width of the ViT -> of a head, 
 NO_TEXT = TextConfig(1, 2, 1, 1, 1, 1)  # the least there can be, where a checkpoint holds the image tower alone
 
 
+_HF_TOWER = {
+    "hidden_size": WIDTH,
+    "intermediate_size": MLP,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": WIDTH,
+    "hidden_act": schema.one_of("quick_gelu", "gelu"),
+    "layer_norm_eps": EPSILON,
+}
+_HF_RULES = {
+    "vision_config": _HF_TOWER
+    | {
+        "num_channels": schema.Rule("3, for RGB", lambda x: x if x == 3 else schema.UNFIT),
+        "image_size": schema.square(SIDE),
+        "patch_size": schema.square(SIDE),
+    },
+    "text_config": _HF_TOWER
+    | {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": CONTEXT,
+        "eos_token_id": schema.optional(schema.whole(0, 2**24)),
+    },
+}
+_HF_DEFAULTS = {  # transformers' own, which files leave out
+    "vision_config": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "image_size": 224,
+        "patch_size": 32,
+    },
+    "text_config": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+        "eos_token_id": 49407,
+    },
+}
+
+
 def from_hf(config: Mapping[str, Any]) -> CLIPConfig:
     """From the dict of a `config.json` of transformers' `CLIPModel`; keys it leaves out are transformers' defaults."""
     check_model_type(config)
-    try:
-        full = transformers().CLIPConfig.from_dict(dict(config))
-    except Exception as error:  # transformers checks types and head counts, with exceptions of its own
-        raise UserError(f"config.json is not one transformers can read: {_line(error)}") from error
-    v, t = full.vision_config, full.text_config
-    if v.num_channels != 3:
-        raise UserError(f"images have 3 channels, but config.json says {v.num_channels}: only RGB models are read")
+    v, t = (_hf_tower(config, name) for name in ("vision_config", "text_config"))
     vision = ViTConfig(
-        _whole(v.image_size, "image_size"),
-        _whole(v.patch_size, "patch_size"),
-        v.hidden_size,
-        v.num_hidden_layers,
-        v.num_attention_heads,
-        v.intermediate_size,
-        _activation(v.hidden_act),
-        v.layer_norm_eps,
+        v["image_size"],
+        v["patch_size"],
+        v["hidden_size"],
+        v["num_hidden_layers"],
+        v["num_attention_heads"],
+        v["intermediate_size"],
+        v["hidden_act"],
+        v["layer_norm_eps"],
     )
     text = TextConfig(
-        t.vocab_size,
-        t.max_position_embeddings,
-        t.hidden_size,
-        t.num_hidden_layers,
-        t.num_attention_heads,
-        t.intermediate_size,
-        _activation(t.hidden_act),
-        t.layer_norm_eps,
+        t["vocab_size"],
+        t["max_position_embeddings"],
+        t["hidden_size"],
+        t["num_hidden_layers"],
+        t["num_attention_heads"],
+        t["intermediate_size"],
+        t["hidden_act"],
+        t["layer_norm_eps"],
         # transformers wrote 2 by mistake into every early CLIP, and has since taken it to mean "the highest id".
-        None if t.eos_token_id == 2 else t.eos_token_id,
+        None if t["eos_token_id"] == 2 else t["eos_token_id"],
     )
-    return CLIPConfig(vision, text, full.projection_dim)
+    embed_dim = schema.fields(config, {"projection_dim": WIDTH}, "config.json").get("projection_dim", 512)
+    return checked(CLIPConfig(vision, text, embed_dim), "config.json")
+
+
+def _hf_tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One tower's keys; an older `…_config_dict` replaces the newer object, as in transformers."""
+    older = config.get(f"{name}_dict")
+    given = config.get(name, {}) if older is None else older
+    given = {} if given is None else given
+    return _HF_DEFAULTS[name] | schema.fields(given, _HF_RULES[name], f"config.json: {name}")
 
 
 def to_hf(config: CLIPConfig) -> dict[str, Any]:
@@ -84,114 +140,9 @@ def check_model_type(config: Mapping[str, Any]) -> None:
     """Raises UserError unless a `config.json` is of transformers' `CLIPModel`."""
     came = config.get("model_type")
     if came != "clip":
-        raise UserError(f"config.json must be of model_type 'clip', not {came!r}: only CLIP's own architecture is read")
-
-
-@dataclasses.dataclass(frozen=True)
-class _OpenClipVision:
-    """open_clip's `vision_cfg` with open_clip's defaults, as far as it describes OpenAI's architectures."""
-
-    layers: int | list[int] = 12
-    width: int = 768
-    head_width: int = 64
-    mlp_ratio: float = 4.0
-    patch_size: int | None = 16
-    image_size: int = 224
-
-
-@dataclasses.dataclass(frozen=True)
-class _OpenClipText:
-    """open_clip's `text_cfg` with open_clip's defaults, as far as it describes OpenAI's text tower."""
-
-    context_length: int = 77
-    vocab_size: int = 49408
-    width: int = 512
-    heads: int = 8
-    layers: int = 12
-    mlp_ratio: float = 4.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _OpenClipModel:
-    embed_dim: int
-    vision_cfg: dict
-    text_cfg: dict
-    quick_gelu: bool = False
-    custom_text: bool = False  # only moves names under `text.`
-    init_logit_scale: float | None = None  # initial values, dropped for the trained ones
-    init_logit_bias: None = None
-
-
-# Switches of open_clip that change the computation: these values are OpenAI's architecture, others another one.
-_OPENAI_VISION = {
-    "ls_init_value": (None,),
-    "patch_dropout": (0, 0.0, 0.5),  # in training only
-    "attentional_pool": (False,),
-    "input_patchnorm": (False,),
-    "global_average_pool": (False,),
-    "no_ln_pre": (False,),
-    "pos_embed_type": ("learnable",),
-    "final_ln_after_pool": (False,),
-    "pool_type": ("tok",),
-    "output_tokens": (False,),
-    "timm_model_name": (None,),
-    "act_kwargs": (None, {}),
-    "norm_kwargs": (None, {}, {"eps": 1e-5}),
-}
-_OPENAI_TEXT = {
-    "ls_init_value": (None,),
-    "embed_cls": (False,),
-    "pad_id": (0,),
-    "eos_id": (2, 49407),
-    "no_causal_mask": (False,),
-    "final_ln_after_pool": (False,),
-    "pool_type": ("argmax",),
-    "proj_bias": (False,),
-    "proj_type": ("linear",),
-    "output_tokens": (False,),
-    "hf_model_name": (None,),
-    "hf_tokenizer_name": (None, ""),
-    "tokenizer_kwargs": (None, {}),
-    "act_kwargs": (None, {}),
-    "norm_kwargs": (None, {}, {"eps": 1e-5}),
-}
-
-
-def from_open_clip(model_cfg: Mapping[str, Any]) -> CLIPConfig:
-    """From the `model_cfg` of an `open_clip_config.json`; unknown keys are an unknown architecture."""
-    model = _strict(_OpenClipModel, model_cfg, {}, "model_cfg")
-    v = _strict(_OpenClipVision, model.vision_cfg, _OPENAI_VISION, "vision_cfg")
-    t = _strict(_OpenClipText, model.text_cfg, _OPENAI_TEXT, "text_cfg")
-    activation = "quick_gelu" if model.quick_gelu else "gelu"
-    if isinstance(v.layers, list):
-        heads = v.width * 32 // v.head_width
-        vision = ResNetConfig(v.image_size, v.width, tuple(v.layers), heads)
-    else:
-        heads = v.width // v.head_width
-        mlp = int(v.width * v.mlp_ratio)
-        vision = ViTConfig(v.image_size, v.patch_size, v.width, v.layers, heads, mlp, activation)
-    text = TextConfig(
-        t.vocab_size, t.context_length, t.width, t.layers, t.heads, int(t.width * t.mlp_ratio), activation
-    )
-    return CLIPConfig(vision, text, model.embed_dim)
-
-
-def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
-    """`config` as open_clip's `model_cfg`: what `from_open_clip` reads back."""
-    v, t = config.vision, config.text
-    vision: dict[str, Any] = {"image_size": v.image_size, "width": v.width}
-    if isinstance(v, ResNetConfig):
-        vision |= {"layers": list(v.layers), "patch_size": None, "head_width": v.width * 32 // v.heads}
-    else:
-        vision |= {"layers": v.layers, "patch_size": v.patch_size, "head_width": v.width // v.heads}
-        vision["mlp_ratio"] = v.mlp_width / v.width
-    text = {name: getattr(t, name) for name in ("context_length", "vocab_size", "width", "heads", "layers")}
-    return {
-        "embed_dim": config.embed_dim,
-        "quick_gelu": t.activation == "quick_gelu",
-        "vision_cfg": vision,
-        "text_cfg": text | {"mlp_ratio": t.mlp_width / t.width},
-    }
+        raise UserError(
+            f"config.json must be of model_type 'clip', not {cut(came, 60)}: only CLIP's own architecture is read"
+        )
 
 
 def from_shapes(shapes: Shapes) -> CLIPConfig:
@@ -204,9 +155,8 @@ def from_shapes(shapes: Shapes) -> CLIPConfig:
     context_length, _ = _shape(shapes, "positional_embedding", 2)
     layers = _count(shapes, r"transformer\.resblocks\.(\d+)\.")
     mlp_width, _ = _shape(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 2)
-    return CLIPConfig(
-        vision, TextConfig(vocab_size, context_length, width, layers, _heads(width), mlp_width), embed_dim
-    )
+    text = TextConfig(vocab_size, context_length, width, layers, _heads(width), mlp_width)
+    return checked(CLIPConfig(vision, text, embed_dim), "the weights")
 
 
 def vision_from_shapes(shapes: Shapes) -> tuple[ViTConfig | ResNetConfig, int]:
@@ -228,19 +178,6 @@ def vision_from_shapes(shapes: Shapes) -> tuple[ViTConfig | ResNetConfig, int]:
     layers = tuple(_count(shapes, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     embed_dim = _shape(shapes, "visual.attnpool.c_proj.weight", 2)[0]
     return ResNetConfig(side * 32, width, layers, _heads(width * 32)), embed_dim
-
-
-def _strict(cls, given: Any, fixed: Mapping[str, tuple], where: str):
-    if not isinstance(given, Mapping):
-        raise UserError(f"{where} must be an object of keys, not {type(given).__name__}: take the original file")
-    names = {field.name for field in dataclasses.fields(cls)}
-    for key, value in given.items():
-        if key not in names and (key not in fixed or value not in fixed[key]):
-            raise UserError(f"{where} has {key} = {value!r}, which is not OpenAI's architecture: it cannot be read")
-    try:
-        return cls(**{key: value for key, value in given.items() if key in names})
-    except TypeError as error:
-        raise UserError(f"{where} is incomplete ({_line(error)}): take the original file") from error
 
 
 def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
@@ -266,19 +203,3 @@ def _heads(width: int) -> int:
     if width % 64:
         raise UserError(f"OpenAI's heads are 64 wide, but the width is {width}: give a folder with a config")
     return width // 64
-
-
-def _whole(value: Any, name: str) -> int:
-    if not isinstance(value, int):
-        raise UserError(f"{name} must be one whole number (a square), but config.json says {value!r}")
-    return value
-
-
-def _activation(name: str) -> str:
-    if name not in ("quick_gelu", "gelu"):
-        raise UserError(f"hidden_act must be quick_gelu or gelu, but config.json says {name!r}: it cannot be read")
-    return name
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -15,7 +16,7 @@ import numpy as np
 
 from maskclip_jax.clip import infer, orbax_io
 from maskclip_jax.clip import model as clip_model
-from maskclip_jax.clip.config import CLIPConfig, Fidelity, ViTConfig
+from maskclip_jax.clip.config import CLIPConfig, Fidelity, ViTConfig, with_activation
 from maskclip_jax.clip.files import SUFFIXES, shapes_of
 from maskclip_jax.clip.folders import SMALL_FILES, Parts, Reading, from_file, from_folder, from_mapping
 from maskclip_jax.clip.hub import download, snapshot
@@ -60,6 +61,7 @@ def load_clip(
     dtype: Dtype = jnp.float32,
     fold: bool = True,
     tokenizer: str | Path | Callable | None = None,
+    activation: str | None = None,
 ) -> Pretrained:
     """Loads a CLIP from wherever it is.
 
@@ -68,7 +70,7 @@ def load_clip(
         "embedded" (ResNet) or "embedded-vit", the small CLIPs that ship with the project;
         a hub id ("openai/clip-vit-base-patch16", "timm/resnet50_clip.openai");
         a folder: Hugging Face's, open_clip's, or one that `orbax_io.save_converted` wrote;
-        a file: `.safetensors`, `.msgpack`, `.bin`, OpenAI's `.pt` (configs and tokenizer are looked for beside it);
+        a file: `.safetensors`, `.msgpack`, `.bin`, `.pth`, OpenAI's `.pt` (configs and tokenizer may lie beside it);
         a mapping of OpenAI-named arrays.
       fidelity: "clip", "released" or a `Fidelity`; its image statistics go into `preprocess`.
       dense_stride: pixels between dense features of a ResNet, 8, 16 or 32; None takes the checkpoint's `maskclip.json`,
@@ -76,7 +78,9 @@ def load_clip(
       dtype: what the towers compute in.
       fold: multiply the value path's two projections into one (`maskclip_jax.clip.model.fold`).
       tokenizer: a folder or hub id to take tokenizer files from ("openai/clip-vit-base-patch32" is OpenAI's), or a
-        function prompts -> ids [N, T]; None takes the checkpoint's own.
+        function prompts -> ids [N, T]; None takes the checkpoint's own, else OpenAI's where the vocabulary is its.
+      activation: "quick_gelu" or "gelu", of the transformers; None takes what the checkpoint's config says. Bare
+        weights have none: QuickGELU is assumed, as in OpenAI's models, and the logger "maskclip_jax" says so.
 
     Raises:
       UserError: one line on what is missing, broken, unknown or does not fit.
@@ -91,6 +95,10 @@ def load_clip(
             parts, variables = orbax_io.load_converted(path)
         else:
             parts = from_folder(path) if path.is_dir() else from_file(path)
+    if activation is not None:
+        parts = parts._replace(config=with_activation(parts.config, activation))
+    elif parts.note is not None:
+        logging.getLogger("maskclip_jax").warning(parts.note)
     if variables is None:
         variables = to_variables(parts.arrays, parts.config)
     config = dataclasses.replace(parts.config, fidelity=fidelity)

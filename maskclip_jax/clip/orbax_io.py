@@ -12,11 +12,12 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,20 +25,29 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from maskclip_jax.clip.files import read_json
+from maskclip_jax.clip.config import CLIPConfig
+from maskclip_jax.clip.config_rules import from_json, to_json
 from maskclip_jax.clip.folders import Parts, read_reading
 from maskclip_jax.clip.tokenizer import Tokenizer, load_tokenizer
-from maskclip_jax.clip.weights import abstract_variables
+from maskclip_jax.clip.weights import abstract_variables, check_scale
+from maskclip_jax.data import schema
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.sums import SUMS, damaged_files, write_sums
-from maskclip_jax.data.whole_files import reason
+from maskclip_jax.data.whole_files import cut, is_count, read_json, reason
 from maskclip_jax.errors import UserError
 
 if TYPE_CHECKING:
     from maskclip_jax.clip.load import Pretrained
 
-_TOWERS = {"vit": ViTConfig, "resnet": ResNetConfig}
+_CHUNK = schema.Rule("a whole number", lambda x: x if is_count(x) else schema.UNFIT)
+_ZARR = {  # of an array's `.zarray`
+    "shape": schema.several(_CHUNK, 0, 32),
+    "chunks": schema.several(_CHUNK, 0, 32),
+    "dtype": schema.one_of("<f4", "<f2", "<f8", "bfloat16"),
+    "order": schema.one_of("C", "F"),
+    "compressor": schema.optional(schema.OBJECT),
+    "filters": schema.optional(schema.several(schema.OBJECT, 0, 8)),
+}
 
 
 def is_converted(path: Path) -> bool:
@@ -65,7 +75,7 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
         if free < needed:
             raise UserError(f"{path} takes {needed / 2**20:.1f} MiB, but {free / 2**20:.1f} are free: make room")
         _write_arrays(temporary / "arrays", _kept(pretrained))
-        _write_json(temporary / "clip.json", _config_to_json(pretrained.config))
+        _write_json(temporary / "clip.json", to_json(pretrained.config))
         _write_json(temporary / "preprocess.json", dataclasses.asdict(pretrained.preprocess))
         _write_json(temporary / "maskclip.json", dataclasses.asdict(pretrained.reading))
         if isinstance(pretrained.tokenizer, Tokenizer):
@@ -87,15 +97,19 @@ def load_converted(path: Path) -> tuple[Parts, dict[str, Any]]:
         raise UserError(
             f"{path} has changed since it was converted ({damage}): convert again, or remove its {SUMS} if that was you"
         )
-    config = _config_from_json(read_json(path / "clip.json"), path)
-    content = read_json(path / "preprocess.json")
-    try:
-        content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-        preprocess = Preprocess(**content)
-    except TypeError as error:
-        raise UserError(f"{path / 'preprocess.json'} does not fit this version ({error}): convert again") from error
+    config = _fitting(from_json, path / "clip.json")
+    preprocess = _fitting(Preprocess.from_json, path / "preprocess.json")
     variables = load_variables(path / "arrays", config)
+    check_scale(variables["params"]["logit_scale"])
     return Parts({}, config, load_tokenizer(path, config.text), preprocess, read_reading(path)), variables
+
+
+def _fitting(read: Callable[[Any, str], Any], path: Path) -> Any:
+    content = read_json(path)
+    try:
+        return read(content, path.name)
+    except UserError as error:
+        raise UserError(f"{path} does not fit this version ({error}): convert again") from error
 
 
 def load_variables(path: Path, config: CLIPConfig) -> dict[str, Any]:
@@ -121,13 +135,25 @@ def _mapped(folder: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     header, chunk = folder / ".zarray", folder / (".".join("0" * len(shape)) or "0")
     if not header.is_file():
         return None
-    zarr = read_json(header)
-    plain = {"shape": list(shape), "chunks": list(shape), "dtype": "<f4", "compressor": None, "filters": None}
-    if any(key not in zarr or zarr[key] != value for key, value in plain.items()) or zarr["order"] != "C":
+    zarr = schema.fields(read_json(header), _ZARR, str(header), needed=_ZARR)
+    # Sizes first, whoever reads the array: a chunk is allocated whole.
+    if zarr["shape"] != shape or len(zarr["chunks"]) != len(shape) or any(map(_beyond, zarr["chunks"], shape)):
+        raise UserError(
+            f"{folder} holds {cut(zarr['shape'], 40)} in {cut(zarr['chunks'], 40)}, not {shape}: convert again"
+        )
+    plain = {"chunks": shape, "dtype": "<f4", "order": "C", "compressor": None, "filters": None}
+    if any(zarr[key] != value for key, value in plain.items()):
+        chunks = math.prod(-(-side // size) for side, size in zip(shape, zarr["chunks"], strict=True))
+        if sum(file.is_file() for file in folder.rglob("[0-9]*")) < chunks:  # orbax would take zeros for those
+            raise UserError(f"{folder} lacks some of its {chunks} chunks: convert the model again")
         return None
     if not chunk.is_file() or chunk.stat().st_size != 4 * int(np.prod(shape)):
         raise UserError(f"{chunk} is missing or truncated: convert the model again")
     return np.asarray(np.memmap(chunk, np.float32, "r", shape=shape or (1,))).reshape(shape)
+
+
+def _beyond(chunk: int, side: int) -> bool:
+    return not 1 <= chunk <= max(side, 1)
 
 
 def _restored(path: Path, wanted: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -186,22 +212,6 @@ def remove_surely(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(0.1)
-
-
-def _config_to_json(config: CLIPConfig) -> dict[str, Any]:
-    kind = next(name for name, cls in _TOWERS.items() if isinstance(config.vision, cls))
-    vision = {"kind": kind, **dataclasses.asdict(config.vision)}
-    return {"embed_dim": config.embed_dim, "vision": vision, "text": dataclasses.asdict(config.text)}
-
-
-def _config_from_json(content: dict[str, Any], path: Path) -> CLIPConfig:
-    try:
-        vision = dict(content["vision"])
-        cls = _TOWERS[vision.pop("kind")]
-        vision = {key: tuple(value) if isinstance(value, list) else value for key, value in vision.items()}
-        return CLIPConfig(cls(**vision), TextConfig(**content["text"]), content["embed_dim"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path / 'clip.json'} does not fit this version ({error}): convert again") from error
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -96,6 +96,7 @@ class VisionTransformer(nn.Module):
     def _embed(self, images: Array, grid: Array | None, keep: Array | None = None) -> Array:
         c, (h, w) = self.config, self._grid(images)
         p, batch = c.patch_size, images.shape[0]
+        images = images[:, : h * p, : w * p]  # a rest that fills no patch is left out, as by a convolution
         patches = images.reshape(batch, h, p, w, p, 3).swapaxes(2, 3).reshape(batch, h * w, -1)
         x = product(patches, self.conv1.reshape(-1, c.width), self.dtype)
         positions = self._positions(grid, (h, w)).astype(self.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,14 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from maskclip_jax.clip.config import CLIPConfig
+from maskclip_jax.clip.config import CLIPConfig, ViTConfig
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.clip.tables import IGNORED, SIGNATURE, Naming, Tower, entries
+from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
 Arrays = Mapping[str, Any]  # name -> array; values may be read from disk as they are asked for
 SHOWN = 4  # names listed on each side of a mismatch
-_WRAPPERS = ("module.", "_orig_mod.")  # left in names by DistributedDataParallel and torch.compile
+MOST_SCALE = 10.0  # of logit_scale, a logarithm: OpenAI's training clips it at log 100 = 4.6
+# What torch.compile, FSDP and activation checkpointing put into names, anywhere; and DistributedDataParallel in front.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PARALLEL = "module."
 
 
 def naming_of(names: Iterable[str]) -> Naming:
@@ -27,6 +32,12 @@ def naming_of(names: Iterable[str]) -> Naming:
     for naming, key in SIGNATURE.items():
         if key in names:
             return naming
+    if any(".trunk." in name or name.startswith(("trunk.", "patch_embed.")) for name in names):
+        raise UserError(
+            "a checkpoint has OpenAI's architecture (or transformers' of it), but an image tower of timm came "
+            f"({_some(sorted(n for n in names if 'trunk.' in n or 'patch_embed.' in n))}): that cannot be read, "
+            "give another model"
+        )
     came = _some(sorted(names)) if names else "nothing"
     raise UserError(
         f"a checkpoint has OpenAI's names ({SIGNATURE['openai']}) or transformers' ({SIGNATURE['hf']}), "
@@ -36,12 +47,17 @@ def naming_of(names: Iterable[str]) -> Naming:
 
 def plain_names(arrays: Arrays) -> dict[str, str]:
     """Plain OpenAI or HF name -> the key it has in `arrays`: without wrappers' prefixes and open_clip's `text.`."""
-    keys = list(arrays)
-    prefix = next((p for p in _WRAPPERS if keys and all(key.startswith(p) for key in keys)), "")
-    names = {key.removeprefix(prefix): key for key in keys}
+    names = {key: _WRAPPERS.sub("", key) for key in arrays}
+    while names and all(name.startswith(_PARALLEL) for name in names.values()):
+        names = {key: name.removeprefix(_PARALLEL) for key, name in names.items()}
     # open_clip's CustomTextCLIP keeps the same text tower under `text.`; HF's names never start with it.
-    plain = {name.removeprefix("text."): key for name, key in names.items()}
-    return plain if len(plain) == len(names) else names
+    plain = {name.removeprefix("text."): key for key, name in names.items()}
+    if len(plain) < len(names):
+        plain = {name: key for key, name in names.items()}
+    if len(plain) < len(names):
+        twice = sorted(key for key, name in names.items() if plain[name] != key)
+        raise UserError(f"weights have one array per name, but {_some(twice)} come(s) twice: keep one of each")
+    return plain
 
 
 def to_variables(
@@ -55,18 +71,20 @@ def to_variables(
       towers: the towers they must hold; an image tower alone has no `logit_scale` either.
 
     Raises:
-      UserError: names missing, left over or of another shape: all three, with what the model needs.
+      UserError: names missing, left over or of another shape (all three, with what the model needs); or numbers that
+        are no weights: of an integer type, NaN or infinite, a negative variance, a `logit_scale` saved after exp.
     """
     names = plain_names(arrays)
     naming = naming_of(names)
     if naming != "openai" and not hasattr(config.vision, "patch_size"):
         raise UserError(f"a ResNet has OpenAI's names, but {naming} names came: the config belongs to other weights")
+    _check_depth(config, len(names))
     wanted = abstract_variables(config)
     table = {entry.key: entry for entry in entries(config, naming, towers)}
     ignored = re.compile("|".join(IGNORED[naming]))
     left_over = [name for name in names if name not in table and not ignored.fullmatch(name)]
     missing = [name for name in table if name not in names]
-    filled, misshapen = {}, []
+    filled, misshapen, unusable = {}, [], []
     for name, entry in table.items():
         if name not in names:
             continue
@@ -78,15 +96,32 @@ def to_variables(
             parts = []
         if [part.shape for part in parts] != shapes:
             theirs = entry.layout.write([np.broadcast_to(np.float32(0), shape) for shape in shapes]).shape
-            misshapen.append(f"{name} {_size(array.shape)}, not {_size(theirs)}")
+            misshapen.append(f"{cut(name, 80)} {_size(array.shape)}, not {_size(theirs)}")
         elif not misshapen and not left_over and not missing:
-            for path, part in zip(entry.paths, parts, strict=True):
-                filled[path] = jax.device_put(np.require(part, np.float32, "C"))
+            if reason := _unusable(name, array):
+                unusable.append(f"{cut(name, 80)} {reason}")
+            for path, part in zip(entry.paths, parts, strict=True) if not unusable else ():
+                filled[path] = jax.device_put(_float32(part))
     _report(missing, left_over, misshapen)
+    if unusable:
+        raise UserError(f"weights are finite floating-point numbers, but {_some(unusable)}: take the original file")
     unfilled = [path for path in wanted if path not in filled and _tower(path) in towers]
     if unfilled:
         raise AssertionError(f"tables.py gives no key for {_some(unfilled)}")
+    if "params/logit_scale" in filled:
+        check_scale(filled["params/logit_scale"])
     return unflatten_dict(filled, sep="/")
+
+
+def check_scale(logit_scale: Any) -> None:
+    """Raises UserError for a `logit_scale` that is no logarithm: with it every pixel would get the first class."""
+    value = float(logit_scale)
+    if not abs(value) <= MOST_SCALE:  # NaN too
+        remedy = f"store log({value:g}) = {np.log(value):.4g}" if value > 0 else "take the original file"
+        raise UserError(
+            f"logit_scale is a logarithm, at most {MOST_SCALE:g} (OpenAI's is 4.605), but {value:g} came, perhaps "
+            f"saved after exp: {remedy}"
+        )
 
 
 def to_names(variables: Mapping[str, Any], config: CLIPConfig, naming: Naming) -> dict[str, np.ndarray]:
@@ -103,10 +138,40 @@ def to_names(variables: Mapping[str, Any], config: CLIPConfig, naming: Naming) -
 
 def abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Path ("params/visual/…") -> shape and dtype of everything the model holds; nothing is computed."""
-    side = config.vision.image_size
+    return dict(_abstract_variables(config))
+
+
+@functools.lru_cache(8)
+def _abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    side = config.vision.grid * (config.vision.patch_size if isinstance(config.vision, ViTConfig) else 32)
     images, ids = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     variables = jax.eval_shape(CLIP(config).init, jax.random.key(0), images, ids)
     return flatten_dict(variables, sep="/")
+
+
+def _check_depth(config: CLIPConfig, count: int) -> None:
+    """Raises UserError when the config says more layers than `count` names can fill, before any is built."""
+    blocks = config.vision.layers if isinstance(config.vision, ViTConfig) else max(config.vision.layers)
+    for tower, layers in (("image", blocks), ("text", config.text.layers)):
+        if 12 * layers > max(count, 24):  # a layer has twelve arrays
+            raise UserError(
+                f"weights must fit the model exactly, but the config gives the {tower} tower {layers} layers and the "
+                f"weights have {count} arrays in all: check that config and weights belong together"
+            )
+
+
+def _unusable(name: str, array: np.ndarray) -> str | None:
+    if not jnp.issubdtype(array.dtype.newbyteorder("="), jnp.floating):
+        return f"is of type {array.dtype}"
+    numbers = _float32(array)
+    if not np.isfinite(numbers).all():
+        return "holds NaN or infinity"
+    return "is a negative variance" if name.endswith("running_var") and numbers.min(initial=0) < 0 else None
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):  # what overflows is infinite, and refused as such
+        return np.require(array, np.float32, "C")
 
 
 def _report(missing: list[str], left_over: list[str], misshapen: list[str]) -> None:
@@ -131,7 +196,7 @@ def _tower(path: str) -> str:
 
 def _some(names: list[str]) -> str:
     more = f", … {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(cut(name, 120) for name in names[:SHOWN]) + more
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,6 +43,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fidelity", choices=("clip", "released"), default="clip", help="whose habits to follow")
     parser.add_argument("--tokenizer", help="folder or hub id of a tokenizer, for checkpoints that bring none")
+    parser.add_argument(
+        "--activation", choices=("quick_gelu", "gelu"), help="of weights that come without a config (quick_gelu)"
+    )
     parser.add_argument("--dense-stride", type=int, choices=(8, 16, 32), help="where a ResNet is read out")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="what the towers compute in"
@@ -54,13 +58,27 @@ def load_model(args: argparse.Namespace):
 
     from maskclip_jax.clip.load import load_clip
 
+    say_notes()
     return load_clip(
         args.model,
         fidelity=args.fidelity,
         dense_stride=args.dense_stride,
         dtype=jnp.dtype(args.dtype),
         tokenizer=args.tokenizer,
+        activation=args.activation,
     )
+
+
+def say_notes() -> None:
+    """From now on the library's log, what it assumes of a checkpoint, is lines on stderr: "note: …"."""
+    log = logging.getLogger("maskclip_jax")
+    if not any(isinstance(handler, _Notes) for handler in log.handlers):
+        log.addHandler(_Notes(logging.WARNING))
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage(), "note")
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +142,7 @@ def reading_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def refuse_for_students(args: argparse.Namespace, names: Sequence[str]) -> None:
     """Raises UserError where an option of the given ones was set: a student is read as it was trained."""
-    if refused := [name for name in names if getattr(args, name)]:
+    if refused := [name for name in (*names, "activation") if getattr(args, name)]:
         option = f"--{refused[0].replace('_', '-')}"
         raise UserError(f"a student is read as it was trained, but {option} came: leave it out")
 

@@ -3,8 +3,8 @@
     python run.py convert openai/clip-vit-base-patch16 clip-b16
     python run.py segment photo.jpg --classes "dog, sofa" --model clip-b16 --out out
 
-Reads Hugging Face and open_clip folders or hub ids, OpenAI's .pt files, and single weight files; pickled ones need
-PyTorch (`pip install "maskclip-jax[torch]"`), and are read as weights only.
+Reads Hugging Face and open_clip folders or hub ids, OpenAI's .pt files, and single weight files. Pickled ones need no
+PyTorch, and nothing in them is run.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import argparse
 import os
 from pathlib import Path
 
+from maskclip_jax.commands.common import say_notes
 from maskclip_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="hub id, folder or file of a checkpoint")
     parser.add_argument("out", type=Path, help="folder to write; must not exist")
+    parser.add_argument(
+        "--activation", choices=("quick_gelu", "gelu"), help="of weights that come without a config (quick_gelu)"
+    )
     parser.add_argument("--tokenizer", help="folder or hub id of a tokenizer, for checkpoints that bring none")
 
 
@@ -28,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
 
     if os.path.lexists(args.out.expanduser()):  # before the source is fetched, which may be gigabytes
         raise UserError(f"a checkpoint is written to a new folder, but {args.out} exists: choose another name")
-    pretrained = load_clip(args.source, tokenizer=args.tokenizer, fold=False)
+    say_notes()
+    pretrained = load_clip(args.source, tokenizer=args.tokenizer, activation=args.activation, fold=False)
     path = save_converted(pretrained, args.out)
     size = sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file()) / 2**20
     print(f"wrote {path} ({size:.1f} MiB)")

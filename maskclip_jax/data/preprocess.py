@@ -6,19 +6,19 @@ compiled program as an argument, one program serves every image size of a bucket
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
+from maskclip_jax.data import schema
 from maskclip_jax.data.buckets import bucket_shape as bucket_shape
 from maskclip_jax.errors import UserError
 
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _HF_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the integers of preprocessor_config.json are Pillow's
-_OPEN_CLIP_KEYS = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
 SHORT_SIDE, LONG_SIDE = 512, 2048  # VOC and COCO-Stuff, the paper's protocol
 
 
@@ -66,43 +66,38 @@ class Preprocess:
         The crop and size written there are those of classification and become `image_size` only; `overrides` are
         fields of this class. Raises UserError when a needed key is missing or asks for something else than CLIP does.
         """
-        needed = ("image_mean", "image_std", "resample", "size")
-        _require(config, needed, "preprocessor_config.json")
-        if "do_normalize" in config and not config["do_normalize"]:
-            raise UserError("preprocessor_config.json must normalise, but do_normalize is false: set it to true")
-        if "do_rescale" in config and not config["do_rescale"]:
-            raise UserError("preprocessor_config.json must rescale by 1/255, but do_rescale is false: set it to true")
-        if "rescale_factor" in config and abs(config["rescale_factor"] * 255 - 1) > 1e-5:
-            raise UserError(f"rescale_factor must be 1/255, but {config['rescale_factor']} came: correct the config")
-        if config["resample"] not in _HF_RESAMPLE:
-            raise UserError(f"resample must be 2 or 3 (bilinear, bicubic), but {config['resample']} came: correct it")
+        needed = ("image_mean", "image_std", "resample")
+        given = schema.fields(config, _HF_RULES, "preprocessor_config.json", needed)
+        for key, rule in (("do_normalize", "normalise"), ("do_rescale", "rescale by 1/255")):
+            if given.get(key) is False:
+                raise UserError(f"preprocessor_config.json must {rule}, but {key} is false: set it to true")
+        if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-5:
+            raise UserError(f"rescale_factor must be 1/255, but {given['rescale_factor']} came: correct the config")
         fields = {
-            "mean": _triple(config["image_mean"], "image_mean"),
-            "std": _triple(config["image_std"], "image_std"),
-            "interpolation": _HF_RESAMPLE[config["resample"]],
-            "image_size": _side(config["size"]),
+            "mean": given["image_mean"],
+            "std": given["image_std"],
+            "interpolation": given["resample"],
+            "image_size": given.get("size"),
         }
         return cls(**(fields | overrides))
 
     @classmethod
     def from_open_clip(cls, preprocess_cfg: Mapping[str, Any], **overrides: Any) -> "Preprocess":
         """From the `preprocess_cfg` of an `open_clip_config.json`. Raises UserError on unknown or missing keys."""
-        _require(preprocess_cfg, ("mean", "std"), "preprocess_cfg")
-        unknown = sorted(set(preprocess_cfg) - _OPEN_CLIP_KEYS)
-        if unknown:
-            raise UserError(f"preprocess_cfg holds {', '.join(sorted(_OPEN_CLIP_KEYS))}, but {unknown} came: remove it")
-        if "mode" in preprocess_cfg and preprocess_cfg["mode"] != "RGB":
-            raise UserError(f"preprocess_cfg's mode must be RGB, but {preprocess_cfg['mode']!r} came: correct it")
-        fields: dict[str, Any] = {
-            "mean": _triple(preprocess_cfg["mean"], "mean"),
-            "std": _triple(preprocess_cfg["std"], "std"),
+        given = schema.fields(preprocess_cfg, _OPEN_CLIP_RULES, "preprocess_cfg", ("mean", "std"), only=True)
+        fields = {
+            "mean": given["mean"],
+            "std": given["std"],
+            # The files that OpenAI's weights come with leave these two out; open_clip then resizes bicubically.
+            "interpolation": given.get("interpolation", "bicubic"),
+            "image_size": given.get("size"),
         }
-        # The files that OpenAI's weights come with leave these two out; open_clip then resizes bicubically.
-        if "interpolation" in preprocess_cfg:
-            fields["interpolation"] = preprocess_cfg["interpolation"]
-        if "size" in preprocess_cfg:
-            fields["image_size"] = _side(preprocess_cfg["size"])
         return cls(**(fields | overrides))
+
+    @classmethod
+    def from_json(cls, content: Any, where: str) -> "Preprocess":
+        """What `dataclasses.asdict` made of one, back from JSON. Raises UserError for anything else."""
+        return cls(**schema.fields(content, _OWN_RULES, where, needed=("mean", "std"), only=True))
 
 
 class PreparedImage(NamedTuple):
@@ -238,21 +233,48 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _require(config: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
-    missing = [key for key in keys if key not in config]
-    if missing:
-        raise UserError(f"{where} must hold {', '.join(keys)}, but lacks {', '.join(missing)}: take the original file")
+def _size(size: Any) -> Any:
+    """224, {"shortest_edge": 224}, {"height": 224, "width": 224} or [224, 224] -> 224; None when it has two sides."""
+    sides = size
+    if isinstance(size, Mapping):
+        sides = [size[key] for key in ("shortest_edge", "height", "width") if key in size] or list(size.values())
+        if size and set(size) <= {"longest_edge", "max_height", "max_width"}:  # a cap: the side follows from the image
+            return schema.UNFIT if any(_SIDE.read(side) is schema.UNFIT for side in sides) else None
+    sides = list(sides) if isinstance(sides, list | tuple) else [sides]
+    fits = 1 <= len(sides) <= 2 and all(_SIDE.read(side) == sides[0] for side in sides)
+    return sides[0] if fits else schema.UNFIT
 
 
-def _triple(values: Any, name: str) -> tuple[float, float, float]:
-    if not isinstance(values, Sequence) or len(values) != 3:
-        raise UserError(f"{name} has one number per RGB channel, but {values!r} came: take the original file")
-    return tuple(float(value) for value in values)
-
-
-def _side(size: Any) -> int:
-    """224, {"shortest_edge": 224}, {"height": 224, "width": 224} or [224, 224] -> 224."""
-    sides = list(size.values()) if isinstance(size, Mapping) else list(size) if isinstance(size, Sequence) else [size]
-    if not sides or any(side != sides[0] or not isinstance(side, int) for side in sides):
-        raise UserError(f"a checkpoint's image size is one whole number, but {size!r} came: take the original file")
-    return sides[0]
+_SIDE = schema.whole(1, 16384)
+_STATISTICS = schema.several(schema.number(-1e6, 1e6), 3, 3)
+_SIZE = schema.optional(schema.Rule(f"{_SIDE.words}, or a square", _size))
+_HF_RULES = {
+    "image_mean": _STATISTICS,
+    "image_std": _STATISTICS,
+    "resample": schema.Rule(
+        "2 or 3 (bilinear, bicubic)", lambda x: _HF_RESAMPLE.get(x, schema.UNFIT) if type(x) is int else schema.UNFIT
+    ),
+    "size": _SIZE,
+    "do_normalize": schema.optional(schema.FLAG),
+    "do_rescale": schema.optional(schema.FLAG),
+    "rescale_factor": schema.number(-1e6, 1e6),
+}
+_OPEN_CLIP_RULES = {
+    "size": _SIZE,
+    "mode": schema.one_of("RGB"),
+    "mean": _STATISTICS,
+    "std": _STATISTICS,
+    "interpolation": schema.one_of(*_PIL_FILTERS),
+    "resize_mode": schema.text(),
+    "fill_color": schema.Rule("a colour", lambda x: x),
+}
+_OWN_RULES = {
+    "mean": _STATISTICS,
+    "std": _STATISTICS,
+    "interpolation": schema.one_of(*_PIL_FILTERS),
+    "short_side": schema.optional(_SIDE),
+    "long_side": schema.optional(_SIDE),
+    "within": schema.optional(schema.several(_SIDE, 2, 2)),
+    "multiple": _SIDE,
+    "image_size": schema.optional(_SIDE),
+}

@@ -63,8 +63,8 @@ def text_classifier(
     ids = trimmed(np.asarray(pretrained.tokenizer([p for entry in prompts for p in entry])), pretrained.config.text)
 
     path = None
-    if cache is not False:
-        folder = cache_folder() if cache is True else Path(cache)
+    folder = cache_folder() if cache is True else Path(cache) if cache is not False else None
+    if folder is not None:
         path = folder / f"{fingerprint(pretrained, ids, counts)}.npy"
         stored = _stored(path, (len(classes), pretrained.config.embed_dim))
         if stored is not None:
@@ -135,10 +135,12 @@ def fingerprint(pretrained: Pretrained, ids: Int[np.ndarray, "N T"], counts: Seq
     return digest.hexdigest()
 
 
-def cache_folder() -> Path:
-    """$MASKCLIP_JAX_CACHE, else ~/.cache/maskclip_jax."""
+def cache_folder() -> Path | None:
+    """$MASKCLIP_JAX_CACHE, else ~/.cache/maskclip_jax; None where there is no home (an unknown user without $HOME)."""
     named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else Path.home() / ".cache" / "maskclip_jax"
+    with contextlib.suppress(RuntimeError):
+        return Path(named) if named else Path.home() / ".cache" / "maskclip_jax"
+    return None
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -77,16 +77,19 @@ def test_broken_configs(folder):
     for change, pattern in [
         ({"model_type": "siglip"}, "model_type 'clip', not 'siglip'"),
         ({"model_type": None}, "not None"),
-        ({"vision_config": {"hidden_act": "relu"}}, "quick_gelu or gelu, but config.json says 'relu'"),
-        ({"vision_config": {"hidden_size": "wide"}}, "not one transformers can read"),
-        ({"vision_config": {"num_channels": 4}}, "3 channels"),
+        ({"vision_config": {"hidden_act": "relu"}}, "hidden_act is quick_gelu or gelu, but relu came"),
+        (
+            {"vision_config": {"hidden_size": "wide"}},
+            "hidden_size is a whole number from 1 to 65536, but wide",
+        ),
+        ({"vision_config": {"num_channels": 4}}, "num_channels is 3, for RGB, but 4 came"),
     ]:
         (folder / "config.json").write_text(json.dumps(config | change))
         fails(pattern, folder)
     (folder / "config.json").write_text("{")
     fails("not valid JSON", folder)
     (folder / "config.json").write_text("[]")
-    fails("must hold a JSON object", folder)
+    fails("must hold an object", folder)
 
 
 def test_open_clip_architectures_that_are_not_openais(tmp_path, checkpoints):

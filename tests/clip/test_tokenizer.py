@@ -29,6 +29,11 @@ def test_padding_and_truncation(folder, checkpoints):
         tokenizer("a cat")
 
 
+def test_half_a_character(folder, checkpoints):
+    with pytest.raises(UserError, match="one holds half of a character: remove it"):
+        load_tokenizer(folder, checkpoints.TEXT)(["a cat", "a \udc80 dog"])
+
+
 def test_openai_style_vocabulary_files(tmp_path):
     """`vocab.json` and `merges.txt` with byte-pair merges; lower-cased, spaces collapsed, as CLIP's are."""
     tokens = ["a", "c", "t", "a</w>", "c</w>", "t</w>", "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
@@ -43,6 +48,12 @@ def test_a_tokenizer_of_another_model(folder, checkpoints):
         load_tokenizer(folder, dataclasses.replace(checkpoints.TEXT, vocab_size=9))
     with pytest.raises(UserError, match="reads its feature at token 7, but the tokenizer ends prompts with 9"):
         load_tokenizer(folder, dataclasses.replace(checkpoints.TEXT, eot_token_id=7))
+    with pytest.raises(UserError, match="knows 11 tokens, but the tokenizer only 10, whose ids would mean other words"):
+        load_tokenizer(folder, dataclasses.replace(checkpoints.TEXT, vocab_size=11))
+    with pytest.raises(UserError, match="the tokenizer only 10"):
+        load_tokenizer(folder, dataclasses.replace(checkpoints.TEXT, vocab_size=49408, eot_token_id=9))
+    padded = dataclasses.replace(checkpoints.TEXT, vocab_size=64, eot_token_id=9)  # rows of nobody at the end
+    assert load_tokenizer(folder, padded).eot_token_id == 9
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read"):
         load_tokenizer(folder, checkpoints.TEXT)
@@ -63,3 +74,28 @@ def test_no_tokenizer_is_an_error_only_when_one_is_needed(tmp_path, folder, chec
         load_clip(arrays, tokenizer=tmp_path / "empty")
     with pytest.raises(UserError, match="a tokenizer is a folder, a hub id or a function"):
         load_clip(arrays, tokenizer="nowhere")
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 1.5, 10**30, "x", [], {}, "x" * 10**5])
+@pytest.mark.parametrize("where", ["truncation", "padding", "added_tokens", "normalizer", "post_processor", "model"])
+def test_absurd_tokenizer_files(folder, checkpoints, where, value):
+    """One line, or the tokens as they were (what cuts and pads is not the file's to say)."""
+    before = load_tokenizer(folder, checkpoints.TEXT)(["a cat"])
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(content | {where: value}))
+    if where in ("truncation", "padding") or (where, value) in (("added_tokens", []), ("normalizer", None)):
+        np.testing.assert_array_equal(load_tokenizer(folder, checkpoints.TEXT)(["a cat"]), before)
+    else:
+        with pytest.raises(UserError, match=r"^.{1,400}$"):
+            load_tokenizer(folder, checkpoints.TEXT)
+
+
+@pytest.mark.parametrize("value", [None, -1, 1.5, 10**30, "x", [], True])
+def test_absurd_vocabularies(tmp_path, value):
+    tokens = ["a", "a</w>", "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    for place in ("a", "<|endoftext|>"):
+        ids = {token: i for i, token in enumerate(tokens)} | {place: value}
+        (tmp_path / "vocab.json").write_text(json.dumps(ids))
+        with pytest.raises(UserError, match=r"^.{1,400}$"):
+            load_tokenizer(tmp_path, TextConfig(4, 6, 64, 1, 1, 256))

@@ -51,7 +51,37 @@ def test_from_hf_refuses(change, message):
         pp.Preprocess.from_hf(HF | change)
 
 
-@pytest.mark.parametrize("missing", ["image_mean", "image_std", "resample", "size"])
+@pytest.mark.parametrize(
+    ("size", "side"),
+    [
+        (None, None),
+        (224, 224),
+        ([224, 224], 224),
+        ({"shortest_edge": 224}, 224),
+        ({"shortest_edge": 224, "longest_edge": 336}, 224),
+        ({"longest_edge": 336}, None),  # the side follows from the image
+        ({"height": 96, "width": 96}, 96),
+    ],
+)
+def test_sizes_of_all_kinds(size, side):
+    assert pp.Preprocess.from_hf(HF | {"size": size}).image_size == side
+    left_out = {key: value for key, value in HF.items() if key != "size"}
+    assert pp.Preprocess.from_hf(left_out).image_size is None
+
+
+ABSURD = [None, True, -1, 0, 1.5, 10**30, 1e308, "x", [], {}, [[]], ["x"] * 3, [True] * 3, [10**400] * 3]
+
+
+@pytest.mark.parametrize("key", ["image_mean", "image_std", "resample", "size", "rescale_factor", "do_normalize"])
+def test_absurd_values_are_one_line(key):
+    legal = [("size", None), ("do_normalize", None), ("do_normalize", True)]
+    for value in ABSURD:
+        if (key, value) not in legal:
+            with pytest.raises(UserError, match=r"^.{1,300}$"):
+                pp.Preprocess.from_hf(HF | {key: value})
+
+
+@pytest.mark.parametrize("missing", ["image_mean", "image_std", "resample"])
 def test_from_hf_needs_its_keys(missing):
     with pytest.raises(UserError, match=f"lacks {missing}"):
         pp.Preprocess.from_hf({key: value for key, value in HF.items() if key != missing})

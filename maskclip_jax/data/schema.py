@@ -1,0 +1,115 @@
+"""What a value in other people's JSON may be: a rule has words for the message and a function that reads the value.
+
+`fields(content, RULES, where)` reads an object by its rules before anything is built or allocated from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from maskclip_jax.data.whole_files import cut, is_count
+from maskclip_jax.errors import UserError
+
+
+class Rule(NamedTuple):
+    """`words` end the sentence "KEY is …"; `read` returns the value as it is used, or `UNFIT`."""
+
+    words: str
+    read: Callable[[Any], Any]
+
+
+UNFIT = object()
+
+
+def fields(
+    content: Any, rules: Mapping[str, Rule], where: str, needed: Collection[str] = (), only: bool = False
+) -> dict[str, Any]:
+    """The values of `rules`' keys that `content` holds, as their rules read them.
+
+    Args:
+      content: a value from JSON; anything but an object is refused.
+      rules: key -> rule.
+      where: file and part, for the message.
+      needed: keys that must be there.
+      only: refuse keys without a rule (else they are left alone).
+
+    Raises:
+      UserError: one line with the rule, what came, and the remedy.
+    """
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where} must be an object of keys, but {cut(content, 60)} came: take the original file")
+    missing = [key for key in needed if key not in content]
+    if missing:
+        raise UserError(
+            f"{where} must hold {', '.join(needed)}, but lacks {', '.join(missing)}: take the original file"
+        )
+    unknown = sorted(set(content) - set(rules)) if only else ()
+    if unknown:
+        raise UserError(f"{where} holds {', '.join(rules)}, but {cut(', '.join(unknown), 80)} came: remove it")
+    return {key: value(content[key], rule, f"{where}: {key}") for key, rule in rules.items() if key in content}
+
+
+def value(came: Any, rule: Rule, name: str) -> Any:
+    """`came` as `rule` reads it. Raises UserError, which calls it `name`."""
+    found = rule.read(came)
+    if found is UNFIT:
+        raise UserError(f"{name} is {rule.words}, but {cut(came, 60)} came: take the original file")
+    return found
+
+
+def whole(low: int, high: int) -> Rule:
+    """A whole number within low..high; true and false are none."""
+    return Rule(f"a whole number from {low} to {high}", lambda x: x if is_count(x, high) and x >= low else UNFIT)
+
+
+def number(low: float | int, high: float | int) -> Rule:
+    """A number within low..high, read as a float."""
+
+    def read(x: Any) -> Any:  # an int may be too large for a float: the bounds go first
+        return float(x) if isinstance(x, int | float) and not isinstance(x, bool) and low <= x <= high else UNFIT
+
+    return Rule(f"a number from {low:g} to {high:g}", read)
+
+
+def one_of(*options: str) -> Rule:
+    """One of a few words."""
+    return Rule(" or ".join(options), lambda x: x if isinstance(x, str) and x in options else UNFIT)
+
+
+def text(most: int = 200) -> Rule:
+    """A short text."""
+    return Rule(f"a text of at most {most} characters", lambda x: x if isinstance(x, str) and len(x) <= most else UNFIT)
+
+
+FLAG = Rule("true or false", lambda x: x if isinstance(x, bool) else UNFIT)
+OBJECT = Rule("an object of keys", lambda x: x if isinstance(x, Mapping) else UNFIT)
+
+
+def optional(rule: Rule) -> Rule:
+    """The rule, or null."""
+    return Rule(f"{rule.words}, or null", lambda x: None if x is None else rule.read(x))
+
+
+def several(rule: Rule, least: int, most: int) -> Rule:
+    """A list of least..most values that fit `rule`, read as a tuple."""
+
+    def read(x: Any) -> Any:
+        if not isinstance(x, list | tuple) or not least <= len(x) <= most:
+            return UNFIT
+        items = tuple(rule.read(item) for item in x)
+        return UNFIT if UNFIT in items else items
+
+    count = str(least) if least == most else f"{least} to {most}"
+    return Rule(f"a list of {count}, each {rule.words}", read)
+
+
+def square(rule: Rule) -> Rule:
+    """A side, or a list of two equal ones, read as the side."""
+
+    def read(x: Any) -> Any:
+        if isinstance(x, list | tuple):
+            return rule.read(x[0]) if len(x) == 2 and x[0] == x[1] else UNFIT
+        return rule.read(x)
+
+    return Rule(f"{rule.words}, or two equal ones (a square)", read)
