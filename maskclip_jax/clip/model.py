@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod
 from maskclip_jax.clip.config import CLIPConfig, ViTConfig
 from maskclip_jax.clip.layers import Dtype, fold_linear
+from maskclip_jax.clip.products import in_full_precision
 from maskclip_jax.clip.resnet import ModifiedResNet
 from maskclip_jax.clip.text import TextTransformer
 from maskclip_jax.clip.vit import VisionTransformer
@@ -89,7 +90,7 @@ class CLIP(nn.Module):
         if naive and method != MASKCLIP:
             raise UserError("naive is the unmodified last layer, but another attention came too: give one of the two")
         features, keys = self.visual.dense(images, grid, naive, method)
-        features = features.astype(jnp.float32)
+        features = in_full_precision(features)
         norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
         return DenseFeatures(features / jnp.maximum(norm, 1e-12), keys)
 
