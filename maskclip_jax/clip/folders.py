@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskclip_jax.clip import infer
-from maskclip_jax.clip.config import CLIPConfig
+from maskclip_jax.clip.config import NO_TEXT, CLIPConfig
 from maskclip_jax.clip.files import read_arrays, read_json, shapes_of
 from maskclip_jax.clip.tokenizer import MissingTokenizer, load_tokenizer
 from maskclip_jax.clip.weights import naming_of, plain_names
@@ -60,10 +60,19 @@ class Parts(NamedTuple):
 
 
 def from_mapping(arrays: Mapping[str, Any]) -> Parts:
-    """A mapping of OpenAI-named arrays; statistics are OpenAI's, and there is no tokenizer."""
-    if naming_of(plain_names(arrays)) != "openai":
+    """A mapping of OpenAI-named arrays, of both towers or of the image tower alone (`visual.…`, maybe `logit_scale`).
+
+    Statistics are OpenAI's, and there is no tokenizer.
+    """
+    names = plain_names(arrays)
+    if naming_of(names) != "openai":
         raise UserError("a mapping has OpenAI's names, but transformers' came: give the folder with its config.json")
-    config = _from_arrays(arrays)
+    if all(name.startswith("visual.") or name == "logit_scale" for name in names):
+        shapes = shapes_of(arrays)
+        vision, embed_dim = infer.vision_from_shapes({name: shapes[key] for name, key in names.items()})
+        config = CLIPConfig(vision, NO_TEXT, embed_dim)
+    else:
+        config = _from_arrays(arrays)
     return Parts(arrays, config, MissingTokenizer("a mapping of arrays"), openai_preprocess(), Reading())
 
 

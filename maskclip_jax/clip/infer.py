@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from maskclip_jax.clip.config import NO_TEXT as NO_TEXT
 from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.clip.transformers_quietly import transformers
 from maskclip_jax.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
 WIDER_HEADS = {1280: 80, 1408: 88, 1664: 104}  # width of the ViT -> of a head, in H/14, g/14 and bigG/14
-NO_TEXT = TextConfig(1, 2, 1, 1, 1, 1)  # the least there can be, where a checkpoint holds the image tower alone
 
 
 def from_hf(config: Mapping[str, Any]) -> CLIPConfig:

@@ -17,7 +17,7 @@ _HEAD_BY_HEAD = 2**17
 
 
 def full_precision(dtype: DTypeLike) -> jnp.dtype:
-    """What sums, norms and softmaxes are taken in where `dtype` is computed in: float32, or float64 where it is that."""
+    """What sums, norms and softmaxes are taken in beside `dtype`: float32, or float64 where `dtype` is that."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -27,8 +27,8 @@ def in_full_precision(x: Array) -> Array:
 
 
 def product(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], dtype: DTypeLike) -> Float[Array, "*batch o"]:
-    """`x W` over the last axis, in `dtype` (its sums in `full_precision`): one 2-D product, on CPU twice as fast in training as
-    over 3-D."""
+    """`x W` over the last axis, in `dtype` (its sums in `full_precision`): one 2-D product, on CPU twice as fast in
+    training as over 3-D."""
     flat, kernel = x.reshape(-1, x.shape[-1]).astype(dtype), kernel.astype(dtype)
     out = flat @ kernel if full_precision(dtype) == dtype else _low_precision(flat, kernel)
     return out.reshape(*x.shape[:-1], kernel.shape[-1])

@@ -26,7 +26,7 @@ from maskclip_jax.errors import UserError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 STUDENTS_REFUSE = (
     *("templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background"),
-    *("protocol", "scales", "flip", *common.METHOD_OPTIONS),
+    *("within", "protocol", "scales", "flip", *common.METHOD_OPTIONS),
 )
 LONGEST = 200  # bytes of an output's name before its suffix: systems take 255 in all
 

@@ -104,8 +104,8 @@ class DistillConfig:
       mapper: M(t) of finetuned-clip.
       backbone_weights: ImageNet weights to start from (file, folder or hub id), or None.
       image_mean, image_std: the student's, per RGB channel in units of 0..1 (ImageNet's; finetuned-clip uses CLIP's).
-      dtype: what student and teacher compute in; parameters are float32, or float64 where that is it (for tests: it needs
-        JAX_ENABLE_X64).
+      dtype: what student and teacher compute in; parameters are float32, or float64 where that is it (for comparisons:
+        it needs JAX_ENABLE_X64).
       evaluate_every, checkpoint_every, log_every: in optimiser steps.   keep_last: checkpoints.
 
     Raises:

@@ -166,7 +166,6 @@ def student_reader(config: DistillConfig) -> Reader:
         lambda v, pixels, grid: module.apply(v["student"], pixels, v["text"]),
         lambda v, scores: jax.nn.softmax(scores, axis=-1),
         Preprocess(config.image_mean, config.image_std, "bilinear", **size, multiple=CANVAS),
-        bucketed=False,
     )
 
 
@@ -187,8 +186,7 @@ def teacher_reader(
     def probabilities(v: Any, scores: Array) -> Array:
         return to_probabilities(scores, probability_scale(model, v["clip"]), smoothed=smoothing is not None)
 
-    aligned = model.config.fidelity.upsample == "aligned"
-    return Reader(scores, probabilities, pretrained.preprocess, bucketed=True, aligned=aligned)
+    return Reader(scores, probabilities, pretrained.preprocess, model.config)
 
 
 def _evaluate(

@@ -19,11 +19,11 @@ from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.clip.load import Pretrained, load_clip
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.clip.products import full_precision
-from maskclip_jax.data.preprocess import upsample_matrix
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.students.layers import apply_separable
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.dense import predict_scores, probability_scale
+from maskclip_jax.segment.upsample import pixel_matrix
 
 
 class Frozen(NamedTuple):
@@ -64,9 +64,9 @@ class Teacher:
         padded, grid = self._prepared(images)
         refinement = {"denoising": self.denoising, "smoothing": self.smoothing}
         scores = predict_scores(self.model, variables, padded, classifier, grid=grid, method=self.method, **refinement)
-        stride, aligned = self.model.config.stride, self.model.config.fidelity.upsample == "aligned"
+        config = self.model.config
         matrices = (
-            upsample_matrix(-(-size // stride), stride, size, size, aligned=aligned, columns=cells)
+            pixel_matrix(config, config.cells(config.padded(size) // config.multiple), size, size, columns=cells)
             for size, cells in zip(images.shape[1:3], scores.shape[1:3], strict=True)
         )
         return apply_separable(scores, *matrices)
@@ -79,12 +79,12 @@ class Teacher:
         """Normalised, padded to the tower's multiple with zeros, and the valid grid (None when nothing is padded)."""
         config = self.model.config
         sizes = images.shape[1:3]
-        padding = [-size % config.multiple for size in sizes]
+        padding = [config.padded(size) - size for size in sizes]
         pixels = normalise(images, self.mean, self.std, self.model.dtype)
         if not any(padding):
             return pixels, None
         pixels = jnp.pad(pixels, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0)))
-        grid = jnp.asarray([[-(-size // config.stride) for size in sizes]], jnp.int32)
+        grid = jnp.asarray([[config.padded(size) // config.multiple for size in sizes]], jnp.int32)
         return pixels, jnp.broadcast_to(grid, (len(images), 2))
 
 

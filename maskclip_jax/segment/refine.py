@@ -83,8 +83,8 @@ def key_smoothing(
     Args:
       probabilities: after denoising, if any.
       keys: of the last attention layer, as `encode_dense` gives them.
-      threshold: positions whose largest probability is below this (strictly, in its own precision) are replaced; at 1.0 these
-        are all but those saturated at exactly 1.
+      threshold: positions whose largest probability is below this (strictly) are replaced; at 1.0 these are all but
+        those saturated at exactly 1 (`saturated`).
       normalize: keys of unit length over "channels" (D: a cosine) or over "positions" (L: the released code).
       valid: True where a position is image; the others lend nothing to it. None: all are.
     """
@@ -102,5 +102,21 @@ def key_smoothing(
             mixed = jnp.einsum("bld,bdc->blc", k, jnp.einsum("bld,blc->bdc", k, source))
         else:
             mixed = jnp.einsum("blm,bmc->blc", jnp.einsum("bld,bmd->blm", k, k), source)
-    uncertain = p.max(axis=-1, keepdims=True) < jnp.asarray(threshold, p.dtype)
+    threshold = jnp.asarray(threshold, p.dtype)
+    uncertain = jnp.where(threshold < 1, p.max(axis=-1, keepdims=True) < threshold, ~saturated(p)[..., None])
     return jnp.where(uncertain, mixed, p)
+
+
+def saturated(probabilities: Float[Arrays, "*b C"]) -> Bool[Array, "*b"]:
+    """Where the largest probability is exactly 1 in a softmax that adds its exponentials class by class, as the released
+    code's does. Asking `p == 1` would leave it to each processor's order of addition.
+
+    The largest exponential is 1, so that its sum with what came before rounds to 1 up to half an epsilon, and each that
+    follows is lost by itself up to that.
+    """
+    p = jnp.asarray(probabilities)
+    best, place = p.argmax(axis=-1, keepdims=True), jnp.arange(p.shape[-1])
+    exponential = p / p.max(axis=-1, keepdims=True)
+    before = jnp.where(place < best, exponential, 0).sum(axis=-1)
+    after = jnp.where(place > best, exponential, 0).max(axis=-1)
+    return jnp.maximum(before, after) <= jnp.finfo(p.dtype).eps / 2

@@ -56,7 +56,7 @@ class BatchNorm(nn.Module):
 
     `flax.linen.BatchNorm` keeps the *biased* variance in its running average; with the 1 to 16 values per channel of a
     pooled branch that is a different network in evaluation. With `axis_name` the statistics are those of the global
-    batch (SyncBN). Parameters `scale`, `bias` and statistics `mean`, `var` are [c], in the full precision of the input's type.
+    batch (SyncBN). Parameters `scale`, `bias` and statistics `mean`, `var` are [c], in the input's full precision.
 
     Raises:
         UserError: in training, when a channel has a single value to take statistics of (PyTorch refuses too).
@@ -84,7 +84,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         gain = scale * lax.rsqrt(var + self.epsilon)
-        # One multiply-add in full precision, rounded once: in bfloat16 the subtraction of the mean would lose the signal.
+        # One multiply-add in full precision, rounded once: in bfloat16 subtracting the mean would lose the signal.
         return (x.astype(dtype) * gain + (bias - mean * gain)).astype(x.dtype)
 
     def _batch_statistics(self, x: Float[Array, "B h w c"]) -> tuple[Float[Array, " c"], Float[Array, " c"], int]:
