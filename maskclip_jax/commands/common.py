@@ -45,6 +45,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="embedded", help="embedded, embedded-vit, a hub id, or a checkpoint's folder or file"
     )
+    parser.add_argument(
+        "--checkpoint", type=checkpoint, metavar="WHICH", help="of a run: latest (default), a step, or best (eval data)"
+    )
     parser.add_argument("--fidelity", choices=("clip", "released"), default="clip", help="whose habits to follow")
     parser.add_argument("--tokenizer", help="folder or hub id of a tokenizer, for checkpoints that bring none")
     parser.add_argument("--dense-stride", type=int, choices=(8, 16, 32), help="where a ResNet is read out")
@@ -53,12 +56,32 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def checkpoint(text: str) -> str | int:
+    """An argument that says which checkpoint of a run: latest, best or a step."""
+    if text in ("latest", "best"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"latest, best, or a step, not {text!r}")
+
+
+def load_run(args: argparse.Namespace):
+    """The `TrainedStudent` of a run's folder, `--model`; says which checkpoint it is and how it was chosen."""
+    from maskclip_jax.distill.workdir import load_student
+
+    trained = load_student(args.model, args.checkpoint or "latest")
+    print(trained.origin)
+    return trained
+
+
 def load_model(args: argparse.Namespace):
     """The `Pretrained` that `add_model_arguments` describe."""
     import jax.numpy as jnp
 
     from maskclip_jax.clip.load import load_clip
 
+    if getattr(args, "checkpoint", None) is not None:
+        raise UserError(f"--checkpoint chooses among a run's, but {args.model} is no folder of a run: leave it out")
     return load_clip(
         args.model,
         fidelity=args.fidelity,

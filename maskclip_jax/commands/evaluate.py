@@ -41,7 +41,6 @@ def run(args: argparse.Namespace) -> None:
     from maskclip_jax.data.sources import open_source
     from maskclip_jax.distill.evaluation import evaluate_student, evaluate_teacher
     from maskclip_jax.distill.layout import is_run
-    from maskclip_jax.distill.workdir import load_student
 
     source = open_source(args.data)
     views = {"scales": args.scales, "flip": args.flip, "batch_size": args.batch_size}
@@ -51,8 +50,10 @@ def run(args: argparse.Namespace) -> None:
             refused = ("classes", "templates", "naive", "prompt_denoising", "key_smoothing", "protocol")
             refused += ("short_side", "within")
             common.refuse_for_students(args, (*refused, *common.METHOD_OPTIONS))
-            trained = load_student(args.model)
+            trained = common.load_run(args)
             scores = evaluate_student(trained.config, trained.variables, trained.text, source, **views)
+            about = {"checkpoint": trained.step, "chosen": trained.chosen}
+            scores = scores._replace(protocol=scores.protocol | about)
         elif any(getattr(args, o) for o in ("protocol", "synonyms", "probability_scale", "pamr")):
             from maskclip_jax.distill.training_free import evaluate_protocol
 

@@ -24,6 +24,7 @@ from maskclip_jax.evaluate import IGNORE, confusion_matrix
 from maskclip_jax.segment.upsample import pixel_matrix
 
 CANVAS = 32  # annotations are padded to multiples of this, so that few programs serve many sizes
+MOST_WAITING = 128  # examples that wait for others of their shape: about 1 GB of 512-pixel images
 MOST_SCORES = 2**27  # scores of one program on one device: batches of large images shrink to stay below
 
 
@@ -36,13 +37,18 @@ class Reader:
       probabilities: (variables, upsampled scores) -> probabilities; traced, used when there are several views.
       preprocess: size, statistics, and the multiple that sides are padded to.
       clip: of a CLIP, how pixels become cells and these pixels again, and that images are padded to shape buckets,
-        because padding changes nothing (a CLIP masks it; a student sees it). None is a student.
+        because padding changes nothing. None is a student, which would see the padding: its images have none.
+      matrix: of a student, (cells, valid, original) -> matrix of one axis from its cells to the image's pixels; None
+        where cells divide the padded pixels.
+      least: pixels that each side has at least.
     """
 
     scores: Callable[[Any, Array, Array], Array]
     probabilities: Callable[[Any, Array], Array]
     preprocess: Preprocess
     clip: CLIPConfig | None = None
+    matrix: Callable[[int, int, int], np.ndarray] | None = None
+    least: int = 1
 
 
 class View(NamedTuple):
@@ -95,18 +101,21 @@ def _view(
         preprocess = dataclasses.replace(preprocess, short_side=None, long_side=None, within=(height, width))
     rgb, clip = np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb, reader.clip
     if clip is None:
-        image = prepare(rgb, preprocess)
+        image = prepare(rgb, preprocess, least=reader.least)
     else:
         image = prepare(rgb, preprocess, clip.multiple, least=clip.stride)
         image = pad_image(image, bucket_shape(*image.valid, clip.stride, short_side=preprocess.short_side))
     cells = grid_shape(image.pixels.shape[:2])
     matrices, grid = [], []
     for axis in range(2):
-        stride = image.pixels.shape[axis] // cells[axis]
         valid, original = image.valid[axis], image.original[axis]
         if clip is None:
+            stride = image.pixels.shape[axis] // cells[axis]
             grid.append(-(-valid // stride))
-            matrix = upsample_matrix(grid[-1], stride, valid, original, columns=cells[axis])
+            if reader.matrix is None:
+                matrix = upsample_matrix(grid[-1], stride, valid, original, columns=cells[axis])
+            else:
+                matrix = reader.matrix(cells[axis], valid, original)
         else:
             grid.append(clip.padded(valid) // clip.multiple)
             matrix = pixel_matrix(clip, clip.cells(grid[-1]), valid, original, columns=cells[axis])
@@ -117,13 +126,15 @@ def _view(
 
 
 def batches(examples: Iterator[Prepared], at_once: Callable[[Prepared], int]) -> Iterator[list[Prepared]]:
-    """Examples of equal shapes together; each batch is full but the last ones."""
+    """Examples of equal shapes together; batches are full but the last ones, and where too many shapes wait."""
     waiting: dict[Any, list[Prepared]] = {}
     for example in examples:
         key = tuple(x.shape for x in jax.tree.leaves(example))
         waiting.setdefault(key, []).append(example)
         if len(waiting[key]) == at_once(example):
             yield waiting.pop(key)
+        elif sum(map(len, waiting.values())) > MOST_WAITING:
+            yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
     yield from waiting.values()
 
 

@@ -36,6 +36,12 @@ class TrainedStudent(NamedTuple):
     variables: dict[str, Any]  # "params" and "batch_stats", float32, on the host
     text: Float[np.ndarray, "C E"]
     step: int
+    chosen: str = ""  # how the step was chosen, in words
+
+    @property
+    def origin(self) -> str:
+        """Which checkpoint it is, and how it was chosen, for a line."""
+        return f"checkpoint: step {self.step} of {self.config.steps}" + f", {self.chosen}" * bool(self.chosen)
 
 
 def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
@@ -107,12 +113,13 @@ def read_config(workdir: str | Path) -> DistillConfig:
     return DistillConfig.from_dict(values)
 
 
-def load_student(workdir: str | Path, which: str | int = "best") -> TrainedStudent:
+def load_student(workdir: str | Path, which: str | int = "latest") -> TrainedStudent:
     """The student of a run.
 
     Args:
       workdir: its folder.
-      which: "best" (by mIoU; the latest where none was measured), "latest", or a step.
+      which: "latest", a step, or "best" (by mIoU on the run's evaluation data, which then chose what is scored on it;
+        the latest where none was measured).
 
     Raises:
       UserError: no run, no checkpoint, or not that one.
@@ -125,10 +132,13 @@ def load_student(workdir: str | Path, which: str | int = "best") -> TrainedStude
     student = create_student(config.student_config)
     like = abstract_state(config, student, text, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     with Checkpoints(workdir, keep_last=config.keep_last, read_only=True) as checkpoints:
-        step = {"best": checkpoints.best or checkpoints.latest, "latest": checkpoints.latest}.get(which, which)
+        best = checkpoints.best if which == "best" else None
+        step = best or (checkpoints.latest if which in ("best", "latest") else which)
         state = checkpoints.restore(like, step)
     variables = jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats})
-    return TrainedStudent(config, student, variables, text, int(state.step))
+    by_score = f"the best on its evaluation data, {config.eval_data}, which chose it"
+    chosen = {"latest": "the latest", "best": by_score if best else "the latest, for none has a score"}
+    return TrainedStudent(config, student, variables, text, int(state.step), chosen.get(which, "as asked for"))
 
 
 def is_finite(tree: Any) -> bool:

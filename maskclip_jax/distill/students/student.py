@@ -91,6 +91,11 @@ class StudentConfig:
         own = {name: getattr(self, name) for name in ("layers", "base_width", "expansion")}
         return replace(variant(self.backbone), **{name: value for name, value in own.items() if value is not None})
 
+    @property
+    def grid_stride(self) -> int:
+        """Pixels from one of its cells to the next."""
+        return 4 if self.head == "deeplabv3plus" else self.output_stride
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StudentConfig":
         """From `dataclasses.asdict` of one, also after JSON (lists become tuples); UserError for an unknown key."""
