@@ -53,10 +53,10 @@ ARCHIVE = ROOT / "experiments" / "embedded" / "heldout.zip"
 UNSEEN = ("cow", "bus", "banana", "guitar", "castle", "snowman")
 
 # Dilations for an image of 12-16 positions a side: the published ones, 6 to 24, would see padding only.
-STUDENT = StudentConfig(width=128, backbone="small", rates=(1, 2, 4, 6))
+STUDENT = StudentConfig(width=128, backbone="small", rates=(1, 2, 4, 6), dropout=0.1)
 # The same head on a backbone of the teacher's own shape, so that the teacher's weights fit.
 CLIP_STUDENT = StudentConfig(
-    width=128, layers=(1, 1, 2, 1), base_width=16, expansion=4, stem="clip", rates=STUDENT.rates
+    width=128, layers=(1, 1, 2, 1), base_width=16, expansion=4, stem="clip", rates=STUDENT.rates, dropout=0.1
 )
 FROM_CLIP = {
     "student": CLIP_STUDENT,
@@ -126,6 +126,6 @@ COMMON = {
     "learning_rate": 2e-3,
     "min_learning_rate": 1e-5,
     "weight_decay": 0.02,
-    # Colours are what tells some glyphs apart, and sizes vary within the scenes.
-    "augmentation": AugmentConfig(scale=(0.8, 1.3), photometric=False),
+    # Colours are what tells some glyphs apart, and sizes vary within the scenes. Crops are chosen by what is annotated.
+    "augmentation": AugmentConfig(scale=(0.8, 1.3), photometric=False, least_classes=0, count_unlabelled=False),
 }

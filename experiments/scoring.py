@@ -45,14 +45,13 @@ class DataSet(NamedTuple):
 
 
 _CAPPED = {"short_side": 512, "long_side": 2048, "within": None}
+_WITHIN = {"short_side": None, "long_side": None, "within": (520, 520)}
 DATASETS = {
     "scenes": DataSet(f"{ARCHIVE}!heldout", "scenes66"),
     "twemoji": DataSet(f"{ARCHIVE}!heldout_twemoji", "scenes66"),
     "voc20": DataSet("data/voc20/val", "voc20", _CAPPED),
-    "voc21": DataSet("data/voc21/val", "voc20", _CAPPED),  # masks with the background as class 0: zero-shot
-    "context59": DataSet(
-        "data/context59/val", "context59", {"short_side": None, "long_side": None, "within": (520, 520)}
-    ),
+    "context59": DataSet("data/context59/val", "context59", _WITHIN),
+    "context60": DataSet("data/context60/val", "context59", _WITHIN),  # the background is class 0: zero-shot
     "cocostuff171": DataSet("data/cocostuff171/val", "coco-stuff171", _CAPPED),
 }
 CHECKPOINTS = {

@@ -36,7 +36,7 @@ ROWS = {  # row: variant
 SEEDS = dict.fromkeys(("MaskCLIP+, guided and self-training", "supervised (upper bound)"), (0, 1, 2))
 TEACHER = "MaskCLIP, no training"
 PUBLISHED_UNSEEN = {"voc20": 86.1, "context59": 66.7, "cocostuff171": 54.7}
-FULL = {"voc20": "voc21", "context59": "context59", "cocostuff171": "cocostuff171"}  # VOC with its background
+FULL = {"voc20": "voc20", "context59": "context60", "cocostuff171": "cocostuff171"}  # Context with its background
 COLUMNS = {"mIoU": "all", "seen": "seen", "unseen": "unseen", "harmonic": "harmonic"}
 
 

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float
 
 from maskclip_jax.clip.config import CLIPConfig, ViTConfig
 from maskclip_jax.clip.layers import attend
+from maskclip_jax.clip.products import in_full_precision
 from maskclip_jax.errors import UserError
 
 Heads = Float[Array, "B T N d"]
@@ -88,10 +89,10 @@ def pool_value_value(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
 
 def key_key_gaussian(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
     """NACLIP: patches near each other attract each other."""
-    scores = jnp.einsum("bqnd,bknd->bnqk", k * k.shape[-1] ** -0.5, k).astype(jnp.float32)
-    scores += gaussian_neighbourhood(around.shape, around.sigma)
+    scores = jnp.einsum("bqnd,bknd->bnqk", k * k.shape[-1] ** -0.5, k)
+    scores = in_full_precision(scores) + gaussian_neighbourhood(around.shape, around.sigma)
     if around.mask is not None:
-        scores = jnp.where(around.mask, scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(around.mask, scores, jnp.finfo(scores.dtype).min)
     return jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
@@ -111,7 +112,7 @@ def gem(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
 
 def mean_length(tokens: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"] | None) -> Float[Array, "B"]:  # noqa: UP037
     """The mean norm of each image's tokens; padding does not count."""
-    length = jnp.linalg.norm(tokens.astype(jnp.float32), axis=-1)
+    length = jnp.linalg.norm(in_full_precision(tokens), axis=-1)
     return length.mean(axis=1) if mask is None else length.mean(axis=1, where=mask[:, 0, 0])
 
 
@@ -201,5 +202,5 @@ def check_blocks(method: DenseMethod, vision: object) -> None:
 
 
 def _unit(x: Heads) -> Heads:
-    length = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
+    length = jnp.linalg.norm(in_full_precision(x), axis=-1, keepdims=True)
     return (x / jnp.maximum(length, 1e-12)).astype(x.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from maskclip_jax.errors import UserError
 
@@ -26,6 +26,13 @@ class Fidelity:
       probability_scale: None is `exp(logit_scale)`; the released code writes 100.
       all_denoised: when every class would be denoised away, "keep_best" or "drop_all" (all logits -100).
       upsample: logits "aligned" with the image's pixels, or the padded grid "stretched" over the unpadded image.
+      upsample_steps: cells become pixels of the original image in 1 bilinear resize, or in 2, the resized image's
+        pixels in between. (Sliding windows are averaged there, and so take 2 in any case.)
+      image_resize: by the "checkpoint"'s filter, antialiased, or as "opencv" does it: bilinear between half-pixel
+        centres, no antialias when shrinking, rounded to uint8 in fixed point.
+      resnet_input: images for a ResNet are "padded" to its stride, or "unpadded": strided convolutions pad by 1 and
+        average pools drop the last row or column of an odd side (512×683 pixels make 16×21 cells at stride 32). A side
+        shorter than the stride, of which nothing would be left, is padded to it with zeros.
       position_resize: resize position embeddings whenever the grid's "shape" differs, or only its token "count".
     """
 
@@ -37,6 +44,9 @@ class Fidelity:
     probability_scale: float | None = None
     all_denoised: Literal["keep_best", "drop_all"] = "keep_best"
     upsample: Literal["aligned", "stretched"] = "aligned"
+    upsample_steps: Literal[1, 2] = 1
+    image_resize: Literal["checkpoint", "opencv"] = "checkpoint"
+    resnet_input: Literal["padded", "unpadded"] = "padded"
     position_resize: Literal["shape", "count"] = "shape"
 
     @classmethod
@@ -47,7 +57,20 @@ class Fidelity:
     @classmethod
     def released(cls) -> Fidelity:
         """What chongzhou96/MaskCLIP does, for its published numbers."""
-        return cls("gelu", 1e-6, "out_proj", "positions", "imagenet", 100.0, "drop_all", "stretched", "count")
+        return cls(
+            activation="gelu",
+            layer_norm_eps=1e-6,
+            keys="out_proj",
+            key_normalization="positions",
+            image_statistics="imagenet",
+            probability_scale=100.0,
+            all_denoised="drop_all",
+            upsample="stretched",
+            upsample_steps=2,
+            image_resize="opencv",
+            resnet_input="unpadded",
+            position_resize="count",
+        )
 
     @classmethod
     def named(cls, value: str | Fidelity) -> Fidelity:
@@ -119,6 +142,9 @@ class TextConfig:
     eot_token_id: int | None = None
 
 
+NO_TEXT = TextConfig(1, 2, 1, 1, 1, 1)  # the least there can be, where a checkpoint holds the image tower alone
+
+
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
     """Both towers, the width E they meet in, and the fidelity they are read with."""
@@ -129,14 +155,37 @@ class CLIPConfig:
     fidelity: Fidelity = Fidelity()
 
     @property
+    def has_text(self) -> bool:
+        """Whether there is a text tower."""
+        return self.text != NO_TEXT
+
+    @property
     def stride(self) -> int:
         """Pixels from one dense feature to the next."""
         return self.vision.stride
 
     @property
     def multiple(self) -> int:
-        """Image sides must be multiples of this to be read densely: the patch, or the strides that a ResNet takes."""
-        return self.vision.stride
+        """Image sides must be multiples of this to be read densely: the patch, or the strides that a ResNet takes.
+
+        1 for a ResNet that reads images unpadded. A valid size inside a padded batch (`grid`) is counted in this unit.
+        """
+        unpadded = isinstance(self.vision, ResNetConfig) and self.fidelity.resnet_input == "unpadded"
+        return 1 if unpadded else self.vision.stride
+
+    def padded(self, side: int) -> int:
+        """The side that an image of `side` pixels is padded to by itself: a multiple of `multiple`, one cell at least."""
+        return max(-(-side // self.multiple) * self.multiple, self.stride)
+
+    def cells(self, units: Any) -> Any:
+        """Dense features along a padded side of so many `multiple`s of pixels; ints or arrays, traced ones too."""
+        return units if self.multiple == self.stride else cells_of(units * self.multiple, self.stride)
+
+
+def cells_of(pixels: Any, stride: int) -> Any:
+    """Positions at `stride` along a side of so many pixels: strided 3×3 convolutions that pad by 1 round up, 2×2 pools
+    down. A ResNet's first halving is a convolution, all others are pools; multiples of the stride are never rounded."""
+    return pixels if stride == 1 else (pixels + 1) // 2 // (stride // 2)
 
 
 def with_activation(config: CLIPConfig, activation: str) -> CLIPConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskclip_jax.clip import infer
-from maskclip_jax.clip.config import CLIPConfig, with_activation
+from maskclip_jax.clip.config import NO_TEXT, CLIPConfig, with_activation
 from maskclip_jax.clip.files import read_arrays, shapes_of
 from maskclip_jax.clip.tokenizer import MissingTokenizer, load_tokenizer, openai_tokenizer
 from maskclip_jax.clip.torch_files import TorchFile
@@ -72,9 +72,18 @@ class Parts(NamedTuple):
 
 
 def from_mapping(arrays: Mapping[str, Any]) -> Parts:
-    """A mapping of OpenAI-named arrays; statistics are OpenAI's, and the tokenizer where the vocabulary is."""
-    if naming_of(plain_names(arrays)) != "openai":
+    """A mapping of OpenAI-named arrays, of both towers or of the image tower alone (`visual.…`, maybe `logit_scale`).
+
+    Statistics are OpenAI's, and so is the tokenizer where the vocabulary is.
+    """
+    names = plain_names(arrays)
+    if naming_of(names) != "openai":
         raise UserError("a mapping has OpenAI's names, but transformers' came: give the folder with its config.json")
+    if all(name.startswith("visual.") or name == "logit_scale" for name in names):
+        shapes = shapes_of(arrays)
+        vision, embed_dim = infer.vision_from_shapes({name: shapes[key] for name, key in names.items()})
+        missing = MissingTokenizer("a mapping of arrays")
+        return Parts(arrays, CLIPConfig(vision, NO_TEXT, embed_dim), missing, openai_preprocess(), Reading())
     config, note = _from_arrays(arrays, "a mapping of arrays")
     tokenizer = openai_tokenizer(config.text) or MissingTokenizer("a mapping of arrays")
     return Parts(arrays, config, tokenizer, openai_preprocess(), Reading(), note)

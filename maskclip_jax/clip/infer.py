@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from maskclip_jax.clip.config import NO_TEXT as NO_TEXT
 from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.clip.config_rules import CONTEXT, EPSILON, LAYERS, MLP, SIDE, VOCABULARY, WIDTH, checked
 from maskclip_jax.clip.open_clip import from_open_clip as from_open_clip
@@ -19,7 +20,6 @@ from maskclip_jax.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
 WIDER_HEADS = {1280: 80, 1408: 88, 1664: 104}  # width of the ViT -> of a head, in H/14, g/14 and bigG/14
-NO_TEXT = TextConfig(1, 2, 1, 1, 1, 1)  # the least there can be, where a checkpoint holds the image tower alone
 
 
 _HF_TOWER = {

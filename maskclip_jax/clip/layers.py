@@ -11,14 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maskclip_jax.clip.convolutions import convolve
 from maskclip_jax.clip.products import attend as attend
-from maskclip_jax.clip.products import product
+from maskclip_jax.clip.products import full_precision, in_full_precision, product
 
 Dtype = jnp.dtype | type
 
 
 def quick_gelu(x: Array) -> Array:
-    """OpenAI's fast GELU, `x · sigmoid(1.702 x)`, in float32; by way of tanh, which CPUs do twice as fast."""
-    wide = x.astype(jnp.float32)
+    """OpenAI's fast GELU, `x · sigmoid(1.702 x)`, in full precision; by way of tanh, which CPUs do twice as fast."""
+    wide = in_full_precision(x)
     return (wide * (0.5 + 0.5 * jnp.tanh(0.851 * wide))).astype(x.dtype)
 
 
@@ -46,9 +46,9 @@ class Linear(nn.Module):
         return out
 
 
-def layer_norm(epsilon: float) -> nn.LayerNorm:
-    """Layer normalisation in float32 whatever the dtype around it, with the two-pass variance of PyTorch's."""
-    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32)
+def layer_norm(epsilon: float, dtype: Dtype = jnp.float32) -> nn.LayerNorm:
+    """Layer normalisation in full precision whatever the dtype around it, with the two-pass variance of PyTorch's."""
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=full_precision(dtype))
 
 
 class Conv(nn.Module):
@@ -122,7 +122,7 @@ class Block(nn.Module):
     dtype: Dtype = jnp.float32
 
     def setup(self):
-        self.ln_1, self.ln_2 = layer_norm(self.layer_norm_eps), layer_norm(self.layer_norm_eps)
+        self.ln_1, self.ln_2 = (layer_norm(self.layer_norm_eps, self.dtype) for _ in range(2))
         self.attn = Attention(self.width, self.heads, self.dtype)
         self.mlp = MLP(self.width, self.mlp_width, self.activation, self.dtype)
 
@@ -219,7 +219,7 @@ def resize_positions(
     Beyond an image's valid size the result is meaningless (those tokens are masked).
     """
     h, w = shape
-    grid = jnp.asarray([[h, w]], jnp.float32) if grid is None else grid.astype(jnp.float32)
+    grid = jnp.asarray([[h, w]] if grid is None else grid, full_precision(table.dtype))
     rows = jax.vmap(lambda n: cubic_matrix(trained, n, h))(grid[:, 0])
     columns = jax.vmap(lambda n: cubic_matrix(trained, n, w))(grid[:, 1])
     square = table.reshape(trained, trained, -1)

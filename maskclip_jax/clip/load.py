@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskclip_jax.clip import infer, orbax_io
 from maskclip_jax.clip import model as clip_model
+from maskclip_jax.clip import orbax_io
 from maskclip_jax.clip.config import CLIPConfig, Fidelity, ViTConfig, with_activation
-from maskclip_jax.clip.files import SUFFIXES, shapes_of
+from maskclip_jax.clip.files import SUFFIXES
 from maskclip_jax.clip.folders import SMALL_FILES, Parts, Reading, from_file, from_folder, from_mapping
 from maskclip_jax.clip.hub import download, snapshot
 from maskclip_jax.clip.layers import Dtype
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.clip.tokenizer import MissingTokenizer, load_tokenizer
-from maskclip_jax.clip.weights import to_variables
+from maskclip_jax.clip.weights import plain_names, to_variables
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.errors import UserError
 
@@ -71,7 +71,8 @@ def load_clip(
         a hub id ("openai/clip-vit-base-patch16", "timm/resnet50_clip.openai");
         a folder: Hugging Face's, open_clip's, or one that `orbax_io.save_converted` wrote;
         a file: `.safetensors`, `.msgpack`, `.bin`, `.pth`, OpenAI's `.pt` (configs and tokenizer may lie beside it);
-        a mapping of OpenAI-named arrays.
+        a mapping of OpenAI-named arrays; of the image tower alone (`visual.…`) it makes a model that needs
+        `classifier=` wherever names are given, since `encode_text` refuses.
       fidelity: "clip", "released" or a `Fidelity`; its image statistics go into `preprocess`.
       dense_stride: pixels between dense features of a ResNet, 8, 16 or 32; None takes the checkpoint's `maskclip.json`,
         else 32. A ViT has its patch size.
@@ -100,7 +101,7 @@ def load_clip(
     elif parts.note is not None:
         logging.getLogger("maskclip_jax").warning(parts.note)
     if variables is None:
-        variables = to_variables(parts.arrays, parts.config)
+        variables = _variables(parts.arrays, parts.config)
     config = dataclasses.replace(parts.config, fidelity=fidelity)
     config = with_stride(config, parts.reading.dense_stride if dense_stride is None else dense_stride)
     if fold:
@@ -122,11 +123,20 @@ def load_visual(
 
     `encode_image` and `encode_dense` work, `encode_text` does not. `logit_scale` is OpenAI's, log 100.
     """
-    vision, embed_dim = infer.vision_from_shapes(shapes_of(arrays))
-    config = with_stride(CLIPConfig(vision, infer.NO_TEXT, embed_dim, Fidelity.named(fidelity)), dense_stride)
-    variables = to_variables(arrays, config, towers=("visual",))
-    variables["params"]["logit_scale"] = jnp.asarray(OPENAI_LOGIT_SCALE)
-    return CLIP(config), folded(config, variables) if fold else variables
+    found = load_clip(arrays, fidelity=fidelity, dense_stride=dense_stride, fold=fold)
+    return found.model, found.variables
+
+
+def _variables(arrays: Mapping[str, Any], config: CLIPConfig) -> dict[str, Any]:
+    if config.has_text:
+        return to_variables(arrays, config)
+    # An image tower alone was normally cut out of a CLIP without its temperature.
+    scale = next((arrays[key] for name, key in plain_names(arrays).items() if name == "logit_scale"), None)
+    tower = {name: arrays[key] for name, key in plain_names(arrays).items() if name != "logit_scale"}
+    variables = to_variables(tower, config, towers=("visual",))
+    scale = OPENAI_LOGIT_SCALE if scale is None else np.asarray(scale, np.float32).reshape(())
+    variables["params"]["logit_scale"] = jnp.asarray(scale, jnp.float32)
+    return variables
 
 
 def with_stride(config: CLIPConfig, dense_stride: int | None) -> CLIPConfig:
@@ -152,6 +162,8 @@ def _preprocess(parts: Parts, config: CLIPConfig) -> Preprocess:
     changes: dict[str, Any] = {"multiple": config.multiple, "short_side": parts.reading.short_side}
     if config.fidelity.image_statistics == "imagenet":
         changes |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    if config.fidelity.image_resize == "opencv":
+        changes["interpolation"] = "opencv"
     return dataclasses.replace(parts.preprocess, **changes)
 
 

@@ -12,10 +12,16 @@ from jaxtyping import Array, Float, Int
 from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod
 from maskclip_jax.clip.config import CLIPConfig, ViTConfig
 from maskclip_jax.clip.layers import Dtype, fold_linear
+from maskclip_jax.clip.products import in_full_precision
 from maskclip_jax.clip.resnet import ModifiedResNet
 from maskclip_jax.clip.text import TextTransformer
 from maskclip_jax.clip.vit import VisionTransformer
 from maskclip_jax.errors import UserError
+
+IMAGE_TOWER_ALONE = (
+    "texts need a text tower, but this model has an image tower alone: give classifier=rows (unit vectors, one a word), "
+    "or load both towers"
+)
 
 
 class DenseFeatures(NamedTuple):
@@ -39,7 +45,7 @@ class CLIP(nn.Module):
         if isinstance(c.vision, ViTConfig):
             self.visual = VisionTransformer(c.vision, c.embed_dim, c.fidelity, self.dtype)
         else:
-            self.visual = ModifiedResNet(c.vision, c.embed_dim, self.dtype)
+            self.visual = ModifiedResNet(c.vision, c.embed_dim, c.multiple, self.dtype)
         self.text = TextTransformer(c.text, c.embed_dim, self.dtype)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
 
@@ -47,7 +53,7 @@ class CLIP(nn.Module):
         self, images: Float[Array, "B H W 3"], ids: Int[Array, "N T"]
     ) -> tuple[Float[Array, "B E"], Float[Array, "N E"]]:
         """Both embeddings, for initialisation and training."""
-        return self.encode_image(images), self.encode_text(ids)
+        return self.encode_image(images), self.text(ids)[0]
 
     def encode_image(self, images: Float[Array, "B H W 3"], **kwargs) -> Float[Array, "B E"]:
         """The embedding of whole images, unnormalised, as CLIP gives it. `images` are already normalised.
@@ -57,7 +63,9 @@ class CLIP(nn.Module):
         return self.visual(images, **kwargs)[0]
 
     def encode_text(self, ids: Int[Array, "N T"]) -> Float[Array, "N E"]:
-        """The embedding of tokenised prompts, unnormalised, as CLIP gives it."""
+        """The embedding of tokenised prompts, unnormalised, as CLIP gives it. Raises UserError without a text tower."""
+        if not self.config.has_text:
+            raise UserError(IMAGE_TOWER_ALONE)
         return self.text(ids)[0]
 
     def encode_dense(
@@ -77,7 +85,8 @@ class CLIP(nn.Module):
         Args:
           images: normalised images whose sides are multiples of `config.multiple`.
           grid: when images of different sizes share a padded batch, each one's valid rows and columns in units of
-            `config.stride` pixels. What lies beyond changes nothing inside, and comes out meaningless.
+            `config.multiple` pixels; `config.cells` says what features these have. What lies beyond changes nothing
+            inside, and comes out meaningless.
           naive: the paper's baseline instead, the unmodified last layer (keys are the same).
           attention, residual, mlp, blocks, sigma: another reading of the last blocks, as `DenseMethod` has them;
             `**dataclasses.asdict(METHODS["sclip"])` is a published one.
@@ -89,7 +98,7 @@ class CLIP(nn.Module):
         if naive and method != MASKCLIP:
             raise UserError("naive is the unmodified last layer, but another attention came too: give one of the two")
         features, keys = self.visual.dense(images, grid, naive, method)
-        features = features.astype(jnp.float32)
+        features = in_full_precision(features)
         norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
         return DenseFeatures(features / jnp.maximum(norm, 1e-12), keys)
 

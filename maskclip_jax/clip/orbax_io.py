@@ -66,8 +66,11 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
     path = Path(path).expanduser().absolute()
     if path.exists():
         raise UserError(f"a checkpoint is written to a new folder, but {path} exists: choose another name")
-    if pretrained.config.fidelity.image_statistics != "checkpoint":
+    fidelity = pretrained.config.fidelity
+    if (fidelity.image_statistics, fidelity.image_resize) != ("checkpoint", "checkpoint"):
         raise UserError("a checkpoint is converted with its own image statistics: load it with fidelity='clip'")
+    if not pretrained.config.has_text:
+        raise UserError("a checkpoint is converted whole, but an image tower alone came: load both towers")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)

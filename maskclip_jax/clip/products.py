@@ -16,11 +16,21 @@ from jaxtyping import Array, Bool, Float
 _HEAD_BY_HEAD = 2**17
 
 
+def full_precision(dtype: DTypeLike) -> jnp.dtype:
+    """What sums, norms and softmaxes are taken in beside `dtype`: float32, or float64 where `dtype` is that."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def in_full_precision(x: Array) -> Array:
+    """`x` in `full_precision` of its own type."""
+    return x.astype(full_precision(x.dtype))
+
+
 def product(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], dtype: DTypeLike) -> Float[Array, "*batch o"]:
-    """`x W` over the last axis, in `dtype` (its sums in float32): one 2-D product, on CPU twice as fast in training as
-    over 3-D."""
+    """`x W` over the last axis, in `dtype` (its sums in `full_precision`): one 2-D product, on CPU twice as fast in
+    training as over 3-D."""
     flat, kernel = x.reshape(-1, x.shape[-1]).astype(dtype), kernel.astype(dtype)
-    out = flat @ kernel if jnp.dtype(dtype) == jnp.float32 else _low_precision(flat, kernel)
+    out = flat @ kernel if full_precision(dtype) == dtype else _low_precision(flat, kernel)
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -54,23 +64,23 @@ def attend(
     v: Float[Array, "B K N d"],
     mask: Bool[Array, "#B 1 #Q K"] | None = None,
 ) -> Float[Array, "B Q N d"]:
-    """Softmax attention, the softmax in float32; `mask` is True where a query may look at a key."""
+    """Softmax attention, the softmax in full precision; `mask` is True where a query may look at a key."""
     if jax.default_backend() == "cpu" and q.shape[1] * k.shape[1] >= _HEAD_BY_HEAD:
         return _attend_by_head(q, k, v, mask).astype(v.dtype)
-    scores = jnp.einsum("bqnd,bknd->bnqk", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+    scores = in_full_precision(jnp.einsum("bqnd,bknd->bnqk", q * q.shape[-1] ** -0.5, k))
     if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bnqk,bknd->bqnd", weights, v)
 
 
 def _attend_by_head(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """One head of one image at a time, in float32, divided by the softmax's sum only after the last product."""
+    """One head of one image at a time, in full precision, divided by the softmax's sum only after the last product."""
     batch, queries, heads, width = q.shape
 
     def by_head(x: Array, *axes: int) -> Array:
         """[B N, …]: every product of the loop is then one of plain matrices, none of them transposed."""
-        x = x.astype(jnp.float32).transpose(0, 2, *axes)
+        x = in_full_precision(x).transpose(0, 2, *axes)
         return x.reshape(batch * heads, *x.shape[2:])
 
     q, k, v = by_head(q * width**-0.5, 1, 3), by_head(k, 3, 1), by_head(v, 1, 3)
@@ -80,7 +90,7 @@ def _attend_by_head(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         q, k, v, index = parts
         scores = q @ k
         if mask is not None:
-            scores = jnp.where(mask[index, 0], scores, jnp.finfo(jnp.float32).min)
+            scores = jnp.where(mask[index, 0], scores, jnp.finfo(scores.dtype).min)
         weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         return (weights @ v) / weights.sum(axis=-1, keepdims=True)
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from maskclip_jax.clip.attentions import ATTENTIONS, MASKCLIP, Around, DenseMethod, mean_length, pool_value_value
-from maskclip_jax.clip.config import ResNetConfig
+from maskclip_jax.clip.config import ResNetConfig, cells_of
 from maskclip_jax.clip.layers import Conv, Dtype, Linear, apply_folded, attend, resize_positions, valid_mask
 
 
@@ -36,8 +36,8 @@ def _blur(x: Float[Array, "B H W C"], dilation: int) -> Float[Array, "B H W C"]:
 class ImageGrid:
     """Where the pixels of a padded batch are real: the mask at any stride, or nothing at all when nothing is padded."""
 
-    def __init__(self, grid: Int[Array, "B 2"] | None, unit: int = 32):
-        self.grid, self.unit = grid, unit  # valid height and width in units of so many pixels
+    def __init__(self, sizes: Int[Array, "B 2"] | None):
+        self.sizes = sizes  # valid height and width in pixels
 
     def __call__(self, x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B H W C"]:
         """`x` with zeros outside the image, which is what a convolution would have met at the image's border."""
@@ -54,7 +54,10 @@ class ImageGrid:
         return _blur(self(x, stride), dilation) / jnp.maximum(_blur(weight, dilation), 1 / 16)
 
     def mask(self, shape: tuple[int, int], stride: int) -> Bool[Array, "B h w"] | None:
-        return None if self.grid is None else valid_mask(self.grid * (self.unit // stride), shape)
+        return None if self.sizes is None else valid_mask(self.cells(stride), shape)
+
+    def cells(self, stride: int) -> Int[Array, "B 2"] | None:
+        return None if self.sizes is None else cells_of(self.sizes, stride)
 
 
 def _norm(train: bool, dtype: Dtype, name: str) -> nn.BatchNorm:
@@ -70,7 +73,7 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"], real: ImageGrid, train: bool) -> Float[Array, "B H//4 W//4 C"]:
         for i, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), 1):
-            x = Conv(features, 3, stride, dtype=self.dtype, name=f"conv{i}")(real(x, 2) if i > 1 else x)
+            x = Conv(features, 3, stride, dtype=self.dtype, name=f"conv{i}")(real(x, min(i, 2)))
             x = nn.relu(_norm(train, self.dtype, f"bn{i}")(x))
         return average_pool(x)
 
@@ -188,6 +191,7 @@ class ModifiedResNet(nn.Module):
 
     config: ResNetConfig
     embed_dim: int
+    unit: int = 32  # pixels that one of `grid` stands for
     dtype: Dtype = jnp.float32
 
     def setup(self):
@@ -213,14 +217,14 @@ class ModifiedResNet(nn.Module):
     ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
         """Projected features of every position (not normalised) and the keys; see `CLIP.encode_dense`."""
         stride = self.config.dense_stride
-        real = ImageGrid(grid, stride)
+        real = ImageGrid(None if grid is None else grid * self.unit)
         x, _ = self._trunk(images, real, stride, False)
         folded = self.get_variable("folded", "value") if self.has_variable("folded", "value") else None
         values, keys = self.attnpool.dense(x, folded)
         if naive:
             values = self.attnpool.naive(x, real.mask(x.shape[1:3], stride))
         elif method.attention != "value":
-            values = self.attnpool.read(x, real.mask(x.shape[1:3], stride), grid, method)
+            values = self.attnpool.read(x, real.mask(x.shape[1:3], stride), real.cells(stride), method)
         return values, keys
 
     def _trunk(

@@ -25,7 +25,7 @@ class TextTransformer(nn.Module):
         self.transformer = Transformer(
             c.width, c.layers, c.heads, c.mlp_width, c.activation, c.layer_norm_eps, self.dtype
         )
-        self.ln_final = layer_norm(c.layer_norm_eps)
+        self.ln_final = layer_norm(c.layer_norm_eps, self.dtype)
         self.text_projection = self.param("text_projection", normal(c.width**-0.5), (c.width, self.embed_dim))
 
     def __call__(self, ids: Int[Array, "N T"]) -> tuple[Float[Array, "N E"], dict[str, Array]]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from maskclip_jax.clip.attentions import ATTENTIONS, MASKCLIP, Around, DenseMethod, check_blocks, mean_length
 from maskclip_jax.clip.config import Fidelity, ViTConfig
 from maskclip_jax.clip.layers import Dtype, Transformer, layer_norm, resize_positions, valid_mask
-from maskclip_jax.clip.products import product
+from maskclip_jax.clip.products import full_precision, product
 
 
 class VisionTransformer(nn.Module):
@@ -28,7 +28,7 @@ class VisionTransformer(nn.Module):
         self.conv1 = self.param("conv1", nn.initializers.lecun_normal(), (c.patch_size, c.patch_size, 3, c.width))
         self.class_embedding = self.param("class_embedding", normal, (c.width,))
         self.positional_embedding = self.param("positional_embedding", normal, (c.grid**2 + 1, c.width))
-        self.ln_pre, self.ln_post = layer_norm(eps), layer_norm(eps)
+        self.ln_pre, self.ln_post = layer_norm(eps, self.dtype), layer_norm(eps, self.dtype)
         self.transformer = Transformer(c.width, c.layers, c.heads, c.mlp_width, activation, eps, self.dtype)
         self.proj = self.param("proj", normal, (c.width, self.embed_dim))
 
@@ -88,7 +88,7 @@ class VisionTransformer(nn.Module):
         return path[:, 1:], keys[:, 1:]
 
     def _project(self, x: Array) -> Array:
-        return product(self.ln_post(x), self.proj, jnp.float32)
+        return product(self.ln_post(x), self.proj, full_precision(self.dtype))
 
     def _grid(self, images: Array) -> tuple[int, int]:
         return images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size

@@ -41,6 +41,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="embedded", help="embedded, embedded-vit, a hub id, or a checkpoint's folder or file"
     )
+    parser.add_argument(
+        "--checkpoint", type=checkpoint, metavar="WHICH", help="of a run: latest (default), a step, or best (eval data)"
+    )
     parser.add_argument("--fidelity", choices=("clip", "released"), default="clip", help="whose habits to follow")
     parser.add_argument("--tokenizer", help="folder or hub id of a tokenizer, for checkpoints that bring none")
     parser.add_argument(
@@ -52,12 +55,32 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def checkpoint(text: str) -> str | int:
+    """An argument that says which checkpoint of a run: latest, best or a step."""
+    if text in ("latest", "best"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"latest, best, or a step, not {text!r}")
+
+
+def load_run(args: argparse.Namespace):
+    """The `TrainedStudent` of a run's folder, `--model`; says which checkpoint it is and how it was chosen."""
+    from maskclip_jax.distill.workdir import load_student
+
+    trained = load_student(args.model, args.checkpoint or "latest")
+    print(trained.origin)
+    return trained
+
+
 def load_model(args: argparse.Namespace):
     """The `Pretrained` that `add_model_arguments` describe."""
     import jax.numpy as jnp
 
     from maskclip_jax.clip.load import load_clip
 
+    if getattr(args, "checkpoint", None) is not None:
+        raise UserError(f"--checkpoint chooses among a run's, but {args.model} is no folder of a run: leave it out")
     say_notes()
     return load_clip(
         args.model,
@@ -83,7 +106,7 @@ class _Notes(logging.Handler):
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--templates", help="maskclip (85), imagenet (80), scene (5), single, or a template with {}")
-    parser.add_argument("--short-side", type=positive, help="pixels the short side is resized to")
+    add_size_arguments(parser)
     parser.add_argument("--naive", action="store_true", help="the paper's baseline: the unmodified last layer")
     parser.add_argument(
         "--prompt-denoising", type=unit, metavar="T", help="drop classes that are nowhere more probable than T"
@@ -99,6 +122,16 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     add_method_arguments(parser)
     parser.add_argument("--scales", type=float, nargs="+", help="sizes whose probabilities are averaged (1.0)")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+
+
+def add_size_arguments(parser: argparse.ArgumentParser) -> None:
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--short-side", type=positive, help="pixels the short side is resized to (long side at most 2048)"
+    )
+    size.add_argument(
+        "--within", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="instead: the largest size that fits"
+    )
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +155,8 @@ def with_protocol(args: argparse.Namespace, options: dict[str, Any], *, backgrou
             preset["method"] = None
         if options.get("window") is not None:  # a window of one's own comes with its own stride
             preset["stride"] = None
+        if options.get("short_side") is not None or options.get("within") is not None:  # one's own size, of either kind
+            preset["short_side"] = preset["within"] = None
         options |= {name: value for name, value in preset.items() if options.get(name) is None}
     defaults = {"method": "maskclip", "synonyms": "mean", "pamr": 0, "scales": (1.0,)}
     return options | {name: value for name, value in defaults.items() if options.get(name) is None}
@@ -134,7 +169,7 @@ def template_option(args: argparse.Namespace) -> str | tuple[str] | None:
 
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     """`add_reading_arguments` as keyword arguments of `segment_images`."""
-    names = ("short_side", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
+    names = ("short_side", "within", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
     names += ("background_threshold", "batch_size", "scales", "flip")
     options = {"templates": template_option(args)} | {name: getattr(args, name) for name in names}
     return with_protocol(args, options, background=args.background is not None)

@@ -12,6 +12,7 @@ protocol: a number without it means nothing.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from maskclip_jax.commands import common
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unseen", help="a class set's name, or classes, for seen, unseen and harmonic mIoU")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     common.add_model_arguments(parser)
+    common.add_size_arguments(parser)
     parser.add_argument("--templates", help="maskclip (85), imagenet (80), scene (5), single, or a template with {}")
     parser.add_argument("--naive", action="store_true", help="the paper's baseline: the unmodified last layer")
     parser.add_argument("--prompt-denoising", type=common.unit, metavar="T", help="threshold; off unless given")
@@ -39,7 +41,6 @@ def run(args: argparse.Namespace) -> None:
     from maskclip_jax.data.sources import open_source
     from maskclip_jax.distill.evaluation import evaluate_student, evaluate_teacher
     from maskclip_jax.distill.layout import is_run
-    from maskclip_jax.distill.workdir import load_student
 
     source = open_source(args.data)
     views = {"scales": args.scales, "flip": args.flip, "batch_size": args.batch_size}
@@ -47,9 +48,12 @@ def run(args: argparse.Namespace) -> None:
         views["progress"] = lambda done, total: report(done)
         if is_run(args.model):
             refused = ("classes", "templates", "naive", "prompt_denoising", "key_smoothing", "protocol")
+            refused += ("short_side", "within")
             common.refuse_for_students(args, (*refused, *common.METHOD_OPTIONS))
-            trained = load_student(args.model)
+            trained = common.load_run(args)
             scores = evaluate_student(trained.config, trained.variables, trained.text, source, **views)
+            about = {"checkpoint": trained.step, "chosen": trained.chosen}
+            scores = scores._replace(protocol=scores.protocol | about)
         elif any(getattr(args, o) for o in ("protocol", "synonyms", "probability_scale", "pamr")):
             from maskclip_jax.distill.training_free import evaluate_protocol
 
@@ -84,6 +88,7 @@ def _protocol_options(args: argparse.Namespace) -> dict:
 
     classes = _classes(args)
     options = _teacher_options(args) | {"templates": common.template_option(args)}
+    options |= {"short_side": args.short_side, "within": args.within}
     unseen = options.pop("unseen", ())
     options = common.with_protocol(args, options, background=str(classes[0]).casefold() == BACKGROUND)
     del options["scales"]  # they come with the other views
@@ -91,10 +96,13 @@ def _protocol_options(args: argparse.Namespace) -> dict:
 
 
 def _teacher(args: argparse.Namespace):
+    from maskclip_jax.data.preprocess import sized
     from maskclip_jax.segment.classifier import text_classifier
 
     classes = _classes(args)
     pretrained = common.load_model(args)
+    size = sized(pretrained.preprocess, args.short_side, args.within)
+    pretrained = dataclasses.replace(pretrained, preprocess=size)
     return pretrained, text_classifier(pretrained, classes, common.template_option(args)), [str(c) for c in classes]
 
 

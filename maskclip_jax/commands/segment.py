@@ -26,7 +26,7 @@ from maskclip_jax.errors import UserError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 STUDENTS_REFUSE = (
     *("templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background"),
-    *("protocol", "scales", "flip", *common.METHOD_OPTIONS),
+    *("within", "protocol", "scales", "flip", *common.METHOD_OPTIONS),
 )
 LONGEST = 200  # bytes of an output's name before its suffix: systems take 255 in all
 
@@ -83,10 +83,9 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable, Callable[[in
 
     if is_run(args.model):
         from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
-        from maskclip_jax.distill.workdir import load_student
 
         common.refuse_for_students(args, STUDENTS_REFUSE)
-        trained = load_student(args.model)
+        trained = common.load_run(args)
         options = {name: getattr(args, name) for name in ("short_side", "batch_size", "background_threshold")}
         options["classes"] = None if args.classes is None else [str(c) for c in parse_classes(args.classes)]
         chosen_labels(trained.config, options["classes"])  # complains before anything is written

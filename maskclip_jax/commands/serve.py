@@ -79,7 +79,7 @@ def make_shelf(args: argparse.Namespace):
     def load(name: str):
         own = vars(args) | {"model": name}
         if name != args.model:  # what was said of --model need not fit the others
-            own |= {"dense_stride": None, "tokenizer": None, "activation": None}
+            own |= {"dense_stride": None, "tokenizer": None, "checkpoint": None, "activation": None}
         return common.load_model(argparse.Namespace(**own))
 
     shelf = Shelf([args.model, *(args.more_models or ()), *EMBEDDED], load)

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 from PIL import Image
 
-from maskclip_jax.data.preprocess import resize_shape
+from maskclip_jax.data.preprocess import resize_as_opencv, resize_shape
 
 IGNORE = 255
-NO_CLASS = (254, IGNORE)  # unlabelled and ignored pixels: they say nothing about which class covers a crop
+UNLABELLED = 254  # pixels without annotation: a class of their own where crops are counted, as in the released code
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 Labels = Integer[np.ndarray, "H W *maps"]  # one label map, or several (annotation first) that share the geometry
@@ -29,10 +29,14 @@ class Augmentation(Protocol):
 
     short_side: int | None
     long_side: int | None
+    within: tuple[int, int] | None
+    interpolation: str
     scale: tuple[float, float]
     flip: float
     category_max_ratio: float
+    least_classes: int
     crop_retries: int
+    count_unlabelled: bool
     photometric: bool
     brightness: float
     contrast: tuple[float, float]
@@ -74,7 +78,9 @@ def augment(
         rng,
         size=crop_size,
         category_max_ratio=config.category_max_ratio,
+        least_classes=config.least_classes,
         retries=config.crop_retries,
+        count_unlabelled=config.count_unlabelled,
     )
     if rng.random() < config.flip:
         image, labels = image[:, ::-1], labels[:, ::-1]
@@ -93,24 +99,32 @@ def augment(
 def random_scale(
     image: Pixels, labels: Labels, rng: np.random.Generator, config: Augmentation
 ) -> tuple[NewPixels, NewLabels]:
-    """A uniform factor r of `config.scale`: the short side becomes r·short_side (long side at most r·long_side)."""
+    """A uniform factor r of `config.scale`: the short side becomes r·short_side (long side at most r·long_side), or the
+    image the largest that fits r·within."""
     factor = rng.uniform(*config.scale)
     height, width = image.shape[:2]
-    if config.short_side is None:
-        height, width = max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+    scaled = lambda side: None if side is None else max(1, int(side * factor + 0.5))  # noqa: E731
+    if config.within is not None:
+        height, width = resize_shape(height, width, within=tuple(map(scaled, config.within)))
+    elif config.short_side is None:
+        height, width = scaled(height), scaled(width)
     else:
-        sides = [None if s is None else max(1, int(s * factor + 0.5)) for s in (config.short_side, config.long_side)]
-        height, width = resize_shape(height, width, short_side=sides[0], long_side=sides[1])
-    return resize(image, labels, (height, width))
+        short, long = scaled(config.short_side), scaled(config.long_side)
+        height, width = resize_shape(height, width, short_side=short, long_side=long)
+    return resize(image, labels, (height, width), config.interpolation)
 
 
-def resize(image: Pixels, labels: Labels, shape: tuple[int, int]) -> tuple[NewPixels, NewLabels]:
-    """The image bilinearly (Pillow's, antialiased), labels by the nearest pixel, to `shape` (height, width)."""
+def resize(
+    image: Pixels, labels: Labels, shape: tuple[int, int], interpolation: str = "bilinear"
+) -> tuple[NewPixels, NewLabels]:
+    """The image bilinearly (Pillow's, antialiased, or "opencv"), labels by the nearest pixel, to (height, width)."""
     if shape == image.shape[:2]:
         return image, labels
     rows, columns = (
         ((np.arange(n) + 0.5) * (size / n)).astype(int) for n, size in zip(shape, image.shape[:2], strict=True)
     )
+    if interpolation == "opencv":
+        return resize_as_opencv(image, shape), labels[rows[:, None], columns[None]]
     resized = np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))
     return resized, labels[rows[:, None], columns[None]]
 
@@ -122,10 +136,15 @@ def random_crop(
     *,
     size: int,
     category_max_ratio: float = 1.0,
+    least_classes: int = 2,
     retries: int = 10,
+    count_unlabelled: bool = True,
 ) -> tuple[NewPixels, NewLabels]:
     """A window of at most `size` × `size`, drawn again (up to `retries` times, the last one stays) while one class
-    covers more than `category_max_ratio` of its pixels that have a class. A window without any is kept."""
+    covers more than `category_max_ratio` of its pixels, or fewer than `least_classes` classes are in it.
+
+    Ignored pixels (255) do not count; unlabelled ones (254) are one class, unless `count_unlabelled` is False. A ratio
+    of 1 keeps the first window, whatever is in it."""
     room = [max(side - size, 0) for side in image.shape[:2]]
 
     def draw() -> tuple[slice, slice]:
@@ -136,16 +155,13 @@ def random_crop(
     if any(room) and category_max_ratio < 1:
         annotation = labels if labels.ndim == 2 else labels[..., 0]
         for _ in range(retries):
-            if _largest_share(annotation[window]) <= category_max_ratio:
+            counts = np.bincount(annotation[window].ravel(), minlength=IGNORE + 1)
+            counts[IGNORE], counts[UNLABELLED] = 0, counts[UNLABELLED] * count_unlabelled
+            share = counts.max() / max(counts.sum(), 1)
+            if share <= category_max_ratio and np.count_nonzero(counts) >= least_classes:
                 break
             window = draw()
     return image[window], labels[window]
-
-
-def _largest_share(labels: Integer[np.ndarray, "H W"]) -> float:
-    counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)
-    counts[list(NO_CLASS)] = 0
-    return counts.max() / max(counts.sum(), 1)
 
 
 def photometric_distortion(

@@ -18,8 +18,10 @@ from maskclip_jax.data.buckets import bucket_shape as bucket_shape
 from maskclip_jax.errors import UserError
 
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+INTERPOLATIONS = (*_PIL_FILTERS, "opencv")
 _HF_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the integers of preprocessor_config.json are Pillow's
 SHORT_SIDE, LONG_SIDE = 512, 2048  # VOC and COCO-Stuff, the paper's protocol
+MOST_SIDE = 2**14  # pixels that an image may be asked to be resized to: a square of them is 800 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Preprocess:
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str = "bicubic"  # or "bilinear"
+    interpolation: str = "bicubic"  # or "bilinear", both antialiased; or "opencv" (`resize_as_opencv`)
     short_side: int | None = SHORT_SIDE
     long_side: int | None = LONG_SIDE
     within: tuple[int, int] | None = None
@@ -48,8 +50,10 @@ class Preprocess:
             raise UserError(
                 f"image mean and std are fractions of white (0..1), but {self.mean} / {self.std} came: divide by 255"
             )
-        if self.interpolation not in _PIL_FILTERS:
-            raise UserError(f"interpolation is bilinear or bicubic, but {self.interpolation!r} came: choose one")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(
+                f"interpolation is one of {', '.join(INTERPOLATIONS)}, but {self.interpolation!r} came: choose one"
+            )
         if self.within is not None and self.short_side is not None:
             raise UserError(
                 f"an image is sized by short_side or within, but both came ({self.short_side}, {self.within}): "
@@ -132,13 +136,41 @@ def resize_shape(
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def prepare(rgb: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, multiple: int | None = None) -> PreparedImage:
-    """Resizes (Pillow's antialiased filter on 8-bit pixels, as CLIP's own preprocessing), normalises, then pads.
+def sized(preprocess: Preprocess, short_side: int | None = None, within: Sequence[int] | None = None) -> Preprocess:
+    """`preprocess` with another size: `short_side` (its `long_side` still caps it) or `within` (height, width).
+
+    Neither leaves it. Raises UserError for both, and for what is no size.
+    """
+    if short_side is None and within is None:
+        return preprocess
+    if short_side is not None and within is not None:
+        raise UserError(
+            f"an image is sized by its short side or within a frame, but both came ({short_side}, {tuple(within)}): "
+            "leave one out"
+        )
+    if within is None:
+        if not _is_side(short_side):
+            raise UserError(f"the short side is at least one pixel, a whole number, but {short_side!r} came: try 512")
+        return dataclasses.replace(preprocess, short_side=int(short_side), within=None)
+    if isinstance(within, str) or not np.iterable(within) or len(within) != 2 or not all(map(_is_side, within)):
+        raise UserError(f"within is a height and a width in whole pixels, but {within!r} came: try (520, 520)")
+    return dataclasses.replace(preprocess, short_side=None, long_side=None, within=(int(within[0]), int(within[1])))
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 < value <= MOST_SIDE
+
+
+def prepare(
+    rgb: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, multiple: int | None = None, least: int = 1
+) -> PreparedImage:
+    """Resizes 8-bit pixels (Pillow's antialiased filter as CLIP's own preprocessing, or as OpenCV), normalises, pads.
 
     Args:
       rgb: the picture.
       preprocess: sizes and statistics.
       multiple: pad to a multiple of this many pixels; `preprocess.multiple` when None.
+      least: pad to at least this many pixels.
     """
     original = rgb.shape[:2]
     multiple = preprocess.multiple if multiple is None else multiple
@@ -146,11 +178,14 @@ def prepare(rgb: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, multiple: i
         *original, short_side=preprocess.short_side, long_side=preprocess.long_side, within=preprocess.within
     )
     if valid != original:
-        rgb = np.asarray(Image.fromarray(rgb).resize(valid[::-1], _PIL_FILTERS[preprocess.interpolation]))
+        if preprocess.interpolation == "opencv":
+            rgb = resize_as_opencv(rgb, valid)
+        else:
+            rgb = np.asarray(Image.fromarray(rgb).resize(valid[::-1], _PIL_FILTERS[preprocess.interpolation]))
     mean, std = np.asarray(preprocess.mean, np.float32), np.asarray(preprocess.std, np.float32)
     pixels = (rgb.astype(np.float32) / np.float32(255) - mean) / std
     image = PreparedImage(pixels, valid, original)
-    return pad_image(image, (round_up(valid[0], multiple), round_up(valid[1], multiple)))
+    return pad_image(image, tuple(max(round_up(side, multiple), least) for side in valid))
 
 
 def pad_image(image: PreparedImage, shape: tuple[int, int]) -> PreparedImage:
@@ -159,6 +194,34 @@ def pad_image(image: PreparedImage, shape: tuple[int, int]) -> PreparedImage:
     if shape[0] < height or shape[1] < width:
         raise ValueError(f"an image is padded to a shape at least its own, {height}x{width}, but {shape} came")
     return image._replace(pixels=np.pad(image.pixels, ((0, shape[0] - height), (0, shape[1] - width), (0, 0))))
+
+
+def resize_as_opencv(rgb: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """Bilinear as OpenCV's `INTER_LINEAR` on uint8: half-pixel centres, no antialias, fixed point; equal to the bit.
+
+    Weights are rounded to 11 bits. Along the width a sample outside the image is the border's; along the height both
+    taps are clipped to it, and each is shifted down before the two are added.
+    """
+    (top, bottom, down), (left, right, across) = (_opencv_taps(n, m) for n, m in zip(rgb.shape[:2], size, strict=True))
+    outside = left == right  # both taps on the border pixel: OpenCV gives the first all the weight
+    across = np.where(outside, np.array([[2048], [0]], np.int32), across)[:, :, None]
+
+    def row_sums(rows: np.ndarray) -> np.ndarray:
+        part = rgb[rows].astype(np.int32)
+        return (part[:, left] * across[0] + part[:, right] * across[1]) >> 4
+
+    down = down[:, :, None, None]
+    mixed = ((down[0] * row_sums(top)) >> 16) + ((down[1] * row_sums(bottom)) >> 16)
+    return ((mixed + 2) >> 2).astype(np.uint8)
+
+
+def _opencv_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of the two samples of every output pixel, and their weights in 2048ths [2, n_out]."""
+    x = ((np.arange(n_out) + 0.5) * (1 / (n_out / n_in)) - 0.5).astype(np.float32)
+    first = np.floor(x).astype(int)
+    t = x - first.astype(np.float32)
+    weights = np.rint(np.stack([np.float32(1) - t, t]) * np.float32(2048)).astype(np.int32)
+    return np.clip(first, 0, n_in - 1), np.clip(first + 1, 0, n_in - 1), weights
 
 
 def interpolation_matrix(
@@ -174,7 +237,15 @@ def interpolation_matrix(
 
 
 def upsample_matrix(
-    grid: int, patch: int, valid: int, original: int, *, aligned: bool = True, columns: int | None = None
+    grid: int,
+    patch: int,
+    valid: int,
+    original: int,
+    *,
+    aligned: bool = True,
+    steps: int = 1,
+    partial: bool = False,
+    columns: int | None = None,
 ) -> Float32[np.ndarray, "original columns"]:
     """Patch grid -> pixels of the original image along one axis, bilinear, the padding cropped away.
 
@@ -188,10 +259,16 @@ def upsample_matrix(
       original: pixels of the picture that came in.
       aligned: False stretches the padded grid over the unpadded image, as the released code does: masks are off by up
         to half a patch (a 520 px image has 33 cells = 528 px).
+      steps: 1, or 2: cells -> pixels of the resized image -> pixels of the original, each bilinear, as the released
+        code does.
+      partial: the last cell may be missing, where a ResNet reads images unpadded: the one before reaches to the border.
       columns: cells of the array that the matrix multiplies, when a bucket holds more than `grid`; they weigh zero.
     """
-    if grid * patch < valid:
+    if (grid + partial) * patch < valid:
         raise ValueError(f"a grid must cover the image, but {grid} cells of {patch} px are less than {valid} px")
+    if steps == 2 and valid != original:
+        matrix = upsample_matrix(grid, patch, valid, valid, aligned=aligned, partial=partial, columns=columns)
+        return interpolation_matrix(valid, original) @ matrix
     if aligned:
         matrix = _sampling_matrix((np.arange(original) + 0.5) * (valid / original) / patch - 0.5, grid, "bilinear")
     else:

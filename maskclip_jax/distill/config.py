@@ -21,6 +21,7 @@ from maskclip_jax.evaluate import IGNORE as IGNORE
 UNLABELLED = 254
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MODES = ("annotation-free", "zero-shot", "supervised", "feature", "finetuned-clip")
+AUGMENT_INTERPOLATIONS = ("bilinear", "opencv")
 CHOICES = {
     "mode": MODES,
     "teacher_fidelity": ("clip", "released"),
@@ -28,7 +29,7 @@ CHOICES = {
     "foreground": ("none", "annotation"),
     "loss_mean": ("labelled", "all"),
     "mapper": (None, "identity", "linear", "mlp"),
-    "dtype": ("float32", "bfloat16"),
+    "dtype": ("float32", "bfloat16", "float64"),
     "optimizer": ("sgd", "adamw"),
 }
 
@@ -39,10 +40,14 @@ class AugmentConfig:
 
     Fields:
       short_side, long_side: resize to this short side first (long side at most that); None keeps the size.
+      within: resize to the largest size that fits this height and width instead (Pascal Context: 520, 520).
+      interpolation: of images, "bilinear" (Pillow's, antialiased) or "opencv" (not antialiased: the released code).
       scale: range of the random scale, uniform.
       flip: probability of a horizontal flip.
-      category_max_ratio: a crop is drawn again while one class covers more than this of its labelled pixels …
+      category_max_ratio: a crop is drawn again while one class covers more than this of its pixels that are not 255 …
+      least_classes: … or while there are fewer classes in it …
       crop_retries: … at most this often.
+      count_unlabelled: unlabelled pixels (254) are one more class in this, as published; False leaves them out too.
       photometric: brightness, contrast, saturation and hue, each with probability ½.
       brightness: largest shift, in 0..255.   contrast, saturation: ranges of the factor.
       hue: largest turn, in degrees (mmsegmentation's 18 are half-degrees of OpenCV's).
@@ -50,10 +55,14 @@ class AugmentConfig:
 
     short_side: int | None = None
     long_side: int | None = None
+    within: tuple[int, int] | None = None
+    interpolation: str = "bilinear"
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     category_max_ratio: float = 0.75
+    least_classes: int = 2
     crop_retries: int = 10
+    count_unlabelled: bool = True
     photometric: bool = True
     brightness: float = 32.0
     contrast: tuple[float, float] = (0.5, 1.5)
@@ -65,6 +74,24 @@ class AugmentConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise UserError(f"augmentation.{name} is a range (low, high) above 0, but {(low, high)} came: order it")
+        if self.interpolation not in AUGMENT_INTERPOLATIONS:
+            raise UserError(
+                f"augmentation.interpolation is one of {', '.join(AUGMENT_INTERPOLATIONS)}, but "
+                f"{self.interpolation!r} came: choose one"
+            )
+        if self.within is not None and self.short_side is not None:
+            raise UserError(
+                f"augmentation sizes images by short_side or within, but both came ({self.short_side}, {self.within}): "
+                "set one of them to null"
+            )
+        sides = (self.short_side, self.long_side, *(self.within or ()))
+        if any(side is not None and side < 1 for side in sides):
+            raise UserError(f"augmentation's sides are at least one pixel, but {sides} came: use positive numbers")
+        if self.least_classes < 0 or self.crop_retries < 0:
+            raise UserError(
+                f"augmentation.least_classes and crop_retries are counts, but {self.least_classes} and "
+                f"{self.crop_retries} came: use 0 or more"
+            )
         if not (0 <= self.flip <= 1 and 0 < self.category_max_ratio <= 1):
             raise UserError(
                 f"augmentation.flip and category_max_ratio are shares of 1, but {self.flip} and "
@@ -104,7 +131,8 @@ class DistillConfig:
       mapper: M(t) of finetuned-clip.
       backbone_weights: ImageNet weights to start from (file, folder or hub id), or None.
       image_mean, image_std: the student's, per RGB channel in units of 0..1 (ImageNet's; finetuned-clip uses CLIP's).
-      dtype: what student and teacher compute in; parameters are float32.
+      dtype: what student and teacher compute in; parameters are float32, or float64 where that is it (for comparisons:
+        it needs JAX_ENABLE_X64).
       evaluate_every, checkpoint_every, log_every: in optimiser steps.   keep_last: checkpoints.
 
     Raises:

@@ -19,12 +19,12 @@ from jaxtyping import Array, Float, Int64
 from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.clip.model import CLIP
-from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.preprocess import Preprocess, upsample_matrix
 from maskclip_jax.data.sources import DataSource
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.hosts import sum_over_hosts
 from maskclip_jax.distill.students import create_student
-from maskclip_jax.distill.views import CANVAS, Counter, Reader, batches, prepared, read_ahead
+from maskclip_jax.distill.views import Counter, Reader, batches, prepared, read_ahead
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate import (
     ZeroShotScores,
@@ -73,7 +73,7 @@ def evaluate_student(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Scores of a student whose `variables` are {"params", "batch_stats"}; sizes as in training, unscaled.
+    """Scores of a student whose `variables` are {"params", "batch_stats"}; sizes as in training, nothing padded.
 
     Args:
       text: classifier rows of the named classes.
@@ -85,7 +85,8 @@ def evaluate_student(
     Raises:
       UserError: an image without annotation, or a label that is no class.
     """
-    views = {"scales": list(scales), "flip": flip, "short side": config.augmentation.short_side}
+    size = config.augmentation
+    views = {"scales": list(scales), "flip": flip, "short side": size.short_side, "within": size.within}
     return _evaluate(
         _student_counter(config),
         {"student": variables, "text": text},
@@ -159,14 +160,21 @@ def _student_counter(config: DistillConfig) -> Counter:
 
 @functools.lru_cache(maxsize=4)  # programs are remembered by it
 def student_reader(config: DistillConfig) -> Reader:
-    """A student as it is used: running statistics, no dropout, images sized as in training without the random scale."""
+    """A student as it is used: running statistics, no dropout, images sized as in training without the random scale.
+
+    Nothing is padded, for a student would see it; so there is a program for every size that images come in. A student
+    of the released code's habits (`teacher_fidelity`) has its cells stretched over the image, and resized twice.
+    """
     module = create_student(dataclasses.replace(config.student_config, bn_axis_name=None))
-    size = {"short_side": config.augmentation.short_side, "long_side": config.augmentation.long_side}
+    size = {name: getattr(config.augmentation, name) for name in ("short_side", "long_side", "within")}
+    stride, floors = config.student.grid_stride, config.student.stem == "clip"
+    habits = {"aligned": True} if config.teacher_fidelity == "clip" else {"aligned": False, "steps": 2}
     return Reader(
         lambda v, pixels, grid: module.apply(v["student"], pixels, v["text"]),
         lambda v, scores: jax.nn.softmax(scores, axis=-1),
-        Preprocess(config.image_mean, config.image_std, "bilinear", **size, multiple=CANVAS),
-        bucketed=False,
+        Preprocess(config.image_mean, config.image_std, config.augmentation.interpolation, **size),
+        matrix=lambda cells, *sizes: upsample_matrix(cells, stride, *sizes, partial=floors, **habits),
+        least=stride if floors else 1,
     )
 
 
@@ -187,8 +195,7 @@ def teacher_reader(
     def probabilities(v: Any, scores: Array) -> Array:
         return to_probabilities(scores, probability_scale(model, v["clip"]), smoothed=smoothing is not None)
 
-    aligned = model.config.fidelity.upsample == "aligned"
-    return Reader(scores, probabilities, pretrained.preprocess, bucketed=True, aligned=aligned)
+    return Reader(scores, probabilities, pretrained.preprocess, model.config)
 
 
 def _evaluate(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from maskclip_jax.clip.products import in_full_precision
 from maskclip_jax.distill.config import IGNORE, UNLABELLED
 
 
@@ -29,7 +30,7 @@ def cross_entropy(
     """Cross-entropy of every pixel's softmax.
 
     Args:
-      logits: at label size (upsampled), float32.
+      logits: at label size (upsampled).
       labels: 0..C-1; 254 and 255 have no loss.
       mean: over the "labelled" pixels, or over "all" as in the released code: the fewer labels, the smaller its loss.
     """
@@ -48,7 +49,7 @@ def feature_l1(
 
     Gradients reach `features` alone. In the released code these were detached, so that the loss trained nothing.
     """
-    difference = jnp.abs(features.astype(jnp.float32) - jax.lax.stop_gradient(target)).mean(axis=-1)
+    difference = jnp.abs(in_full_precision(features) - jax.lax.stop_gradient(target)).mean(axis=-1)
     return LossSum(jnp.where(valid, difference, 0).sum(), valid.sum().astype(jnp.float32))
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from maskclip_jax.data.preprocess import Preprocess, prepare, upsample_matrix
+from maskclip_jax.data.preprocess import Preprocess, prepare
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.distill.views import Reader
@@ -44,8 +44,7 @@ def iter_student_segmentations(
       progress: called with the number of images done.
       classes: some of the student's own names, which then compete alone; None is all of them.
       short_side: pixels that the short side is resized to; None is the size of its training.
-      batch_size: images of one padded size at once, at most. Convolutions see the padding, so that sizes are rounded
-        up to 32 pixels only, and there is one compiled program for each.
+      batch_size: images of one size at once, at most. Nothing is padded, so there is a compiled program for each size.
       background_threshold: for students with a background: pixels less probable than this are background.
 
     Raises:
@@ -58,7 +57,7 @@ def iter_student_segmentations(
     reader = student_reader(trained.config)
     preprocess = reader.preprocess
     if short_side is not None:
-        preprocess = dataclasses.replace(preprocess, short_side=short_side, long_side=None)
+        preprocess = dataclasses.replace(preprocess, short_side=short_side, long_side=None, within=None)
     variables = jax.device_put({"student": trained.variables, "text": trained.text})
     done, images = 0, iter(images)
     while chunk := [as_pixels(image) for image in itertools.islice(images, LOOKAHEAD)]:
@@ -103,26 +102,21 @@ def _scores(
     preprocess: Preprocess,
     batch_size: int,
 ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """(index, (scores of the cells, the two upsampling matrices)) of every image, padded size by padded size."""
+    """(index, (scores of the cells, the two upsampling matrices)) of every image, size by size."""
     groups: dict[tuple[int, ...], list] = defaultdict(list)
     for index, image in enumerate(images):
-        one = prepare(image, preprocess)
+        one = prepare(image, preprocess, least=reader.least)
         groups[one.pixels.shape].append((index, one))
     for members in groups.values():
-        size = batch_size if 2 * len(members) > batch_size else 1  # two programs for a padded size at most
+        size = batch_size if 2 * len(members) > batch_size else 1  # two programs for a size at most
         for start in range(0, len(members), size):
             part = members[start : start + size]
             pixels = np.zeros((size, *part[0][1].pixels.shape), np.float32)
             pixels[: len(part)] = [one.pixels for _, one in part]
             scores = np.asarray(_apply(reader, variables, pixels), np.float32)
             for row, (index, one) in enumerate(part):
-                matrices = []
-                for axis in range(2):
-                    stride = one.pixels.shape[axis] // scores.shape[1 + axis]
-                    valid, original = one.valid[axis], one.original[axis]
-                    cells = -(-valid // stride)
-                    matrices.append(upsample_matrix(cells, stride, valid, original, columns=scores.shape[1 + axis]))
-                yield index, (scores[row], *matrices)
+                sides = zip(scores.shape[1:3], one.valid, one.original, strict=True)
+                yield index, (scores[row], *(reader.matrix(*side) for side in sides))
 
 
 @functools.partial(jax.jit, static_argnames="reader")

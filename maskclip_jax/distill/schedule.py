@@ -15,7 +15,7 @@ from maskclip_jax.distill.config import DistillConfig
 
 def polynomial(step: Int[ArrayLike, ""], *, initial: float, final: float, steps: int, power: float) -> Float[Array, ""]:
     """`(initial − final)(1 − t/T)^power + final` at optimiser step t (from 0); `final` from T on."""
-    left = 1 - jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0, 1)
+    left = 1 - jnp.clip(jnp.asarray(step, float) / steps, 0, 1)
     return (initial - final) * left**power + final
 
 
@@ -48,4 +48,4 @@ def descent_direction(config: DistillConfig) -> optax.GradientTransformation:
 def scaled_step(direction: Any, rate: Float[Array, ""], config: DistillConfig) -> Any:
     """What is added to the parameters: `−rate · v`, for the backbone's `−rate · backbone_rate · v`."""
     scale = lambda path: config.backbone_rate if path[0].key == "backbone" else 1.0  # noqa: E731
-    return jax.tree_util.tree_map_with_path(lambda path, d: -rate * scale(path) * d, direction)
+    return jax.tree_util.tree_map_with_path(lambda path, d: -(rate * scale(path)).astype(d.dtype) * d, direction)

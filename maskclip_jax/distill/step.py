@@ -23,6 +23,7 @@ import optax
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from maskclip_jax.clip.load import load_clip
+from maskclip_jax.clip.products import full_precision
 from maskclip_jax.distill import pseudo_labels
 from maskclip_jax.distill.config import UNLABELLED, DistillConfig
 from maskclip_jax.distill.losses import LossSum, cross_entropy, feature_l1, has_loss, valid_positions
@@ -84,7 +85,8 @@ def create_train_state(
       UserError: text embeddings of another width than the student's, or weights that do not fit it.
     """
     side = min(config.crop_size, 64)  # no parameter depends on the image's size
-    variables = dict(jax.jit(student.init)(key, jnp.zeros((1, side, side, 3)), jnp.asarray(text)))
+    pixels = jnp.zeros((1, side, side, 3), full_precision(config.dtype))
+    variables = dict(jax.jit(student.init)(key, pixels, jnp.asarray(text)))
     if config.backbone_weights is not None:
         variables = load_backbone_weights(config.backbone_weights, variables)
     if config.mode == "finetuned-clip":
@@ -101,7 +103,7 @@ def create_train_state(
 def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | None) -> Callable:
     """`p_step(state, frozen, batch) -> (state, metrics)`, compiled for all devices of all hosts.
 
-    Metrics are float32 scalars over the global batch: loss; labelled, pseudo (shares of all pixels that have a loss,
+    Metrics are scalars over the global batch: loss; labelled, pseudo (shares of all pixels that have a loss,
     that are pseudo-labelled); accuracy (of the student on labelled pixels); learning_rate; phase (1 guided, 2
     self-training); leaked (pixels of classes that must have no annotation: anything but 0 is an error).
     """
@@ -115,7 +117,7 @@ def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | 
             def loss(params: Any) -> tuple[Array, tuple[Any, Tally]]:
                 outputs, updates = student.apply(
                     {"params": params, "batch_stats": batch_stats},
-                    normalise(part["image"], config.image_mean, config.image_std),
+                    normalise(part["image"], config.image_mean, config.image_std, config.dtype),
                     frozen.text,
                     mutable=["batch_stats"],
                     rngs={"dropout": jax.random.fold_in(key, index)},
@@ -160,7 +162,7 @@ def make_eval_step(config: DistillConfig, student: Student) -> Callable:
     def eval_step(state: TrainState, frozen: Frozen, images: Array, labels: Array) -> Int[Array, "C C"]:
         logits = student.apply(
             {"params": state.params, "batch_stats": state.batch_stats},
-            normalise(images, config.image_mean, config.image_std),
+            normalise(images, config.image_mean, config.image_std, config.dtype),
             frozen.text,
         )
         predicted = resize_bilinear(logits, labels.shape[1:]).argmax(axis=-1)

@@ -9,19 +9,21 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.clip.load import Pretrained, load_clip
 from maskclip_jax.clip.model import CLIP
-from maskclip_jax.data.preprocess import upsample_matrix
+from maskclip_jax.clip.products import full_precision
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.students.layers import apply_separable
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.dense import predict_scores, probability_scale
+from maskclip_jax.segment.upsample import pixel_matrix
 
 
 class Frozen(NamedTuple):
@@ -62,9 +64,9 @@ class Teacher:
         padded, grid = self._prepared(images)
         refinement = {"denoising": self.denoising, "smoothing": self.smoothing}
         scores = predict_scores(self.model, variables, padded, classifier, grid=grid, method=self.method, **refinement)
-        stride, aligned = self.model.config.stride, self.model.config.fidelity.upsample == "aligned"
+        config = self.model.config
         matrices = (
-            upsample_matrix(-(-size // stride), stride, size, size, aligned=aligned, columns=cells)
+            pixel_matrix(config, config.cells(config.padded(size) // config.multiple), size, size, columns=cells)
             for size, cells in zip(images.shape[1:3], scores.shape[1:3], strict=True)
         )
         return apply_separable(scores, *matrices)
@@ -77,18 +79,22 @@ class Teacher:
         """Normalised, padded to the tower's multiple with zeros, and the valid grid (None when nothing is padded)."""
         config = self.model.config
         sizes = images.shape[1:3]
-        padding = [-size % config.multiple for size in sizes]
-        pixels = normalise(images, self.mean, self.std)
+        padding = [config.padded(size) - size for size in sizes]
+        pixels = normalise(images, self.mean, self.std, self.model.dtype)
         if not any(padding):
             return pixels, None
         pixels = jnp.pad(pixels, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0)))
-        grid = jnp.asarray([[-(-size // config.stride) for size in sizes]], jnp.int32)
+        grid = jnp.asarray([[config.padded(size) // config.multiple for size in sizes]], jnp.int32)
         return pixels, jnp.broadcast_to(grid, (len(images), 2))
 
 
-def normalise(images: UInt8[Array, "B H W 3"], mean: Sequence[float], std: Sequence[float]) -> Float[Array, "B H W 3"]:
-    """`(x / 255 − mean) / std`, float32."""
-    return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+def normalise(
+    images: UInt8[Array, "B H W 3"], mean: Sequence[float], std: Sequence[float], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "B H W 3"]:
+    """`(x − 255 mean) / 255 std`, rounded to float32 as data pipelines round it, in the full precision of `dtype`."""
+    mean, std = (np.asarray(255 * np.asarray(each, np.float64), np.float32) for each in (mean, std))
+    centred = (images.astype(jnp.float32) - mean).astype(full_precision(dtype))
+    return jax.lax.reduce_precision(centred / std.astype(centred.dtype), exponent_bits=8, mantissa_bits=23)
 
 
 def load_teacher(config: DistillConfig) -> tuple[Teacher | None, Frozen]:
@@ -105,6 +111,10 @@ def teacher_from(
         text = text_classifier(pretrained, config.class_names, config.templates)
     if not config.uses_teacher:
         return None, Frozen({}, text)
+    variables = image_tower(pretrained.variables)
+    if full_precision(config.dtype) != jnp.float32:
+        unfolded = {name: tree for name, tree in variables.items() if name != "folded"}  # a product, rounded before
+        variables, text = jax.tree.map(lambda x: jnp.asarray(x, config.dtype), (unfolded, text))
     teacher = Teacher(
         CLIP(pretrained.config, jnp.dtype(config.dtype)),  # the text classifier was made in full precision
         pretrained.preprocess.mean,
@@ -113,7 +123,7 @@ def teacher_from(
         config.key_smoothing,
         dense_method(config.teacher_method, pretrained.config),
     )
-    return teacher, Frozen(image_tower(pretrained.variables), text)
+    return teacher, Frozen(variables, text)
 
 
 def image_tower(variables: Any) -> Any:

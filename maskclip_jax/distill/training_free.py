@@ -50,7 +50,7 @@ def evaluate_protocol(
     names = [str(name) for name in classes]
     method = options.get("method", "maskclip")
     # not part of a protocol, or recorded below as it was used
-    apart = ("batch_size", "classifier", "cache", "short_side", "probability_scale", "naive", "method")
+    apart = ("batch_size", "classifier", "cache", "short_side", "within", "probability_scale", "naive", "method")
     protocol = {"protocol": protocol_name} | {k: v for k, v in options.items() if k not in apart and v is not None}
     if names[0].casefold() == BACKGROUND and len(classes) > 1:
         options["background"] = [(word,) for word in classes[0][1:]] or None
@@ -63,6 +63,7 @@ def evaluate_protocol(
     settings = prediction_settings(classes, pretrained, **options)
     protocol |= {
         "short side": settings.preprocess.short_side,
+        "within": settings.preprocess.within,
         "probability scale": round(float(settings.scale), 3),
         "naive": settings.naive,
         "method": method if isinstance(method, str) else dataclasses.asdict(method),

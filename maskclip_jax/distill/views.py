@@ -16,12 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int64, Integer
 
+from maskclip_jax.clip.config import CLIPConfig
 from maskclip_jax.data.preprocess import Preprocess, bucket_shape, pad_image, prepare, resize_shape, upsample_matrix
 from maskclip_jax.data.sources import DataSource, Example
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate import IGNORE, confusion_matrix
+from maskclip_jax.segment.upsample import pixel_matrix
 
 CANVAS = 32  # annotations are padded to multiples of this, so that few programs serve many sizes
+MOST_WAITING = 128  # examples that wait for others of their shape: about 1 GB of 512-pixel images
 MOST_SCORES = 2**27  # scores of one program on one device: batches of large images shrink to stay below
 
 
@@ -33,22 +36,26 @@ class Reader:
       scores: (variables, pixels [B, H, W, 3], grid [B, 2], or None where nothing is padding) -> [B, h, w, C]; traced.
       probabilities: (variables, upsampled scores) -> probabilities; traced, used when there are several views.
       preprocess: size, statistics, and the multiple that sides are padded to.
-      bucketed: pad to shape buckets, because padding changes nothing (the teacher masks it; a student sees it).
-      aligned: how scores are upsampled (`upsample_matrix`).
+      clip: of a CLIP, how pixels become cells and these pixels again, and that images are padded to shape buckets,
+        because padding changes nothing. None is a student, which would see the padding: its images have none.
+      matrix: of a student, (cells, valid, original) -> matrix of one axis from its cells to the image's pixels; None
+        where cells divide the padded pixels.
+      least: pixels that each side has at least.
     """
 
     scores: Callable[[Any, Array, Array], Array]
     probabilities: Callable[[Any, Array], Array]
     preprocess: Preprocess
-    bucketed: bool
-    aligned: bool = True
+    clip: CLIPConfig | None = None
+    matrix: Callable[[int, int, int], np.ndarray] | None = None
+    least: int = 1
 
 
 class View(NamedTuple):
     """One view of one image, or stacked, of a batch."""
 
     pixels: np.ndarray  # [H, W, 3] normalised and padded
-    grid: np.ndarray  # [2] valid positions
+    grid: np.ndarray  # [2] valid size, as `encode_dense` counts it
     rows: np.ndarray  # [canvas height, h]
     columns: np.ndarray  # [canvas width, w]
 
@@ -92,30 +99,42 @@ def _view(
         size = {"short_side": preprocess.short_side, "long_side": preprocess.long_side, "within": preprocess.within}
         height, width = (max(1, round(scale * side)) for side in resize_shape(*rgb.shape[:2], **size))
         preprocess = dataclasses.replace(preprocess, short_side=None, long_side=None, within=(height, width))
-    image = prepare(np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb, preprocess)
-    if reader.bucketed:
-        image = pad_image(image, bucket_shape(*image.valid, preprocess.multiple, short_side=preprocess.short_side))
+    rgb, clip = np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb, reader.clip
+    if clip is None:
+        image = prepare(rgb, preprocess, least=reader.least)
+    else:
+        image = prepare(rgb, preprocess, clip.multiple, least=clip.stride)
+        image = pad_image(image, bucket_shape(*image.valid, clip.stride, short_side=preprocess.short_side))
     cells = grid_shape(image.pixels.shape[:2])
-    matrices, valid_cells = [], []
+    matrices, grid = [], []
     for axis in range(2):
-        stride = image.pixels.shape[axis] // cells[axis]
         valid, original = image.valid[axis], image.original[axis]
-        valid_cells.append(-(-valid // stride))
-        matrix = upsample_matrix(valid_cells[-1], stride, valid, original, aligned=reader.aligned, columns=cells[axis])
+        if clip is None:
+            stride = image.pixels.shape[axis] // cells[axis]
+            grid.append(-(-valid // stride))
+            if reader.matrix is None:
+                matrix = upsample_matrix(grid[-1], stride, valid, original, columns=cells[axis])
+            else:
+                matrix = reader.matrix(cells[axis], valid, original)
+        else:
+            grid.append(clip.padded(valid) // clip.multiple)
+            matrix = pixel_matrix(clip, clip.cells(grid[-1]), valid, original, columns=cells[axis])
         if flipped and axis == 1:
             matrix = matrix[::-1]
         matrices.append(np.pad(matrix, ((0, canvas[axis] - original), (0, 0))))
-    return View(image.pixels, np.asarray(valid_cells, np.int32), *matrices)
+    return View(image.pixels, np.asarray(grid, np.int32), *matrices)
 
 
 def batches(examples: Iterator[Prepared], at_once: Callable[[Prepared], int]) -> Iterator[list[Prepared]]:
-    """Examples of equal shapes together; each batch is full but the last ones."""
+    """Examples of equal shapes together; batches are full but the last ones, and where too many shapes wait."""
     waiting: dict[Any, list[Prepared]] = {}
     for example in examples:
         key = tuple(x.shape for x in jax.tree.leaves(example))
         waiting.setdefault(key, []).append(example)
         if len(waiting[key]) == at_once(example):
             yield waiting.pop(key)
+        elif sum(map(len, waiting.values())) > MOST_WAITING:
+            yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
     yield from waiting.values()
 
 

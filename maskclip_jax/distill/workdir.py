@@ -42,6 +42,12 @@ class TrainedStudent(NamedTuple):
     variables: dict[str, Any]  # "params" and "batch_stats", float32, on the host
     text: Float[np.ndarray, "C E"]
     step: int
+    chosen: str = ""  # how the step was chosen, in words
+
+    @property
+    def origin(self) -> str:
+        """Which checkpoint it is, and how it was chosen, for a line."""
+        return f"checkpoint: step {self.step} of {self.config.steps}" + f", {self.chosen}" * bool(self.chosen)
 
 
 @contextlib.contextmanager
@@ -176,12 +182,13 @@ def read_config(workdir: str | Path) -> DistillConfig:
         raise UserError(f"a run's folder holds its {CONFIG}, but {path} cannot be read ({error})") from error
 
 
-def load_student(workdir: str | Path, which: str | int = "best") -> TrainedStudent:
+def load_student(workdir: str | Path, which: str | int = "latest") -> TrainedStudent:
     """The student of a run.
 
     Args:
       workdir: its folder.
-      which: "best" (by mIoU; the latest where none was measured), "latest", or a step.
+      which: "latest", a step, or "best" (by mIoU on the run's evaluation data, which then chose what is scored on it;
+        the latest where none was measured).
 
     Raises:
       UserError: no run, no checkpoint, or not that one.
@@ -194,12 +201,13 @@ def load_student(workdir: str | Path, which: str | int = "best") -> TrainedStude
     student = create_student(config.student_config)
     like = abstract_state(config, student, text, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     with Checkpoints(workdir, keep_last=config.keep_last, read_only=True) as checkpoints:
-        state = None
-        if which == "best" and checkpoints.best is not None:
+        state, best = None, checkpoints.best if which == "best" else None
+        if best is not None:
             try:
-                state = checkpoints.restore(like, checkpoints.best)
+                state = checkpoints.restore(like, best)
             except DamagedCheckpoint as error:
                 warnings.warn(f"{error}; the latest is taken instead of the best", stacklevel=2)
+                best = None
         elif which not in ("best", "latest"):
             state = checkpoints.restore(like, which)
         state = checkpoints.restore_newest(like) if state is None else state
@@ -207,7 +215,9 @@ def load_student(workdir: str | Path, which: str | int = "best") -> TrainedStude
     if changed := [name for name in written if found.get(name) != written[name]]:
         raise UserError(f"{workdir / changed[0]} is not the one that its checkpoints were written with: put it back")
     variables = jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats})
-    return TrainedStudent(config, student, variables, text, int(state.step))
+    by_score = f"the best on its evaluation data, {config.eval_data}, which chose it"
+    chosen = {"latest": "the latest", "best": by_score if best else "the latest, for none has a score"}
+    return TrainedStudent(config, student, variables, text, int(state.step), chosen.get(which, "as asked for"))
 
 
 def is_finite(tree: Any) -> bool:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from maskclip_jax.clip.config import TextConfig
 from maskclip_jax.clip.load import Pretrained
-from maskclip_jax.clip.model import CLIP
+from maskclip_jax.clip.model import CLIP, IMAGE_TOWER_ALONE
 from maskclip_jax.data.images import atomic_path
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes, prompt_templates
 from maskclip_jax.errors import UserError
@@ -57,6 +57,8 @@ def text_classifier(
       UserError: a class or a template is not usable, or the checkpoint came without a tokenizer.
     """
     classes = named_classes(classes)
+    if not pretrained.config.has_text:
+        raise UserError(IMAGE_TOWER_ALONE)
     templates = filled_templates(pretrained, templates)
     prompts = [[template.replace("{}", word) for word in entry for template in templates] for entry in classes]
     counts = [len(entry) for entry in prompts]

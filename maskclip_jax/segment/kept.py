@@ -18,16 +18,16 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
+from maskclip_jax.clip.config import CLIPConfig
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.preprocess import prepare, round_up
 from maskclip_jax.segment.dense import flat_mask, probability_scale, refined
 from maskclip_jax.segment.predict import Segmentation, segmentation_of
 from maskclip_jax.segment.refine import DROPPED, class_confidence
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.upsample import PixelMaps, label_pixels
 from maskclip_jax.segment.whole import Upsampled, batch_size_for, bucket_shapes, padded_batch, upsampled
-from maskclip_jax.segment.windowed import Plan, WindowLogits, plan_windows, stitched, window_crops
+from maskclip_jax.segment.windowed import Plan, WindowLogits, plan_windows, stitched, window_crops, window_side
 
 _LEAST_COLUMNS = 8
 
@@ -60,12 +60,12 @@ def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSetting
     config = settings.config
     if settings.windows is None:
         (shape,) = bucket_shapes([image.shape[:2]], settings)
-        prepared = prepare(image, settings.preprocess, config.multiple)
+        prepared = settings.prepare(image)
         batches = [padded_batch([prepared.pixels], 1, shape, config)]
         windows, plan, valid = 0, None, prepared.valid
     else:
         plan = plan_windows(image.shape[:2], settings)
-        side = round_up(settings.windows[0], config.multiple)
+        side = window_side(settings)
         size = batch_size_for(settings, (side, side), plan.count)
         crops = list(window_crops(image, plan, settings))
         batches = [
@@ -198,11 +198,12 @@ def _confident_logits(
     classifier: Float[Array, "C E"],
     words: ArrayLike,
     scale: ArrayLike,
+    config: CLIPConfig,
 ) -> tuple[Float[Array, "B h w C"], Bool[Array, "B L"] | None, Float[Array, "B C"]]:
     """Logits (of padding columns `DROPPED`), which positions are image, and each class's confidence."""
     logits = jnp.einsum("bhwe,ce->bhwc", features, classifier, precision="highest")
     logits = jnp.where(jnp.arange(logits.shape[-1]) < words, logits, DROPPED)
-    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3])
+    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3], config)
     return logits, valid, class_confidence(flat, scale=scale, valid=valid)
 
 
@@ -219,7 +220,7 @@ def _read(
     smoothing: ArrayLike | None,
 ) -> Float[Array, "B h w C"]:
     scale = probability_scale(model, variables)
-    logits, valid, confidence = _confident_logits(features, grid, classifier, words, scale)
+    logits, valid, confidence = _confident_logits(features, grid, classifier, words, scale, model.config)
     flat = logits.reshape(logits.shape[0], -1, logits.shape[-1])
     flat = refined(flat, keys, confidence, model.config.fidelity, scale, denoising, smoothing, valid)
     return flat.reshape(logits.shape)
@@ -236,5 +237,5 @@ def _window_logits(
     words: ArrayLike,
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B C"]]:
     scale = probability_scale(model, variables)
-    logits, _, confidence = _confident_logits(features, grid, classifier, words, scale)
+    logits, _, confidence = _confident_logits(features, grid, classifier, words, scale, model.config)
     return logits, confidence

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from maskclip_jax.data.corpus import Corpus, Read
-from maskclip_jax.data.preprocess import PreparedImage, prepare
+from maskclip_jax.data.preprocess import PreparedImage
 from maskclip_jax.data.whole_files import is_count
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.label_cells import Devices, whole_cells
@@ -210,7 +210,7 @@ def _reader(
             found = corpus.read(index, encoded=encoded)
             if not whole:
                 return found, None
-            prepared = prepare(found.image, settings.preprocess, settings.config.multiple)
+            prepared = settings.prepare(found.image)
             return found._replace(image=np.empty((0, 0, 3), np.uint8)), prepared  # pixels of photos fill memory
         except Exception as error:  # decoders raise anything on a damaged file; the caller names the image
             return error

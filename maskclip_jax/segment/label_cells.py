@@ -85,7 +85,7 @@ def cell_batches(
     """(padded shape, images of a full batch, rows) of every batch of a block whose images have these sizes."""
     groups: dict[Shape, list[int]] = collections.defaultdict(list)
     for row, valid in enumerate(sizes):
-        shape = bucket_shape(*valid, settings.config.multiple, short_side=settings.preprocess.short_side)
+        shape = bucket_shape(*valid, settings.config.stride, short_side=settings.preprocess.short_side)
         groups[shape].append(row)
     for shape, rows in groups.items():
         size = devices * batch_size_for(settings, shape, -(-len(rows) // devices))
@@ -157,7 +157,8 @@ def _apart(
     for place, row in enumerate(part):
         if row not in wanted:
             continue
-        image, inside = prepared[row], np.s_[place, : grid[place, 0], : grid[place, 1]]
+        image, (h, w) = prepared[row], settings.config.cells(grid[place])
+        inside = np.s_[place, :h, :w]
         scores = upsampled(on_host.scores[place], grid[place], image.valid, image.original, settings)
         cells = on_host._asdict() | {"scores": None}
         yield row, scores, {name: array[inside] for name, array in cells.items() if array is not None}

@@ -67,6 +67,7 @@ def segment_images(
     key_smoothing: float | int | bool | None = None,
     naive: bool = False,
     short_side: int | None = None,
+    within: tuple[int, int] | None = None,
     window: int | None = None,
     stride: int | None = None,
     background: Classes | None = None,
@@ -93,7 +94,9 @@ def segment_images(
       prompt_denoising: threshold in 0..1 (paper: 0.5); None is off.
       key_smoothing: threshold in 0..1, True being 1 (paper); None is off.
       naive: the paper's baseline, the unmodified last layer.
-      short_side: pixels that the short side is resized to; None takes `pretrained.preprocess`.
+      short_side: pixels that the short side is resized to (the long side at most 2048, whatever that makes of the
+        short one); with neither this nor `within`, `pretrained.preprocess` says.
+      within: instead, (height, width) in pixels: the largest size that fits, aspect ratio kept.
       window, stride: sides and distance of sliding windows, in pixels of the resized image; the stride is half the
         window unless given. Logits are averaged where windows overlap; denoising looks at all windows of an image
         together, smoothing at one window at a time, and then its probabilities are averaged.
@@ -126,6 +129,7 @@ def segment_images(
         key_smoothing=key_smoothing,
         naive=naive,
         short_side=short_side,
+        within=within,
         window=window,
         stride=stride,
         background=background,

@@ -21,7 +21,7 @@ class Protocol:
     """
 
     method: str
-    short_side: int
+    short_side: int | None
     window: int | None = None
     stride: int | None = None
     templates: str = "imagenet"
@@ -29,11 +29,17 @@ class Protocol:
     probability_scale: float | None = None
     background_threshold: float | None = None
     pamr: int = 0
+    within: tuple[int, int] | None = None
     note: str = ""
 
 
 PROTOCOLS = {
-    "maskclip": Protocol("maskclip", 512, templates="maskclip", synonyms="mean", note="Context: within 520×520"),
+    "maskclip": Protocol(
+        "maskclip", 512, templates="maskclip", synonyms="mean", note="VOC and COCO-Stuff, long side at most 2048"
+    ),
+    "maskclip-context": Protocol(
+        "maskclip", None, templates="maskclip", synonyms="mean", within=(520, 520), note="Pascal Context"
+    ),
     "sclip": Protocol(
         "sclip",
         336,

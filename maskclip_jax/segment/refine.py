@@ -14,6 +14,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from maskclip_jax.clip.products import in_full_precision
+
 Arrays = Array | np.ndarray
 DROPPED = -100.0  # the logit of a denoised class; a cosine is never below -1
 
@@ -44,7 +46,7 @@ def class_confidence(
     logits: Float[Arrays, "B L C"], *, scale: ArrayLike, valid: Bool[Arrays, "B L"] | None = None
 ) -> Float[Array, "B C"]:
     """The largest probability that each class reaches in each image, `max_i softmax(scale · logits)_ic`."""
-    probabilities = jax.nn.softmax(scale * logits.astype(jnp.float32), axis=-1)
+    probabilities = jax.nn.softmax(scale * in_full_precision(jnp.asarray(logits)), axis=-1)
     if valid is not None:
         probabilities = jnp.where(valid[..., None], probabilities, 0)
     return probabilities.max(axis=1)
@@ -58,7 +60,7 @@ def drop_classes(
     all_denoised: Literal["keep_best", "drop_all"] = "keep_best",
 ) -> Float[Array, "B L C"]:
     """The second half of `prompt_denoising`, for a confidence that was gathered elsewhere (over several windows)."""
-    keep = confidence >= jnp.asarray(threshold, jnp.float32)
+    keep = confidence >= jnp.asarray(threshold, confidence.dtype)
     if all_denoised == "keep_best":
         best = jax.nn.one_hot(confidence.argmax(axis=-1), confidence.shape[-1], dtype=bool)
         keep = jnp.where(keep.any(axis=-1, keepdims=True), keep, best)
@@ -81,12 +83,12 @@ def key_smoothing(
     Args:
       probabilities: after denoising, if any.
       keys: of the last attention layer, as `encode_dense` gives them.
-      threshold: positions whose largest probability is below this (strictly, in float32) are replaced; at 1.0 these
-        are all but those saturated at exactly 1.
+      threshold: positions whose largest probability is below this (strictly) are replaced; at 1.0 these are all but
+        those saturated at exactly 1 (`saturated`).
       normalize: keys of unit length over "channels" (D: a cosine) or over "positions" (L: the released code).
       valid: True where a position is image; the others lend nothing to it. None: all are.
     """
-    p, k = probabilities.astype(jnp.float32), keys.astype(jnp.float32)
+    p, k = in_full_precision(jnp.asarray(probabilities)), in_full_precision(jnp.asarray(keys))
     source = p
     if valid is not None:
         source, k = (jnp.where(valid[..., None], x, 0) for x in (p, k))
@@ -100,5 +102,21 @@ def key_smoothing(
             mixed = jnp.einsum("bld,bdc->blc", k, jnp.einsum("bld,blc->bdc", k, source))
         else:
             mixed = jnp.einsum("blm,bmc->blc", jnp.einsum("bld,bmd->blm", k, k), source)
-    uncertain = p.max(axis=-1, keepdims=True) < jnp.asarray(threshold, jnp.float32)
+    threshold = jnp.asarray(threshold, p.dtype)
+    uncertain = jnp.where(threshold < 1, p.max(axis=-1, keepdims=True) < threshold, ~saturated(p)[..., None])
     return jnp.where(uncertain, mixed, p)
+
+
+def saturated(probabilities: Float[Arrays, "*b C"]) -> Bool[Array, "*b"]:
+    """Where the largest probability is exactly 1 in a softmax that adds its exponentials class by class, as the released
+    code's does. Asking `p == 1` would leave it to each processor's order of addition.
+
+    The largest exponential is 1, so that its sum with what came before rounds to 1 up to half an epsilon, and each that
+    follows is lost by itself up to that.
+    """
+    p = jnp.asarray(probabilities)
+    best, place = p.argmax(axis=-1, keepdims=True), jnp.arange(p.shape[-1])
+    exponential = p / p.max(axis=-1, keepdims=True)
+    before = jnp.where(place < best, exponential, 0).sum(axis=-1)
+    after = jnp.where(place > best, exponential, 0).max(axis=-1)
+    return jnp.maximum(before, after) <= jnp.finfo(p.dtype).eps / 2

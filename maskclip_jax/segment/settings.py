@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.clip.config import CLIPConfig
 from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.clip.model import CLIP
-from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare, sized
 from maskclip_jax.data.vocabulary import ClassName, as_classes
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import Classes, Templates, named_classes, text_classifier
@@ -71,6 +71,10 @@ class PredictionSettings:
         """The model's."""
         return self.model.config
 
+    def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> PreparedImage:
+        """A whole image as the tower takes it."""
+        return prepare(image, self.preprocess, self.config.multiple, least=self.config.stride)
+
 
 def prediction_settings(
     classes: Classes,
@@ -82,6 +86,7 @@ def prediction_settings(
     key_smoothing: float | int | bool | None = None,
     naive: bool = False,
     short_side: int | None = None,
+    within: tuple[int, int] | None = None,
     window: int | None = None,
     stride: int | None = None,
     background: Classes | None = None,
@@ -121,14 +126,11 @@ def prediction_settings(
             raise UserError(f"{name} takes a probability above 0 and up to 1, but {value} came: try 0.5")
     if batch_size < 1:
         raise UserError(f"a batch holds at least one image, but {batch_size} came: use 1 or more")
-    if short_side is not None and short_side < 1:
-        raise UserError(f"the short side is at least one pixel, but {short_side} came: try 512")
     windows = check_windows(window, stride)
-    preprocess = pretrained.preprocess
-    if short_side is not None:
-        preprocess = dataclasses.replace(preprocess, short_side=short_side, within=None)
+    preprocess = sized(pretrained.preprocess, short_side, within)
     if classifier is None:
         classifier = text_classifier(pretrained, words, templates, cache=cache)
+    classifier = np.asarray(classifier, np.float32)
     wanted = (len(words), pretrained.config.embed_dim)
     if classifier.shape != wanted:
         raise UserError(
@@ -145,7 +147,7 @@ def prediction_settings(
         model,
         jax.device_put(pretrained.variables),
         preprocess,
-        jax.device_put(np.asarray(classifier, np.float32)),
+        jax.device_put(classifier),
         names,
         word_class,
         np.float32(scale),

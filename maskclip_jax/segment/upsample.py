@@ -15,6 +15,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int, Integer
 
+from maskclip_jax.clip.config import CLIPConfig
+from maskclip_jax.data.preprocess import upsample_matrix
 from maskclip_jax.segment.dense import to_probabilities
 
 CELLS = 24  # along each axis of a tile
@@ -37,6 +39,23 @@ class Strip(NamedTuple):
     stop: int
     cells: Int[np.ndarray, "n"]
     matrix: Float32[np.ndarray, "t n"]
+
+
+def pixel_matrix(
+    config: CLIPConfig, cells: int, valid: int, original: int, *, columns: int | None = None
+) -> Float32[np.ndarray, "original columns"]:
+    """`upsample_matrix` of one axis as the model's fidelity has it."""
+    fidelity = config.fidelity
+    return upsample_matrix(
+        int(cells),
+        config.stride,
+        valid,
+        original,
+        aligned=fidelity.upsample == "aligned",
+        steps=fidelity.upsample_steps,
+        partial=config.multiple < config.stride,
+        columns=columns,
+    )
 
 
 def label_pixels(

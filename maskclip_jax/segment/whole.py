@@ -16,9 +16,10 @@ from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod
 from maskclip_jax.clip.config import CLIPConfig, ViTConfig
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.buckets import Shape, ShapeBuckets, bucket_shape
-from maskclip_jax.data.preprocess import PreparedImage, prepare, resize_shape, upsample_matrix
+from maskclip_jax.data.preprocess import PreparedImage, resize_shape
 from maskclip_jax.segment.dense import predict_scores
 from maskclip_jax.segment.settings import PredictionSettings
+from maskclip_jax.segment.upsample import pixel_matrix
 
 BUCKETS = 6  # shapes to compile for; with the pixels and the text tower that makes 8 programs
 _ATTENTION_BYTES = 2**30  # of one layer's attention matrices in float32
@@ -45,7 +46,7 @@ def whole_scores(
         size = batch_size_for(settings, shape, len(members))
         for start in range(0, len(members), size):
             part = members[start : start + size]
-            prepared = [prepare(images[i], settings.preprocess, settings.config.multiple) for i in part]
+            prepared = [settings.prepare(images[i]) for i in part]
             pixels, grid = padded_batch([image.pixels for image in prepared], size, shape, settings.config)
             scores = _scores(
                 settings.model,
@@ -67,14 +68,14 @@ def whole_scores(
 
 
 def bucket_shapes(originals: Sequence[Shape], settings: PredictionSettings) -> list[Shape]:
-    """The padded shape each image is computed in, few altogether (pixels, multiples of `config.multiple`)."""
+    """The padded shape each image is computed in, few altogether (pixels, multiples of `config.stride`)."""
     p, config = settings.preprocess, settings.config
     sizes = [resize_shape(*size, short_side=p.short_side, long_side=p.long_side, within=p.within) for size in originals]
     shapes = _buckets(settings.model, p.short_side).assign(sizes)
     for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True)):
         # Sharing a large square is cheap in programs, but attention's memory grows with the area squared.
         if _attention_bytes(config, shape, settings) > _ATTENTION_BYTES:
-            own = bucket_shape(*size, config.multiple, short_side=p.short_side)
+            own = bucket_shape(*size, config.stride, short_side=p.short_side)
             if 2 * own[0] * own[1] < shape[0] * shape[1]:
                 shapes[i] = own
     return shapes
@@ -83,7 +84,7 @@ def bucket_shapes(originals: Sequence[Shape], settings: PredictionSettings) -> l
 @functools.lru_cache(maxsize=32)
 def _buckets(model: CLIP, short_side: int | None) -> ShapeBuckets:
     """Remembered for as long as the compiled programs are, so that call after call shares both."""
-    return ShapeBuckets(model.config.multiple, short_side=short_side, limit=BUCKETS)
+    return ShapeBuckets(model.config.stride, short_side=short_side, limit=BUCKETS)
 
 
 def batch_size_for(settings: PredictionSettings, shape: Shape, count: int) -> int:
@@ -106,16 +107,16 @@ def _attention_bytes(config: CLIPConfig, shape: Shape, settings: PredictionSetti
 def padded_batch(
     pixels: Sequence[Float32[np.ndarray, "_h _w 3"]], size: int, shape: Shape, config: CLIPConfig
 ) -> tuple[Float32[np.ndarray, "B H W 3"], Int[np.ndarray, "B 2"]]:
-    """Images of differing sizes in one array, and each one's valid grid in units of `config.stride`.
+    """Images of differing sizes in one array, and each one's valid size in units of `config.multiple`.
 
-    A batch that is not full has empty images of the smallest grid at its end.
+    A batch that is not full has empty images of one cell at its end.
     """
     batch = np.zeros((size, *shape, 3), np.float32)
-    grid = np.full((size, 2), config.multiple // config.stride, np.int32)
+    grid = np.full((size, 2), config.stride // config.multiple, np.int32)
     for row, image in enumerate(pixels):
         height, width = image.shape[:2]
         batch[row, :height, :width] = image
-        grid[row] = height // config.stride, width // config.stride
+        grid[row] = height // config.multiple, width // config.multiple
     return batch, grid
 
 
@@ -163,13 +164,10 @@ def upsampled(
     """Scores of a padded grid, padding cut off, and the matrices that bring them to pixels.
 
     Args:
-      grid: rows and columns of cells that hold image.
+      grid: rows and columns that hold image, in units of `config.multiple`.
       valid: pixels of the resized image.
       size: pixels to bring them to, the original image's as a rule.
     """
-    stride, aligned = settings.config.stride, settings.config.fidelity.upsample == "aligned"
-    matrices = (
-        upsample_matrix(int(cells), stride, inside, outside, aligned=aligned)
-        for cells, inside, outside in zip(grid, valid, size, strict=True)
-    )
-    return Upsampled(scores[: grid[0], : grid[1]], *matrices)
+    rows, columns = settings.config.cells(grid)
+    matrices = (pixel_matrix(settings.config, *sides) for sides in zip((rows, columns), valid, size, strict=True))
+    return Upsampled(scores[:rows, :columns], *matrices)

@@ -14,13 +14,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from maskclip_jax.clip.attentions import DenseMethod
-from maskclip_jax.clip.config import Fidelity
+from maskclip_jax.clip.config import CLIPConfig
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.buckets import Shape
 from maskclip_jax.data.preprocess import prepare, resize_shape, round_up
 from maskclip_jax.segment.dense import dense_logits, flat_mask, probability_scale, refined
 from maskclip_jax.segment.refine import class_confidence
 from maskclip_jax.segment.settings import PredictionSettings
+from maskclip_jax.segment.upsample import pixel_matrix
 from maskclip_jax.segment.whole import Upsampled, batch_size_for, padded_batch
 from maskclip_jax.segment.windows import AxisWindows, axis_windows, side_by_side, window_matrix
 
@@ -52,7 +53,7 @@ def window_scores(
 ) -> Iterator[tuple[int, Upsampled]]:
     """(index, result) of every image, in order. All windows have one padded shape: one program (two when refined)."""
     plans = [plan_windows(image.shape[:2], settings) for image in images]
-    side = round_up(settings.windows[0], settings.config.multiple)
+    side = window_side(settings)
     size = batch_size_for(settings, (side, side), sum(plan.count for plan in plans))
     crops = ((i, crop) for i, plan in enumerate(plans) for crop in window_crops(images[i], plan, settings))
     found: dict[int, list[WindowLogits]] = defaultdict(list)
@@ -76,6 +77,11 @@ def window_scores(
                 yield i, stitched(found.pop(i), plans[i], size, settings)
 
 
+def window_side(settings: PredictionSettings) -> int:
+    """The padded side that all windows share, in pixels."""
+    return round_up(settings.windows[0], settings.config.stride)
+
+
 def plan_windows(original: Shape, settings: PredictionSettings) -> Plan:
     """The windows of an image of that size."""
     p = settings.preprocess
@@ -86,10 +92,10 @@ def plan_windows(original: Shape, settings: PredictionSettings) -> Plan:
 def window_crops(
     image: UInt8[np.ndarray, "H W 3"], plan: Plan, settings: PredictionSettings
 ) -> Iterator[Float32[np.ndarray, "_h _w 3"]]:
-    """Windows in reading order, padded to `config.multiple`."""
+    """Windows in reading order, each padded as an image by itself is."""
     prepared = prepare(image, settings.preprocess, 1).pixels
     height, width = plan.rows.size, plan.columns.size
-    padding = [(0, round_up(n, settings.config.multiple) - n) for n in (height, width)]
+    padding = [(0, settings.config.padded(n) - n) for n in (height, width)]
     for y, x in itertools.product(plan.rows.starts, plan.columns.starts):
         yield np.pad(prepared[y : y + height, x : x + width], (*padding, (0, 0)))
 
@@ -108,12 +114,12 @@ def _window_logits(
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B L D"] | None, Float[Array, "B C"]]:
     logits, keys = dense_logits(model, variables, images, classifier, grid=grid, naive=naive, method=method)
     flat = logits.reshape(logits.shape[0], -1, logits.shape[-1])
-    valid = flat_mask(grid, logits.shape[1:3])
+    valid = flat_mask(grid, logits.shape[1:3], model.config)
     confidence = class_confidence(flat, scale=probability_scale(model, variables), valid=valid)
     return logits, keys if with_keys else None, confidence
 
 
-@functools.partial(jax.jit, static_argnames="fidelity")
+@functools.partial(jax.jit, static_argnames="config")
 def _refine_windows(
     logits: Float[Array, "B h w C"],
     keys: Float[Array, "B L D"] | None,
@@ -123,16 +129,17 @@ def _refine_windows(
     denoising: ArrayLike | None,
     smoothing: ArrayLike | None,
     *,
-    fidelity: Fidelity,
+    config: CLIPConfig,
 ) -> Float[Array, "B h w C"]:
-    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3])
-    return refined(flat, keys, confidence, fidelity, scale, denoising, smoothing, valid).reshape(logits.shape)
+    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3], config)
+    return refined(flat, keys, confidence, config.fidelity, scale, denoising, smoothing, valid).reshape(logits.shape)
 
 
 def stitched(windows: list[WindowLogits], plan: Plan, size: int, settings: PredictionSettings) -> Upsampled:
     """Refines the windows of one image, `size` at a time, and lays them side by side."""
     config = settings.config
-    h, w = (round_up(n, config.multiple) // config.stride for n in (plan.rows.size, plan.columns.size))
+    grid = [config.padded(axis.size) // config.multiple for axis in plan[:2]]
+    h, w = map(config.cells, grid)
     # A class is in the image when one of its windows says so: a window alone would drop what its neighbour sees.
     confidence = np.max([window.confidence for window in windows], axis=0)
     scores = []
@@ -146,17 +153,16 @@ def stitched(windows: list[WindowLogits], plan: Plan, size: int, settings: Predi
                     logits,
                     keys,
                     np.broadcast_to(confidence, (size, len(confidence))),
-                    np.broadcast_to(np.array([h, w], np.int32), (size, 2)),
+                    np.broadcast_to(np.array(grid, np.int32), (size, 2)),
                     settings.scale,
                     settings.denoising,
                     settings.smoothing,
-                    fidelity=config.fidelity,
+                    config=config,
                 )
             )
         scores.append(logits[: len(part), :h, :w])
-    aligned = config.fidelity.upsample == "aligned"
     matrices = (
-        window_matrix(axis, cells, config.stride, valid, original, aligned=aligned)
+        window_matrix(axis, pixel_matrix(config, cells, axis.size, axis.size), valid, original)
         for axis, cells, valid, original in zip(plan[:2], (h, w), plan.valid, plan.original, strict=True)
     )
     together = side_by_side(np.concatenate(scores), len(plan.rows.starts), len(plan.columns.starts))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
-from maskclip_jax.data.preprocess import interpolation_matrix, upsample_matrix
+from maskclip_jax.data.preprocess import interpolation_matrix
 from maskclip_jax.errors import UserError
 
 MOST_OVERLAP = 8  # windows over one pixel, along one axis
@@ -53,25 +53,22 @@ def axis_windows(length: int, window: int, stride: int) -> AxisWindows:
 
 
 def window_matrix(
-    windows: AxisWindows, cells: int, patch: int, valid: int, original: int, *, aligned: bool
+    windows: AxisWindows, up: Float32[np.ndarray, "size cells"], valid: int, original: int
 ) -> Float32[np.ndarray, "original n"]:
     """Cells of all windows of an axis, side by side -> pixels of the original image (n is windows × cells).
 
-    Each window is upsampled to its own pixels, windows are averaged where they overlap, the image that results is
-    resized bilinearly to the original size.
+    Each window is upsampled to its own pixels (by `up`), windows are averaged where they overlap, the image that results
+    is resized bilinearly to the original size.
 
     Args:
-      cells: of one window, ⌈size / patch⌉ or more.
-      patch: pixels a cell spans.
       valid, original: pixels of the resized and of the original image.
-      aligned: as in `upsample_matrix`.
     """
-    up = upsample_matrix(cells, patch, windows.size, windows.size, aligned=aligned)
+    size, cells = up.shape
     stitched = np.zeros((valid, len(windows.starts), cells), np.float32)
     count = np.zeros((valid, 1, 1), np.float32)
     for i, start in enumerate(windows.starts):
-        stitched[start : start + windows.size, i] += up
-        count[start : start + windows.size] += 1
+        stitched[start : start + size, i] += up
+        count[start : start + size] += 1
     matrix = (stitched / count).reshape(valid, -1)
     return matrix if valid == original else interpolation_matrix(valid, original) @ matrix
 

@@ -96,7 +96,7 @@ def brightness_reader(short_side=None):
         return jnp.stack([jnp.full_like(bright, variables["threshold"]), bright], -1)
 
     preprocess = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", short_side, None, multiple=8)
-    return Reader(scores, lambda v, s: jax.nn.softmax(20 * s, axis=-1), preprocess, bucketed=False)
+    return Reader(scores, lambda v, s: jax.nn.softmax(20 * s, axis=-1), preprocess)
 
 
 def halves():

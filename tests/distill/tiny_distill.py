@@ -68,9 +68,9 @@ def drawn(shapes, seed: int = 0):
         if name == "logit_scale":
             return np.float32(np.log(10))
         if name in ("scale", "var"):
-            return rng.uniform(0.8, 1.2, leaf.shape).astype(np.float32)
+            return rng.uniform(0.8, 1.2, leaf.shape).astype(leaf.dtype)
         fan_in = int(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 16
-        return (rng.normal(size=leaf.shape) * np.sqrt(1 / fan_in)).astype(np.float32)
+        return (rng.normal(size=leaf.shape) * np.sqrt(1 / fan_in)).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 

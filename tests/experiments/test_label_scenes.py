@@ -33,7 +33,7 @@ def labeller(*views: View) -> Labeller:
         return jnp.concatenate([cells, jnp.full((*cells.shape[:3], CANDIDATES), -3.0)], -1)
 
     size = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", short_side=None, long_side=None, multiple=4)
-    return Labeller(Reader(scores, lambda v, s: s, size, bucketed=False), {}, 4.0, 4, views)
+    return Labeller(Reader(scores, lambda v, s: s, size), {}, 4.0, 4, views)
 
 
 def halves() -> np.ndarray:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskclip_jax.clip.convolutions import convolve, taps
+from maskclip_jax.clip.products import full_precision, in_full_precision
 from maskclip_jax.errors import UserError
 
 # mmcv's kaiming_init: normal, std = sqrt(2 / (out · k · k)); the uncut normal, as PyTorch's.
@@ -24,10 +25,10 @@ class Conv(nn.Module):
 
     Args:
         features: output channels.
-        kernel: k; the parameter `kernel` is float32 [k, k, in, out] ([k, k, 1, out] when depthwise).
+        kernel: k; the parameter `kernel` is [k, k, in, out] ([k, k, 1, out] when depthwise).
         stride, dilation: as in PyTorch.
         depthwise: one filter per channel (`features` must equal the input's channels).
-        dtype: what it is computed in; parameters stay float32.
+        dtype: what it is computed in; parameters are float32, or float64 where that is it.
     """
 
     features: int
@@ -42,7 +43,7 @@ class Conv(nn.Module):
         """[B, H, W, c] -> [B, ceil(H / stride), ceil(W / stride), features], in `dtype`; `train`: as `convolve`'s."""
         channels, k = x.shape[-1], self.kernel
         shape = (k, k, 1 if self.depthwise else channels, self.features)
-        weight = self.param("kernel", kaiming_normal, shape, jnp.float32).astype(self.dtype)
+        weight = self.param("kernel", kaiming_normal, shape, full_precision(self.dtype)).astype(self.dtype)
         if self.depthwise:
             # XLA's grouped convolution has a gradient eleven times slower than nine multiply-adds (2 CPUs, 512 × 32²)
             views = taps(x.astype(self.dtype), k, self.stride, self.dilation)
@@ -55,7 +56,7 @@ class BatchNorm(nn.Module):
 
     `flax.linen.BatchNorm` keeps the *biased* variance in its running average; with the 1 to 16 values per channel of a
     pooled branch that is a different network in evaluation. With `axis_name` the statistics are those of the global
-    batch (SyncBN). Parameters `scale`, `bias` and statistics `mean`, `var` are float32 [c] whatever the input is.
+    batch (SyncBN). Parameters `scale`, `bias` and statistics `mean`, `var` are [c], in the input's full precision.
 
     Raises:
         UserError: in training, when a channel has a single value to take statistics of (PyTorch refuses too).
@@ -68,12 +69,12 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"], train: bool) -> Float[Array, "B h w c"]:
-        channels = (x.shape[-1],)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        channels, dtype = (x.shape[-1],), full_precision(x.dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, dtype)
         scale_init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
-        scale = self.param("scale", scale_init, channels, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        scale = self.param("scale", scale_init, channels, dtype)
+        bias = self.param("bias", nn.initializers.zeros, channels, dtype)
         if train and not self.is_initializing():
             mean, var, count = self._batch_statistics(x)
             if self.is_mutable_collection("batch_stats"):
@@ -83,11 +84,11 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         gain = scale * lax.rsqrt(var + self.epsilon)
-        # One multiply-add in float32, rounded once: in bfloat16 the subtraction of the mean would lose the signal.
-        return (x.astype(jnp.float32) * gain + (bias - mean * gain)).astype(x.dtype)
+        # One multiply-add in full precision, rounded once: in bfloat16 subtracting the mean would lose the signal.
+        return (x.astype(dtype) * gain + (bias - mean * gain)).astype(x.dtype)
 
     def _batch_statistics(self, x: Float[Array, "B h w c"]) -> tuple[Float[Array, " c"], Float[Array, " c"], int]:
-        values = x.astype(jnp.float32)
+        values = in_full_precision(x)
         mean, square = values.mean((0, 1, 2)), jnp.square(values).mean((0, 1, 2))
         count = int(np.prod(x.shape[:3]))
         if self.axis_name is not None:
@@ -161,7 +162,7 @@ def average_pool(x: Float[Array, "B H W c"], size: int) -> Float[Array, "B h w c
 
 
 def bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """[target, source] float32: PyTorch's bilinear interpolation, align_corners=False, no antialias, along one axis."""
+    """[target, source] float64: PyTorch's bilinear interpolation, align_corners=False, no antialias, along one axis."""
     position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, None)
     low = np.minimum(np.floor(position).astype(int), source - 1)
     high = np.minimum(low + 1, source - 1)
@@ -169,12 +170,12 @@ def bilinear_matrix(source: int, target: int) -> np.ndarray:
     matrix = np.zeros((target, source))
     np.add.at(matrix, (np.arange(target), low), 1 - fraction)
     np.add.at(matrix, (np.arange(target), high), fraction)
-    return matrix.astype(np.float32)
+    return matrix
 
 
 def adaptive_pool_matrix(source: int, target: int) -> np.ndarray:
-    """[target, source] float32: PyTorch's AdaptiveAvgPool along one axis (bins may overlap)."""
-    matrix = np.zeros((target, source), np.float32)
+    """[target, source] float64: PyTorch's AdaptiveAvgPool along one axis (bins may overlap)."""
+    matrix = np.zeros((target, source))
     for i in range(target):
         start, stop = i * source // target, -(-(i + 1) * source // target)
         matrix[i, start:stop] = 1 / (stop - start)
@@ -198,6 +199,6 @@ def resize_bilinear(x: Float[Array, "B H W c"], size: Sequence[int]) -> Float[Ar
 
 
 def adaptive_average_pool(x: Float[Array, "B H W c"], size: int) -> Float[Array, "B h w c"]:
-    """To size×size, as PyTorch's AdaptiveAvgPool2d; the sums are taken in float32."""
+    """To size×size, as PyTorch's AdaptiveAvgPool2d; the sums are taken in full precision."""
     rows, columns = adaptive_pool_matrix(x.shape[1], size), adaptive_pool_matrix(x.shape[2], size)
-    return apply_separable(x.astype(jnp.float32), rows, columns).astype(x.dtype)
+    return apply_separable(in_full_precision(x), rows, columns).astype(x.dtype)

@@ -97,7 +97,7 @@ class ResNet(nn.Module):
         stem: "v1c", "v1" or "clip".
         zero_init_residual: start every block as the identity; matters only from scratch.
         axis_name: the mapped axis over which batch statistics are shared (SyncBN), or None.
-        dtype: what convolutions are computed in; parameters and statistics are float32.
+        dtype: what convolutions are computed in; parameters and statistics are in its full precision.
     """
 
     variant: Variant

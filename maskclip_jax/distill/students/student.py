@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -19,7 +20,7 @@ CHOICES = {
     "output_stride": tuple(STAGES),
     "classifier": ("text", "learned"),
     "mapper": ("identity", "linear", "mlp"),
-    "dtype": ("float32", "bfloat16"),
+    "dtype": ("float32", "bfloat16", "float64"),
 }
 
 
@@ -37,14 +38,15 @@ class StudentConfig:
         rates: the ASPP's dilations or PSPNet's pool scales, or None for the head's own. The published dilations reach
             24–36 positions: on a 96-pixel image (12 positions) they see only padding; choose smaller ones.
         low_level_width: DeepLabv3+'s branch from stage 1.
-        dropout: rate before the classifier, whole channels.
+        dropout: rate before the classifier, whole channels; 0 in every released config.
         background: learnable embedding as class 0 (VOC 21).
         classifier: "text" (fixed text embeddings) or "learned" (needs `num_classes`).
         norm_feat: normalise features before the text classifier.
         mapper: M(t), "identity", "linear" or "mlp" (fine-tuned CLIP).
         zero_init_residual: as in `ResNet`.
         bn_axis_name: the mapped axis of SyncBN, or None outside pmap.
-        dtype: "float32" or "bfloat16", of the computation; parameters are always float32.
+        dtype: of the computation, "float32", "bfloat16" or (with JAX_ENABLE_X64) "float64"; parameters are float32, or
+            float64 where that is it.
 
     Raises:
         UserError: for a value outside these (choices are plain strings, so that this speaks before any type checker).
@@ -60,7 +62,7 @@ class StudentConfig:
     output_stride: int = 8
     rates: tuple[int, ...] | None = None
     low_level_width: int = 48
-    dropout: float = 0.1
+    dropout: float = 0.0
     background: bool = False
     classifier: str = "text"
     num_classes: int | None = None
@@ -88,6 +90,11 @@ class StudentConfig:
         """The backbone's layers, width and expansion, with this config's replacements."""
         own = {name: getattr(self, name) for name in ("layers", "base_width", "expansion")}
         return replace(variant(self.backbone), **{name: value for name, value in own.items() if value is not None})
+
+    @property
+    def grid_stride(self) -> int:
+        """Pixels from one of its cells to the next."""
+        return 4 if self.head == "deeplabv3plus" else self.output_stride
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StudentConfig":
@@ -135,7 +142,7 @@ class Student(nn.Module):
     def __call__(
         self, images: Float[Array, "B H W 3"], text_embeddings: Float[Array, "C E"] | None = None, train: bool = False
     ) -> Float[Array, "B h w classes"]:
-        """Normalised images [B, H, W, 3] and text embeddings [C, E] -> float32 logits [B, h, w, C].
+        """Normalised images [B, H, W, 3] and text embeddings [C, E] -> logits [B, h, w, C] in full precision.
 
         With `background`, C + 1 logits, class 0 first. A learned classifier ignores `text_embeddings`.
 
@@ -163,5 +170,9 @@ class Student(nn.Module):
 
 
 def create_student(config: StudentConfig) -> Student:
-    """The linen module of a config; it holds no arrays."""
+    """The linen module of a config; it holds no arrays. Raises UserError for float64 where JAX has none."""
+    if config.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise UserError(
+            "dtype float64 needs 64-bit numbers, but JAX has them off: set JAX_ENABLE_X64=1, or use float32"
+        )
     return Student(config)

@@ -7,6 +7,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from maskclip_jax.clip.products import in_full_precision
+
 MapperKind = Literal["identity", "linear", "mlp"]
 
 
@@ -24,8 +26,8 @@ class Mapper(nn.Module):
         if self.kind == "identity":
             return text
         if self.kind == "mlp":
-            text = nn.relu(nn.Dense(text.shape[-1], name="hidden")(text))
-        return nn.Dense(self.width, name="out")(text)
+            text = nn.relu(nn.Dense(text.shape[-1], param_dtype=text.dtype, name="hidden")(text))
+        return nn.Dense(self.width, param_dtype=text.dtype, name="out")(text)
 
 
 class TextHead(nn.Module):
@@ -42,7 +44,7 @@ class TextHead(nn.Module):
     """
 
     width: int
-    dropout: float = 0.1
+    dropout: float = 0.0
     background: bool = False
     norm_feat: bool = False
     mapper: MapperKind = "identity"
@@ -51,15 +53,16 @@ class TextHead(nn.Module):
     def __call__(
         self, features: Float[Array, "B h w E"], text: Float[Array, "C D"], train: bool
     ) -> Float[Array, "B h w classes"]:
-        """Features [B, h, w, E] of any float type, text [C, D] -> float32 logits [B, h, w, C (+ 1 with background)]."""
-        weights = Mapper(self.mapper, self.width, name="mapper")(text.astype(jnp.float32))
+        """Features [B, h, w, E] of any float type, text [C, D] -> logits [B, h, w, C (+ 1 with background)].
+
+        They are in full precision: class scores differ by less than bfloat16 resolves.
+        """
+        features = in_full_precision(features)
+        weights = Mapper(self.mapper, self.width, name="mapper")(text.astype(features.dtype))
         if self.background:
-            embedding = self.param("background", nn.initializers.normal(1.0), (1, self.width), jnp.float32)
+            embedding = self.param("background", nn.initializers.normal(1.0), (1, self.width), features.dtype)
             weights = jnp.concatenate([embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True), weights])
-        # The classifier alone stays in float32: class scores differ by less than bfloat16 resolves.
-        features = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(
-            features.astype(jnp.float32), deterministic=not train
-        )
+        features = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(features, deterministic=not train)
         if self.norm_feat:
             # rsqrt of a floor rather than a division by the norm: dropped-out features must not give NaN gradients
             features *= lax.rsqrt(jnp.maximum(jnp.square(features).sum(-1, keepdims=True), 1e-24))
@@ -70,11 +73,11 @@ class LearnedHead(nn.Module):
     """An ordinary 1×1 classifier (`kernel` [E, C], `bias` [C]): the fully supervised student."""
 
     num_classes: int
-    dropout: float = 0.1
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, features: Float[Array, "B h w E"], train: bool) -> Float[Array, "B h w classes"]:
-        features = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(
-            features.astype(jnp.float32), deterministic=not train
-        )
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="conv_seg")(features)
+        features = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(in_full_precision(features), deterministic=not train)
+        return nn.Dense(
+            self.num_classes, param_dtype=features.dtype, kernel_init=nn.initializers.normal(0.01), name="conv_seg"
+        )(features)

@@ -129,7 +129,7 @@ def convert_state_dict(
     """A copy of `variables` whose `parts` come from `state`; the other parts keep their values.
 
     Args:
-        state: their names -> arrays, convolutions [out, in, k, k]. Any float type; ours are float32.
+        state: their names -> arrays, convolutions [out, in, k, k]. Any float type becomes the one of ours.
         variables: {"params", "batch_stats"} of a `Student`, arrays or `ShapeDtypeStruct`s (from `jax.eval_shape`).
         parts: which of "backbone", "head", "classifier" to fill. Keys of theirs for other parts are left alone.
 
@@ -163,7 +163,7 @@ def convert_state_dict(
             value = value[0, 0] if len(ours[path].shape) == 2 and value.ndim == 4 else value
         if value.shape != ours[path].shape:
             shapes.append(f"{key} {value.shape} for {'/'.join(path)} {ours[path].shape}")
-        filled[path], origin[path] = value.astype(np.float32), key
+        filled[path], origin[path] = value.astype(ours[path].dtype), key
     missing = sorted("/".join(path) for path in wanted - set(filled))
     if unused or missing or shapes:
         raise UserError(
