@@ -11,8 +11,9 @@ import re
 import zipfile
 from pathlib import Path
 
+from maskclip_jax.data.archives import Archive, Member
+from maskclip_jax.data.decode import SUFFIXES
 from maskclip_jax.data.layouts import Pair
-from maskclip_jax.data.sources import SUFFIXES
 from maskclip_jax.data.walk import File, files_by_name
 from maskclip_jax.errors import UserError
 
@@ -33,7 +34,7 @@ def find_pairs(source: Path, values: str, *, need_masks: bool, suffixes: tuple[s
         raise UserError(f"images are a zip file or a folder, but {source} does not exist: check the path")
     if not source.is_dir() and not zipfile.is_zipfile(source):
         raise UserError(f"images are a zip file or a folder, but {source} is neither: check the path")
-    root: File = source if source.is_dir() else zipfile.Path(source)
+    root: File = source if source.is_dir() else Member(Archive(source))
     if (root / "images.npy").is_file():
         raise UserError(
             f"{source} holds arrays (images.npy), which need no preparing: give the folder itself wherever data is "
@@ -43,7 +44,11 @@ def find_pairs(source: Path, values: str, *, need_masks: bool, suffixes: tuple[s
     if (root / "images").is_dir():
         folders = {own_name: root}
     else:
-        folders = {folder.name: folder for folder in root.iterdir() if folder.is_dir() and (folder / "images").is_dir()}
+        folders = {
+            folder.name: folder
+            for folder in root.iterdir()
+            if not folder.name.startswith(".") and folder.is_dir() and (folder / "images").is_dir()
+        }
     if not folders and not need_masks:
         pairs = _plain(root, values, suffixes)
         return {split_name(own_name): pairs}
