@@ -13,12 +13,13 @@ import argparse
 import os
 from pathlib import Path
 
+from maskclip_jax.commands import common
 from maskclip_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="hub id, folder or file of a checkpoint")
-    parser.add_argument("out", type=Path, help="folder to write; must not exist")
+    parser.add_argument("out", type=common.place, help="folder to write; must not exist")
     parser.add_argument("--tokenizer", help="folder or hub id of a tokenizer, for checkpoints that bring none")
 
 
