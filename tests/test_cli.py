@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 HEAVY = {"jax", "jaxlib", "flax", "numpy", "PIL", "transformers", "rich"}
 OPTIONS = {
     "segment": "--classes --out --model --fidelity --tokenizer --dense-stride --dtype --templates --short-side --naive "
-    "--prompt-denoising --key-smoothing --window --stride --background --background-threshold --batch-size --max-pixels "
-    "IMAGE",
+    "--prompt-denoising --key-smoothing --window --stride --background --background-threshold --batch-size "
+    "--max-pixels IMAGE",
     "label": "DATA --classes --out --format --confidence --top-k --features --shard --shard-size --scratch --on-error "
     "--cluster --model --fidelity --dtype --templates --short-side --key-smoothing --window --batch-size --max-pixels",
     "prepare": "DATASET source --data-dir --config --splits --classes --max-pixels --on-error",

@@ -49,7 +49,7 @@ def files_below(folder: File, suffixes: tuple[str, ...]) -> list[tuple[str, File
             foreign.append(name)
     if foreign:
         warnings.warn(
-            f"{len(foreign)} images in {folder} are of a kind that is not read, the first {min(foreign)}: convert them",
+            f"images of kinds that are not read are left out ({len(foreign)} in {folder}, the first {min(foreign)}): convert them",
             stacklevel=2,
         )
     return sorted(found, key=lambda item: item[0])
