@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
     source = open_source(args.data)
     if args.out:
-        common.output_file(args.out, (args.data, args.model))
+        common.output_file(args.out, (args.data, args.data.rpartition("!")[0], args.model))
     views = {"scales": args.scales, "flip": args.flip, "batch_size": args.batch_size}
     with common.progress("evaluating", len(source)) as report:
         views["progress"] = lambda done, total: report(done)

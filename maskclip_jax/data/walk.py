@@ -49,7 +49,7 @@ def files_below(folder: File, suffixes: tuple[str, ...]) -> list[tuple[str, File
             foreign.append(name)
     if foreign:
         warnings.warn(
-            f"images of kinds that are not read are left out ({len(foreign)} in {folder}, the first {min(foreign)}): convert them",
+            f"{len(foreign)} files in {folder} are images that are not read, the first {min(foreign)}: convert them",
             stacklevel=2,
         )
     return sorted(found, key=lambda item: item[0])
