@@ -14,7 +14,7 @@ from pathlib import Path
 from maskclip_jax.data.archives import Archive, Member
 from maskclip_jax.data.decode import SUFFIXES
 from maskclip_jax.data.layouts import Pair
-from maskclip_jax.data.walk import File, files_by_name
+from maskclip_jax.data.walk import File, files_by_name, subfolders
 from maskclip_jax.errors import UserError
 
 
@@ -44,11 +44,7 @@ def find_pairs(source: Path, values: str, *, need_masks: bool, suffixes: tuple[s
     if (root / "images").is_dir():
         folders = {own_name: root}
     else:
-        folders = {
-            folder.name: folder
-            for folder in root.iterdir()
-            if not folder.name.startswith(".") and folder.is_dir() and (folder / "images").is_dir()
-        }
+        folders = {folder.name: folder for folder in subfolders(root) if (folder / "images").is_dir()}
     if not folders and not need_masks:
         pairs = _plain(root, values, suffixes)
         return {split_name(own_name): pairs}

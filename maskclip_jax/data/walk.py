@@ -87,6 +87,18 @@ def walk(folder: File) -> Iterator[tuple[str, File]]:
                 folders.append((f"{prefix}{entry.name}/", Path(entry.path)))
 
 
+def subfolders(folder: File) -> list[File]:
+    """The folders right in one, by the same rule, sorted by name."""
+    found = [item for item in folder.iterdir() if not item.name.startswith(".") and item.is_dir()]
+    if isinstance(folder, Path):
+        here = Path(os.path.realpath(folder))
+        above = {_identity(place) for place in (here, *here.parents)}
+        found.sort(key=lambda item: (item.is_symlink(), item.name))
+        places = [_identity(item) for item in found]
+        found = [item for i, item in enumerate(found) if places[i] not in above and places[i] not in places[:i]]
+    return sorted(found, key=lambda item: item.name)
+
+
 def _walk_archive(top: Member) -> Iterator[tuple[str, File]]:
     folders = [("", top)]
     while folders:
