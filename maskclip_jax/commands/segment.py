@@ -171,7 +171,7 @@ def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:
 
     Of a folder, what an earlier run wrote is left out, and everything below `out` where `out` lies in the folder.
     """
-    from maskclip_jax.data.decode import SUFFIXES
+    from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
     from maskclip_jax.data.walk import files_below
 
     written = None if out is None else os.path.realpath(out)
@@ -184,9 +184,7 @@ def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:
         kept = [file for file in found if not _is_result(file) and not (inside and _below(file, written))]
         if not kept:
             what = "only results of an earlier run" if found else "none"
-            raise UserError(
-                f"a folder of images holds {', '.join(SUFFIXES)} files, but {path} has {what}: name another"
-            )
+            raise UserError(f"a folder of images holds {SOME_SUFFIXES} files, but {path} has {what}: name another")
         if len(kept) < len(found):
             common.complain(f"{len(found) - len(kept)} results of earlier runs in {path} are no images", "note")
         yield from kept

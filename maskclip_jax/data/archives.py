@@ -15,6 +15,7 @@ from maskclip_jax.errors import UserError
 
 _SMALL = 2**26  # bytes of a member that are unpacked whatever they are
 _PIXEL_BYTES = 16  # of a larger one for each of its pixels: more than any format stores
+_LONGEST = 4096  # letters of a path
 _PIECE = 4096  # bytes asked for at once: zipfile unpacks bzip2 and LZMA without a limit of its own
 
 
@@ -30,8 +31,8 @@ class Archive:
         for stored in self._zip().namelist():
             name = stored.replace("\\", "/")  # Windows programs have written these, against the standard
             parts = [part for part in name.rstrip("/").split("/") if part != "."]
-            if name.startswith("/") or ".." in parts or "" in parts:
-                raise UserError(f"names in a zip file stay inside it, but {path} holds {stored!r}: pack it again")
+            if name.startswith("/") or ".." in parts or "" in parts or len(name) > _LONGEST:
+                raise UserError(f"names in a zip file stay inside it, but {path} holds {stored[:80]!r}: pack it again")
             for depth in range(len(parts)):
                 self.folders.setdefault("/".join(parts[:depth]), {})[parts[depth]] = None
             if name.endswith("/"):

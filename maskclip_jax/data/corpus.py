@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from maskclip_jax.data.decode import SUFFIXES
+from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
 from maskclip_jax.data.images import encoded_png, read_content, read_image, stored_image
 from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.data.walk import files_by_name
@@ -39,9 +39,7 @@ class FileCorpus:
         self.root = folder / "images" if (folder / "images").is_dir() else folder
         self.files = list(files_by_name(self.root, SUFFIXES).items())
         if not self.files:
-            raise UserError(
-                f"a folder of images holds {', '.join(SUFFIXES)} files, but {self.root} has none: check the path"
-            )
+            raise UserError(f"a folder of images holds {SOME_SUFFIXES} files, but {self.root} has none: check the path")
 
     def __len__(self) -> int:
         return len(self.files)

@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from jaxtyping import Shaped
@@ -19,11 +18,13 @@ from maskclip_jax.errors import UserError
 
 # Only raster formats that Pillow decodes itself: EPS and the like would start an outside program on the user's file.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
-# Their suffixes: what every command takes for an image when it looks through a folder.
+# Their suffixes, but that of float pictures: what every command takes for an image when it looks through a folder.
 SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".jpf", ".jpx", ".avif", ".ico"),
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".jpf"),
+    *(".jpx", ".j2c", ".jpc", ".jfif", ".jpe", ".mpo", ".apng", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".pam"),
+    *(".tga", ".icb", ".vda", ".vst", ".ico"),
 )
+SOME_SUFFIXES = ", ".join(SUFFIXES[:5]) + " …"  # for messages
 
 _ORIENTATION = 0x0112  # of EXIF and TIFF
 _UPRIGHT = {
@@ -84,7 +85,7 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
     return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
 
 
-def pixels_of(file: IO[bytes]) -> int:
+def pixels_of(file: io.BufferedIOBase) -> int:
     """Pixels that an image's header promises; 0 where it is no image. Nothing is decoded."""
     with contextlib.suppress(Exception), _quietly():
         return int(np.prod(Image.open(file, formats=_formats()).size))

@@ -67,7 +67,9 @@ def split_name(text: str) -> str:
 def _plain(root: File, values: str, suffixes: tuple[str, ...]) -> list[Pair]:
     images = files_by_name(root, suffixes)
     if not images:
-        raise UserError(f"a folder of images holds {', '.join(suffixes)} files, but {root} has none: check the path")
+        raise UserError(
+            f"a folder of images holds {', '.join(suffixes[:5])} … files, but {root} has none: check the path"
+        )
     return [Pair(name, image, None, values) for name, image in images.items()]
 
 
@@ -75,7 +77,7 @@ def _split(folder: File, values: str, need_masks: bool, suffixes: tuple[str, ...
     images = files_by_name(folder / "images", suffixes)
     if not images:
         raise UserError(
-            f"a split has images ({', '.join(suffixes)}), but {folder / 'images'} has none: add or remove it"
+            f"a split has images ({', '.join(suffixes[:5])} …), but {folder / 'images'} has none: add or remove it"
         )
     masks = files_by_name(folder / "labels", (".png", ".mat")) if (folder / "labels").is_dir() else {}
     if not masks and not need_masks:

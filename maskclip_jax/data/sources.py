@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from maskclip_jax.data.archives import Archive, Member
-from maskclip_jax.data.decode import SUFFIXES, line
+from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES, line
 from maskclip_jax.data.images import read_image, read_label_png
 from maskclip_jax.data.walk import File, files_by_name
 from maskclip_jax.errors import UserError
@@ -85,9 +85,7 @@ class FolderSource:
         found = files_by_name(folder, SUFFIXES)
         self.names, self.files = list(found), list(found.values())
         if not self.files:
-            raise UserError(
-                f"a data folder holds images ({', '.join(SUFFIXES)}), but {folder} has none: check the path"
-            )
+            raise UserError(f"a data folder holds images ({SOME_SUFFIXES}), but {folder} has none: check the path")
         if self.labels is not None:
             missing = [name for name in self.names if not (self.labels / f"{name}.png").is_file()]
             if missing:
@@ -184,12 +182,12 @@ def _open(name: str) -> DataSource:
         raise UserError(
             f"a data source is 'scenes', a folder, an .npz or .zip file, or tfds:…, but {name!r} came: check the path"
         )
-    if path.suffix.lower() == ".zip":
+    if path.suffix.lower() == ".zip" and path.is_file():
         folder = Member(Archive(path), inner.strip("/") if bang else "")
         if not folder.is_dir():
             raise UserError(f"{path} has no folder {inner!r}: name one that it holds after '!'")
         return FolderSource(folder)
-    if path.suffix == ".npz":
+    if path.suffix == ".npz" and path.is_file():
         return _open_npz(path)
     if not path.is_dir():
         raise UserError(f"a data source is a folder, .npz or .zip, but {path} is a file of another kind: convert it")
