@@ -14,6 +14,7 @@ from maskclip_jax.errors import UserError
 IGNORE = 255
 
 _INK, _FAINT, _PAPER = (24, 24, 28), (104, 104, 112), (255, 255, 255)
+_ROWS = 128
 _GAP = 8  # pixels between things on a sheet
 _HEAT = np.array(  # dark violet to yellow: its lightness rises steadily, so it also reads in grey
     [[13, 8, 60], [84, 2, 163], [156, 23, 158], [205, 72, 120], [237, 121, 83], [253, 180, 47], [240, 249, 33]], float
@@ -47,15 +48,21 @@ def overlay(
         raise UserError(
             f"every label needs a colour, but {labels[wrong][0]} came with {len(palette)} colours: pass a longer one"
         )
-    colour = palette[np.where(known, labels, 0)].astype(np.float32)
-    # Half the photo's own colour goes, else a pink mask on a green field is neither, and the legend names neither.
-    grey = (rgb @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-    tinted = (1 - opacity) * (0.5 * rgb + 0.5 * grey) + opacity * colour
-    if border > 0 and _near_edge(labels, border).mean() < 0.5:  # confetti would be all border
+    inner = outer = np.zeros_like(known)
+    if border > 0 and (edge := _near_edge(labels, border)).mean() < 0.5:  # confetti would be all border
+        inner, outer = _near_edge(labels, 2 * border), edge
+    picture = np.empty_like(rgb)
+    for top in range(0, len(rgb), _ROWS):  # a few rows at a time: a photo's numbers in float64 fill memory
+        rows = np.s_[top : top + _ROWS]
+        colour = palette[np.where(known[rows], labels[rows], 0)].astype(np.float32)
+        # Half the photo's own colour goes, else a pink mask on a green field is neither, and the legend names neither.
+        grey = (rgb[rows] @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+        tinted = (1 - opacity) * (0.5 * rgb[rows] + 0.5 * grey) + opacity * colour
         # A class's own colour just inside its edge, and white where two classes meet, show on any photo.
-        tinted = np.where(_near_edge(labels, 2 * border)[..., None], colour, tinted)
-        tinted = np.where(_near_edge(labels, border)[..., None], np.float32(255), tinted)
-    return np.where(known[..., None], np.rint(tinted), rgb).astype(np.uint8)
+        tinted = np.where(inner[rows][..., None], colour, tinted)
+        tinted = np.where(outer[rows][..., None], np.float32(255), tinted)
+        picture[rows] = np.where(known[rows][..., None], np.rint(tinted), rgb[rows]).astype(np.uint8)
+    return picture
 
 
 def overlay_with_legend(
