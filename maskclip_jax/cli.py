@@ -23,6 +23,8 @@ COMMANDS = {
     "convert": "any supported checkpoint into one that loads fast",
     "serve": "a page to try your own photo and words in the browser",
 }
+RESUMED = ("label", "distill", "demo")  # what was done before Ctrl-C is kept
+STARTS_AGAIN = "nothing is kept to go on from, the same command starts from the beginning"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,14 +76,25 @@ def run_command(argv: list[str]) -> int:
         args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: complain(message, "warning")
-            return importlib.import_module(f"maskclip_jax.commands.{args.command}").run(args) or 0
+            module = importlib.import_module(f"maskclip_jax.commands.{args.command}")
+            if getattr(args, "max_pixels", None) is None:
+                return module.run(args) or 0
+            from maskclip_jax.data.decode import pixel_limit  # only here: --help needs no NumPy
+
+            with pixel_limit(args.max_pixels):
+                return module.run(args) or 0
     except UserError as error:
         complain(error)
     except KeyboardInterrupt:
-        print("stopped: run the same command again to go on", file=sys.stderr)
+        kept = bool(argv) and argv[0] in RESUMED
+        print(f"stopped: {'run the same command again to go on' if kept else STARTS_AGAIN}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise
+    except MemoryError as error:
+        complain(
+            f"the work must fit into memory, but it does not ({error or 'no more'}): smaller images, or less at once"
+        )
     except OSError as error:  # a full disk, a folder nobody may write to: the system's own words say which
         complain(error)
     return 2

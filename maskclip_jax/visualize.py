@@ -1,19 +1,20 @@
 """Masks for people: overlays with a legend, comparison sheets, heat maps. uint8 RGB in, uint8 RGB out, on the host."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from maskclip_jax.data import vocabulary
+from maskclip_jax.data.fonts import Font, default_font, lettering
 from maskclip_jax.errors import UserError
 
 IGNORE = 255
 
 _INK, _FAINT, _PAPER = (24, 24, 28), (104, 104, 112), (255, 255, 255)
+_ROWS = 128
 _GAP = 8  # pixels between things on a sheet
 _HEAT = np.array(  # dark violet to yellow: its lightness rises steadily, so it also reads in grey
     [[13, 8, 60], [84, 2, 163], [156, 23, 158], [205, 72, 120], [237, 121, 83], [253, 180, 47], [240, 249, 33]], float
@@ -47,15 +48,21 @@ def overlay(
         raise UserError(
             f"every label needs a colour, but {labels[wrong][0]} came with {len(palette)} colours: pass a longer one"
         )
-    colour = palette[np.where(known, labels, 0)].astype(np.float32)
-    # Half the photo's own colour goes, else a pink mask on a green field is neither, and the legend names neither.
-    grey = (rgb @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-    tinted = (1 - opacity) * (0.5 * rgb + 0.5 * grey) + opacity * colour
-    if border > 0 and _near_edge(labels, border).mean() < 0.5:  # confetti would be all border
+    inner = outer = np.zeros_like(known)
+    if border > 0 and (edge := _near_edge(labels, border)).mean() < 0.5:  # confetti would be all border
+        inner, outer = _near_edge(labels, 2 * border), edge
+    picture = np.empty_like(rgb)
+    for top in range(0, len(rgb), _ROWS):  # a few rows at a time: a photo's numbers in float64 fill memory
+        rows = np.s_[top : top + _ROWS]
+        colour = palette[np.where(known[rows], labels[rows], 0)].astype(np.float32)
+        # Half the photo's own colour goes, else a pink mask on a green field is neither, and the legend names neither.
+        grey = (rgb[rows] @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+        tinted = (1 - opacity) * (0.5 * rgb[rows] + 0.5 * grey) + opacity * colour
         # A class's own colour just inside its edge, and white where two classes meet, show on any photo.
-        tinted = np.where(_near_edge(labels, 2 * border)[..., None], colour, tinted)
-        tinted = np.where(_near_edge(labels, border)[..., None], np.float32(255), tinted)
-    return np.where(known[..., None], np.rint(tinted), rgb).astype(np.uint8)
+        tinted = np.where(inner[rows][..., None], colour, tinted)
+        tinted = np.where(outer[rows][..., None], np.float32(255), tinted)
+        picture[rows] = np.where(known[rows][..., None], np.rint(tinted), rgb[rows]).astype(np.uint8)
+    return picture
 
 
 def overlay_with_legend(
@@ -120,31 +127,27 @@ def draw_legend(entries: Sequence[LegendEntry], width: int, *, size: int = 16) -
     """Colour swatches with names, in as many columns as fit `width`, read along the rows; `size` in px."""
     if not entries:
         return np.full((_GAP, width, 3), 255, np.uint8)
-    font, row, pad = _font(size), round(size * 1.6), round(size * 0.6)
+    notes, row, pad = default_font(size), round(size * 1.6), round(size * 0.6)
     swatch = round(size * 1.1)
-    space = font.getlength(" ")
-
-    def needed(entry):
-        return (
-            2 * pad + swatch + font.getlength(entry.name) + (2 * space + font.getlength(entry.note)) * bool(entry.note)
-        )
-
-    columns = int(np.clip(width // max(needed(entry) for entry in entries), 1, len(entries)))
+    space = notes.getlength(" ")
+    written = [lettering(entry.name, size) for entry in entries]
+    after = [(2 * space + notes.getlength(entry.note)) * bool(entry.note) for entry in entries]
+    needed = [2 * pad + swatch + font.getlength(text) + note for (text, font), note in zip(written, after, strict=True)]
+    columns = int(np.clip(width // max(needed), 1, len(entries)))
     cell = width // columns
     rows = -(-len(entries) // columns)
     image = Image.new("RGB", (width, rows * row + _GAP), _PAPER)
     draw = ImageDraw.Draw(image)
-    for index, entry in enumerate(entries):
+    for index, (entry, (text, font)) in enumerate(zip(entries, written, strict=True)):
         x, y = index % columns * cell + pad, index // columns * row + _GAP // 2
         middle = y + row / 2
         draw.rectangle((x, middle - swatch / 2, x + swatch, middle + swatch / 2), fill=entry.color, outline=_FAINT)
         left = x + swatch + pad
-        note = 2 * space + font.getlength(entry.note) if entry.note else 0
-        name = _shorten(entry.name, font, index % columns * cell + cell - left - note)
+        name = _shorten(text, font, index % columns * cell + cell - left - after[index])
         draw.text((left, middle), name, font=font, fill=_INK, anchor="lm")
         if entry.note:
-            after = left + font.getlength(name) + 2 * space
-            draw.text((after, middle), entry.note, font=font, fill=_FAINT, anchor="lm")
+            beside = left + font.getlength(name) + 2 * space
+            draw.text((beside, middle), entry.note, font=notes, fill=_FAINT, anchor="lm")
     return np.asarray(image)
 
 
@@ -172,7 +175,6 @@ def comparison_sheet(
     if captions is not None and [len(c) for c in captions] != [len(row) for row in rows]:
         raise UserError(f"captions match the pictures, but {[len(c) for c in captions]} came for {len(rows)} rows")
     size = max(11, round(panel / 14))
-    title, small = _font(round(size * 1.15)), _font(size)
     line = round(size * 1.7)
     width = len(columns) * (panel + _GAP) + _GAP
     tall = [max(_fit(picture.shape[:2], panel)[0] for picture in row) for row in rows]
@@ -181,11 +183,12 @@ def comparison_sheet(
     sheet = Image.new("RGB", (width, top + sum(t + under + _GAP for t in tall)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if heading:
-        text = _shorten(heading, _font(round(size * 1.4)), width - 2 * _GAP)
-        draw.text((_GAP, _GAP), text, font=_font(round(size * 1.4)), fill=_INK, anchor="lt")
-    for j, text in enumerate(columns):
+        text, font = lettering(heading, round(size * 1.4))
+        draw.text((_GAP, _GAP), _shorten(text, font, width - 2 * _GAP), font=font, fill=_INK, anchor="lt")
+    for j, title in enumerate(columns):
         x = _GAP + j * (panel + _GAP) + panel / 2
-        draw.text((x, top - line / 2), _shorten(text, title, panel), font=title, fill=_INK, anchor="mm")
+        text, font = lettering(title, round(size * 1.15))
+        draw.text((x, top - line / 2), _shorten(text, font, panel), font=font, fill=_INK, anchor="mm")
     y = top
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
@@ -196,7 +199,8 @@ def comparison_sheet(
             sheet.paste(Image.fromarray(picture).resize((across, height), method), (x, y))
             if captions is not None:
                 centre = (_GAP + j * (panel + _GAP) + panel / 2, y + tall[i] + line / 2)
-                draw.text(centre, _shorten(captions[i][j], small, panel), font=small, fill=_FAINT, anchor="mm")
+                text, font = lettering(captions[i][j], size)
+                draw.text(centre, _shorten(text, font, panel), font=font, fill=_FAINT, anchor="mm")
         y += tall[i] + under + _GAP
     return _stack([np.asarray(sheet), draw_legend(legend, width, size=size)] if legend else [np.asarray(sheet)])
 
@@ -234,10 +238,11 @@ def heat_map(
     bar = np.tile(_heat_colours(np.linspace(0, 1, width - 2 * _GAP))[None], (size, 1, 1))
     image = Image.new("RGB", (width, round(size * 2.6) + 2 * _GAP), _PAPER)
     image.paste(Image.fromarray(np.rint(bar).astype(np.uint8)), (_GAP, _GAP))
-    draw, font, y = ImageDraw.Draw(image), _font(size), size + 2 * _GAP
-    draw.text((_GAP, y), f"{low:.3g}", font=font, fill=_INK, anchor="lt")
-    draw.text((width / 2, y), _shorten(name, font, width / 2), font=font, fill=_INK, anchor="mt")
-    draw.text((width - _GAP, y), f"{high:.3g}", font=font, fill=_INK, anchor="rt")
+    draw, numbers, y = ImageDraw.Draw(image), default_font(size), size + 2 * _GAP
+    text, font = lettering(name, size)
+    draw.text((_GAP, y), f"{low:.3g}", font=numbers, fill=_INK, anchor="lt")
+    draw.text((width / 2, y), _shorten(text, font, width / 2), font=font, fill=_INK, anchor="mt")
+    draw.text((width - _GAP, y), f"{high:.3g}", font=numbers, fill=_INK, anchor="rt")
     return _stack([_widen(picture, width), np.asarray(image)])
 
 
@@ -288,14 +293,9 @@ def _percent(share: float) -> str:
     return "<0.1%" if 0 < share < 0.001 else f"{100 * share:.1f}%"
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int | float) -> str:
+def _shorten(text: str, font: Font, width: int | float) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)  # Pillow's own scalable font: the same picture on every machine

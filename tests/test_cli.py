@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[1]
 HEAVY = {"jax", "jaxlib", "flax", "numpy", "PIL", "transformers", "rich"}
 OPTIONS = {
     "segment": "--classes --out --model --fidelity --tokenizer --dense-stride --dtype --templates --short-side --naive "
-    "--prompt-denoising --key-smoothing --window --stride --background --background-threshold --batch-size IMAGE",
+    "--prompt-denoising --key-smoothing --window --stride --background --background-threshold --batch-size "
+    "--max-pixels IMAGE",
     "label": "DATA --classes --out --format --confidence --top-k --features --shard --shard-size --scratch --on-error "
-    "--cluster --model --fidelity --dtype --templates --short-side --key-smoothing --window --batch-size",
-    "prepare": "DATASET source --data-dir --config --splits --classes --on-error",
+    "--cluster --model --fidelity --dtype --templates --short-side --key-smoothing --window --batch-size --max-pixels",
+    "prepare": "DATASET source --data-dir --config --splits --classes --max-pixels --on-error",
     "demo": "--out --model --fidelity --tokenizer --dense-stride --dtype",
-    "serve": "--model --fidelity --dtype --more-models --host --port --max-upload --memory",
+    "serve": "--model --fidelity --dtype --more-models --host --port --max-upload --max-pixels --memory",
     "convert": "source out --tokenizer",
 }
 
@@ -87,7 +88,7 @@ def make_command(monkeypatch, run):
 @pytest.mark.parametrize(
     ("raised", "code", "line"),
     [
-        (KeyboardInterrupt(), 130, "stopped: run the same command again to go on\n"),
+        (KeyboardInterrupt(), 130, f"stopped: {cli.STARTS_AGAIN}\n"),
         (UserError("a rule, what came,\nthe remedy"), 2, "error: a rule, what came, the remedy\n"),
         (PermissionError(13, "Permission denied", "/x"), 2, "error: [Errno 13] Permission denied: '/x'\n"),
     ],

@@ -32,6 +32,13 @@ def positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
 
 
+def place(text: str) -> Path:
+    """An argument that is a path: an empty one would be the working folder."""
+    if text.strip():
+        return Path(text)
+    raise argparse.ArgumentTypeError(f"a path, not {text!r} (the folder you are in is '.')")
+
+
 def complain(message: Exception | str, kind: str = "error") -> None:
     """One line on stderr, whatever the message holds (file names may hold line breaks)."""
     print(f"{kind}:", " ".join(str(message).split()), file=sys.stderr)
@@ -71,6 +78,12 @@ def load_run(args: argparse.Namespace):
     trained = load_student(args.model, args.checkpoint or "latest")
     print(trained.origin)
     return trained
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-pixels", type=positive, metavar="N", help="refuse images of more; 89,478,485 unless given"
+    )
 
 
 def load_model(args: argparse.Namespace):
@@ -188,10 +201,23 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
 
     import jax
 
-    settings = {k: as_text(v) if isinstance(v, str | Path) else v for k, v in vars(args).items()}
-    settings = {k: [as_text(x) for x in v] if isinstance(v, list) else v for k, v in settings.items()}
+    settings = {name: _recorded(value) for name, value in vars(args).items()}
     versions = {"jax": jax.__version__, "flax": metadata.version("flax"), "device": jax.devices()[0].device_kind}
     return {"command": args.command, "settings": settings, "versions": versions}
+
+
+def _recorded(value: Any) -> Any:
+    """An argument's value as JSON holds it."""
+    if isinstance(value, list | tuple):
+        return [_recorded(one) for one in value]
+    return as_text(value) if isinstance(value, str | os.PathLike) else value
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on a device: another image may fit."""
+    from jax.errors import JaxRuntimeError
+
+    return isinstance(error, MemoryError) or (isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
 
 
 @contextlib.contextmanager
@@ -219,4 +245,14 @@ def output_folder(path: Path, option: str = "--out") -> Path:
         raise UserError(f"{option} is a folder, but {path} is, or lies in, a file: choose another") from error
     except OSError as error:
         raise UserError(f"{option} must be a folder that can be written, {path} can not ({error.strerror})") from error
+    return path
+
+
+def output_file(path: Path, inputs: Sequence[str | Path], option: str = "--out") -> Path:
+    """The file a result goes to, checked before the work. Raises UserError where it cannot be, or is an input."""
+    if path.is_dir():
+        raise UserError(f"{option} is a file, but {path} is a folder: name a file in it")
+    if path.exists() and any(os.path.exists(one) and os.path.samefile(one, path) for one in inputs):
+        raise UserError(f"{option} is a file of its own, but {path} is an input: choose another")
+    output_folder(path.parent, option)
     return path

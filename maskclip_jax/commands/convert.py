@@ -13,13 +13,13 @@ import argparse
 import os
 from pathlib import Path
 
-from maskclip_jax.commands.common import say_notes
+from maskclip_jax.commands import common
 from maskclip_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="hub id, folder or file of a checkpoint")
-    parser.add_argument("out", type=Path, help="folder to write; must not exist")
+    parser.add_argument("out", type=common.place, help="folder to write; must not exist")
     parser.add_argument(
         "--activation", choices=("quick_gelu", "gelu"), help="of weights that come without a config (quick_gelu)"
     )
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
     if os.path.lexists(args.out.expanduser()):  # before the source is fetched, which may be gigabytes
         raise UserError(f"a checkpoint is written to a new folder, but {args.out} exists: choose another name")
-    say_notes()
+    common.say_notes()
     pretrained = load_clip(args.source, tokenizer=args.tokenizer, activation=args.activation, fold=False)
     path = save_converted(pretrained, args.out)
     size = sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file()) / 2**20

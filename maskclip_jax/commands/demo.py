@@ -25,7 +25,7 @@ SHOWN = (48, 50, 19, 46, 5, 1)  # scenes on the sheet: some that come out well, 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to")
+    parser.add_argument("--out", type=common.place, default=Path("out/demo"), help="folder to write to")
     parser.add_argument("--no-student", action="store_true", help="only what needs no training")
     common.add_model_arguments(parser)
 

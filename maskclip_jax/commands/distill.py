@@ -10,7 +10,8 @@ with MASKCLIP_COORDINATOR and its companions set, or --cluster where JAX finds t
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from maskclip_jax.commands import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend", help="changes to its config"
     )
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--out", type=common.place, required=True, help="the run's folder")
     parser.add_argument("--method", help="how the teacher's last blocks are read (teacher_method of the config)")
     parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster that JAX knows")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from maskclip_jax.commands import common
 from maskclip_jax.errors import UserError
@@ -23,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="images with masks")
     parser.add_argument("--classes", help="names of the masks' values, in order (a student knows its own)")
     parser.add_argument("--unseen", help="a class set's name, or classes, for seen, unseen and harmonic mIoU")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=common.place, help="JSON file to write")
     common.add_model_arguments(parser)
     common.add_size_arguments(parser)
+    common.add_image_arguments(parser)
     parser.add_argument("--templates", help="maskclip (85), imagenet (80), scene (5), single, or a template with {}")
     parser.add_argument("--naive", action="store_true", help="the paper's baseline: the unmodified last layer")
     parser.add_argument("--prompt-denoising", type=common.unit, metavar="T", help="threshold; off unless given")
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     from maskclip_jax.distill.layout import is_run
 
     source = open_source(args.data)
+    if args.out:
+        common.output_file(args.out, (args.data, args.data.rpartition("!")[0], args.model))
     views = {"scales": args.scales, "flip": args.flip, "batch_size": args.batch_size}
     with common.progress("evaluating", len(source)) as report:
         views["progress"] = lambda done, total: report(done)

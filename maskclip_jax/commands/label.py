@@ -23,7 +23,16 @@ from pathlib import Path
 from maskclip_jax.commands import common
 from maskclip_jax.errors import UserError
 
-PLACE = ("data", "out", "scratch", "shard", "on_error", "cluster", "command")  # arguments that change no result
+PLACE = (
+    "data",
+    "out",
+    "scratch",
+    "shard",
+    "on_error",
+    "cluster",
+    "command",
+    "max_pixels",
+)  # arguments that change no result
 
 
 def share(text: str) -> tuple[int, int]:
@@ -37,7 +46,7 @@ def share(text: str) -> tuple[int, int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="the images")
     parser.add_argument("--classes", required=True, help="what to look for, as in segment")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to, the same one on all hosts")
+    parser.add_argument("--out", type=common.place, required=True, help="folder to write to, the same one on all hosts")
     parser.add_argument("--format", choices=("png", "records"), default="png", help="files, or a TFDS data set")
     parser.add_argument("--confidence", action="store_true", help="also each pixel's confidence, 0..255")
     parser.add_argument(
@@ -46,11 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", action="store_true", help="also the features of every cell, in bfloat16")
     parser.add_argument("--shard", type=share, metavar="I/N", help="this is worker I of N, counted from 0")
     parser.add_argument("--shard-size", type=common.positive, default=1000, help="images of a shard")
-    parser.add_argument("--scratch", type=Path, help="local folder where records wait until their shard is whole (OUT)")
+    parser.add_argument(
+        "--scratch", type=common.place, help="local folder where records wait until their shard is whole (OUT)"
+    )
     parser.add_argument("--on-error", choices=("skip", "stop"), default="skip", help="what to do about damaged images")
     parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster that JAX knows")
     common.add_model_arguments(parser)
     common.add_reading_arguments(parser)
+    common.add_image_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -22,13 +22,14 @@ DATASETS = ("voc2012", "pascal_context", "coco_stuff164k", "ade20k", "cityscapes
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", choices=DATASETS, metavar="DATASET", help="which data set")
-    parser.add_argument("source", type=Path, help="the folder that it was unpacked to")
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder to write to")
+    parser.add_argument("source", type=common.place, help="the folder that it was unpacked to")
+    parser.add_argument("--data-dir", type=common.place, required=True, help="folder to write to")
     parser.add_argument(
         "--config", help="class set, where there are several: voc20 or voc21, context59 or context60 (with background)"
     )
     parser.add_argument("--splits", nargs="+", help="which of the splits; those whose files are there unless given")
     parser.add_argument("--classes", help="image_corpus: names of the masks' values, in order")
+    common.add_image_arguments(parser)
     parser.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do about a damaged image or mask"
     )

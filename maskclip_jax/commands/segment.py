@@ -2,6 +2,9 @@
 
     python run.py segment photo.jpg --classes "dog, sofa, window" --out out
 
+IMAGE is a file, or a folder, which is looked through with all folders in it (hidden files apart). Results never replace
+an image or a file of yours: where a name is taken, they are NAME-2 and so on; results of earlier runs are no images.
+
 Writes, for every image: NAME_overlay.png (the masks on the image, with a legend), NAME_labels.png (an indexed PNG: the
 pixel is the number of the class) and NAME.json (area and confidence of every class); prints the largest classes.
 
@@ -16,68 +19,131 @@ Without --classes it looks for all of them, with --classes for those.
 from __future__ import annotations
 
 import argparse
+import collections
+import json
 import os
+import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from maskclip_jax.commands import common
 from maskclip_jax.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 STUDENTS_REFUSE = (
     *("templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background"),
     *("within", "protocol", "scales", "flip", *common.METHOD_OPTIONS),
 )
+TRAILS = ("_overlay.png", "_labels.png", ".json")  # of the files of one image
 LONGEST = 200  # bytes of an output's name before its suffix: systems take 255 in all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("images", nargs="+", type=common.place, metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--classes", help="what to look for (a student knows its own)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--out", type=common.place, required=True, help="folder to write to")
     common.add_model_arguments(parser)
     common.add_reading_arguments(parser)
+    common.add_image_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from maskclip_jax.data.images import read_image, write_json
 
-    paths, skipped = list(dict.fromkeys(find_images(args.images, args.out))), []
+    paths, skipped, written = list(dict.fromkeys(find_images(args.images, args.out))), [], 0
     segmenter = make_segmenter(args)
     out = common.output_folder(args.out)
-    names = output_names(paths)
+    if not _is_own(out / "segment.json", {"command", "settings", "versions", "skipped"}):
+        raise UserError(f"--out has a segment.json, but {out}'s is not by `segment`: choose another folder, or move it")
+    names = output_names(paths, out)
+
+    def skip(path: Path, error: Exception) -> None:  # the others go on; the exit code tells
+        skipped.append(common.as_text(path))
+        common.complain(error)
 
     def readable() -> Iterator[tuple[Path, object]]:
         for path in paths:
             try:
                 image = read_image(path)
-            except (UserError, OSError) as error:  # the others go on; the exit code tells
-                skipped.append(common.as_text(path))
-                common.complain(error)
+            except (UserError, OSError) as error:
+                skip(path, error)
             else:
                 yield path, image
 
-    done: list[tuple[Path, object]] = []
-
-    def pixels() -> Iterator[object]:
-        for path, image in readable():
-            done.append((path, image))
-            yield image
-
-    with common.progress("segmenting", len(paths)) as report:
-        for number, result in enumerate(segmenter(pixels(), report)):
-            path, image = done[number]
-            done[number] = (path, None)
-            write_result(out, names[path], path, image, result)
-            print_result(path, result)
+    try:
+        with common.progress("segmenting", len(paths)) as report:
+            for path, image, result in answers(segmenter, readable()):
+                try:
+                    if isinstance(result, Exception):
+                        raise result
+                    write_result(out, names[path], path, image, result)
+                except MemoryError as error:
+                    skip(path, _too_large(path, error))
+                except Unanswered as error:
+                    skip(path, error)
+                else:
+                    written += 1
+                    print_result(path, result)
+                report(written + len(skipped))
+    except KeyboardInterrupt:
+        whole = f"{written} of {len(paths)} images are in {out}"
+        print(f"stopped: {whole}; the same command starts with the first again", file=sys.stderr)
+        return 130
     write_json(out / "segment.json", common.record(args) | {"skipped": skipped})
-    if len(skipped) < len(paths):
-        print(f"wrote {len(paths) - len(skipped)} of {len(paths)} images to {out}")
+    if written:
+        print(f"wrote {written} of {len(paths)} images to {out}")
     return 2 if skipped else 0
 
 
-def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable, Callable[[int], None]], Iterator]:
-    """`(images, progress) -> segmentations` of the CLIP or the student that the arguments name."""
+class Unanswered(UserError):
+    """An image that was read and cannot be segmented, while others can."""
+
+
+def answers(segmenter: Callable[[Iterable], Iterator], images: Iterable[tuple[Path, object]]) -> Iterator[tuple]:
+    """(path, image, segmentation, or the `Unanswered` in its place) of every image, in order.
+
+    Where one image of those computed together fails, for its size or for lack of memory, each is computed alone.
+    """
+    waiting: collections.deque[tuple[Path, object]] = collections.deque()
+
+    def pixels() -> Iterator[object]:
+        for path, image in images:
+            waiting.append((path, image))
+            yield image
+
+    source, together = pixels(), True
+    while together:
+        together = False
+        try:
+            for result in segmenter(source):
+                yield (*waiting.popleft(), result)
+        except Exception as error:
+            if not _is_of_one_image(error):
+                raise
+            together = True  # the next ones
+        while waiting:
+            path, image = waiting.popleft()
+            try:
+                (result,) = segmenter([image])
+            except Exception as error:
+                if not _is_of_one_image(error):
+                    raise
+                result = error if isinstance(error, UserError) else _too_large(path, error)
+                result = Unanswered(f"{common.as_text(path)} is left out: {result}")
+            yield path, image, result
+
+
+def _is_of_one_image(error: Exception) -> bool:
+    return isinstance(error, UserError) or common.out_of_memory(error)
+
+
+def _too_large(path: Path, error: BaseException) -> Unanswered:
+    reason = " ".join(str(error).split())[:200] or "out of memory"
+    return Unanswered(f"an image must fit into memory, but {common.as_text(path)} does not ({reason}): scale it down")
+
+
+def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
+    """`images -> segmentations`, in order, of the CLIP or the student that the arguments name."""
     from maskclip_jax.data.vocabulary import parse_classes
     from maskclip_jax.distill.layout import is_run
 
@@ -89,32 +155,38 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable, Callable[[in
         options = {name: getattr(args, name) for name in ("short_side", "batch_size", "background_threshold")}
         options["classes"] = None if args.classes is None else [str(c) for c in parse_classes(args.classes)]
         chosen_labels(trained.config, options["classes"])  # complains before anything is written
-        return lambda images, report: iter_student_segmentations(images, trained, report, **options)
+        return lambda images: iter_student_segmentations(images, trained, **options)
     from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
 
     if args.classes is None:
         raise UserError('a CLIP looks for what is named, but --classes is missing: --classes "dog, sofa" (see: --help)')
     classes = parse_classes(args.classes)
     settings = prediction_settings(classes, common.load_model(args), **common.reading_options(args))
-    return lambda images, report: iter_segmentations(images, settings, report)
+    return lambda images: iter_segmentations(images, settings)
 
 
 def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:
     """The files named, and all images of the folders named, sorted. Raises UserError where a folder has none.
 
-    What lies below `out` is left out where a folder that holds `out` is named: an earlier run wrote it.
+    Of a folder, what an earlier run wrote is left out, and everything below `out` where `out` lies in the folder.
     """
+    from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
+    from maskclip_jax.data.walk import files_below
+
     written = None if out is None else os.path.realpath(out)
     for path in paths:
         if not os.path.isdir(path):  # Path.is_dir raises where a name is too long
             yield path
             continue
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
-        if written is not None and os.path.realpath(path) != written:
-            found = [p for p in found if not _below(p, written)]
-        if not found:
-            raise UserError(f"a folder of images holds {', '.join(sorted(SUFFIXES))} files, {path} none: name another")
-        yield from found
+        found = [file for _, file in files_below(path, SUFFIXES)]
+        inside = written is not None and os.path.realpath(path) != written
+        kept = [file for file in found if not _is_result(file) and not (inside and _below(file, written))]
+        if not kept:
+            what = "only results of an earlier run" if found else "none"
+            raise UserError(f"a folder of images holds {SOME_SUFFIXES} files, but {path} has {what}: name another")
+        if len(kept) < len(found):
+            common.complain(f"{len(found) - len(kept)} results of earlier runs in {path} are no images", "note")
+        yield from kept
 
 
 def _below(path: Path, folder: str) -> bool:
@@ -122,8 +194,33 @@ def _below(path: Path, folder: str) -> bool:
     return parent == Path(folder) or Path(folder) in parent.parents
 
 
-def output_names(paths: list[Path]) -> dict[Path, str]:
-    """What each image's files are called: its stem, with a number where another image has taken that."""
+def _is_result(file: Path) -> bool:
+    """Whether an earlier run wrote this picture."""
+    for trail in TRAILS[:2]:
+        if file.name.endswith(trail):
+            beside = file.with_name(file.name.removesuffix(trail) + TRAILS[2])
+            return beside.exists() and _is_own(beside, {"image", "height", "width", "classes"})
+    return False
+
+
+def _is_own(file: Path, keys: set[str]) -> bool:
+    """Whether a JSON file is one that this command writes, or is not there."""
+    try:
+        if not os.path.lexists(file):
+            return True
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and set(found) == keys
+
+
+def output_names(paths: list[Path], out: Path | None = None) -> dict[Path, str]:
+    """What each image's files are called: its stem, with a number where that is taken.
+
+    It is where another image has it (in any case: some systems take A and a for one), where a file in `out` is one of
+    the images, or where it was not written by an earlier run.
+    """
+    inputs = {os.path.realpath(path) for path in paths}
     names: dict[Path, str] = {}
     taken: set[str] = {"segment"}  # segment.json is the run's own record
     for path in paths:
@@ -131,11 +228,23 @@ def output_names(paths: list[Path]) -> dict[Path, str]:
         if len(os.fsencode(stem)) > LONGEST:
             stem = os.fsencode(stem)[:LONGEST].decode(errors="ignore")
         name, number = stem, 2
-        while name in taken:
+        while _folded(name) in taken or (out is not None and _is_occupied(out, name, inputs)):
             name, number = f"{stem}-{number}", number + 1
         names[path] = name
-        taken.add(name)
+        taken.add(_folded(name))
     return names
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _is_occupied(out: Path, name: str, inputs: set[str]) -> bool:
+    files = [out / (name + trail) for trail in TRAILS]
+    there = [file for file in files if os.path.lexists(file)]
+    if any(os.path.realpath(file) in inputs for file in there):
+        return True
+    return bool(there) and not (files[2] in there and _is_own(files[2], {"image", "height", "width", "classes"}))
 
 
 def write_result(out: Path, name: str, path: Path, image, result) -> None:
@@ -145,9 +254,10 @@ def write_result(out: Path, name: str, path: Path, image, result) -> None:
     from maskclip_jax.visualize import overlay_with_legend
 
     palette = class_palette(result.classes)
+    # first: by this file the next run knows that the others are results
+    write_json(out / f"{name}.json", result_record(common.as_text(path), result))
     write_image(out / f"{name}_overlay.png", overlay_with_legend(image, result.labels, result.classes, palette))
     write_label_png(out / f"{name}_labels.png", result.labels, palette)
-    write_json(out / f"{name}.json", result_record(common.as_text(path), result))
 
 
 def result_record(image: str, result) -> dict:

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is reached from outside")
     parser.add_argument("--port", type=port, default=7860, help="port to listen on; 0 takes any free one")
     parser.add_argument("--max-upload", type=common.positive, default=20, metavar="MB", help="of an image file")
+    parser.add_argument("--max-pixels", type=common.positive, default=50_000_000, metavar="N", help="of an image")
     parser.add_argument(
         "--memory", type=common.positive, default=512, metavar="MB", help="for the features of the last images"
     )
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from maskclip_jax.web.desk import MEGABYTE, Desk
 
     with listening(args.host, args.port) as listener:  # first of all, so that a taken port is known at once
-        desk = Desk(make_shelf(args), keep=args.memory * MEGABYTE)
+        desk = Desk(make_shelf(args), keep=args.memory * MEGABYTE, most_pixels=args.max_pixels)
         steps = list(warm.steps(desk))
         with common.progress("warming up", len(steps)) as report:
             for done, step in enumerate(steps, 1):

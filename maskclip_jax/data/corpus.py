@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from maskclip_jax.data.folders import find_pairs
-from maskclip_jax.data.images import read_image, stored_image
+from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
+from maskclip_jax.data.images import encoded_png, read_content, read_image, stored_image
 from maskclip_jax.data.sources import DataSource, open_source
+from maskclip_jax.data.walk import files_by_name
 from maskclip_jax.errors import UserError
 
 
@@ -35,8 +37,9 @@ class FileCorpus:
 
     def __init__(self, folder: Path):
         self.root = folder / "images" if (folder / "images").is_dir() else folder
-        (pairs,) = find_pairs(self.root, "classes+1", need_masks=False).values()
-        self.files = [(pair.name, pair.image) for pair in pairs]
+        self.files = list(files_by_name(self.root, SUFFIXES).items())
+        if not self.files:
+            raise UserError(f"a folder of images holds {SOME_SUFFIXES} files, but {self.root} has none: check the path")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -50,7 +53,7 @@ class FileCorpus:
         name, file = self.files[index]
         if not encoded:
             return Read(name, read_image(file), None)
-        data = file.read_bytes()
+        data = read_content(file)
         return Read(name, read_image(file, data), stored_image(file, data)[0])
 
     def identity(self) -> str:
@@ -72,7 +75,9 @@ class SourceCorpus:
 
     def read(self, index: int, *, encoded: bool = False) -> Read:
         example = self.source[index]
-        return Read(_checked_name(example.name), example.image, _as_png(example.image) if encoded else None)
+        return Read(
+            _checked_name(example.name), example.image, encoded_png(Image.fromarray(example.image)) if encoded else None
+        )
 
     def identity(self) -> str:
         return f"{len(self)} images"
@@ -83,6 +88,10 @@ Corpus = FileCorpus | SourceCorpus
 
 def open_corpus(text: str) -> Corpus:
     """The corpus that a text names: a folder, or whatever `open_source` takes. Raises UserError."""
+    if not text.strip():
+        raise UserError(
+            f"images are a folder, an .npz or .zip file …, but {text!r} came: name one ('.' is this folder)"
+        )
     folder = Path(text).expanduser()
     if text != "scenes" and folder.is_dir() and not (folder / "images.npy").is_file():
         return FileCorpus(folder)
@@ -93,13 +102,3 @@ def _checked_name(name: str) -> str:
     if not name or name.startswith("/") or re.search(r"(^|/)\.{0,2}(/|$)|\0|\\", name):
         raise UserError(f"an image's name becomes a path below --out, but {name!r} cannot: name the images otherwise")
     return name
-
-
-def _as_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()

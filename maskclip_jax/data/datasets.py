@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from maskclip_jax.data.folders import find_pairs
-from maskclip_jax.data.images import IGNORE, stored_image, stored_label, write_json
+from maskclip_jax.data.images import IGNORE, read_content, stored_image, stored_label, write_json
 from maskclip_jax.data.layouts import LAYOUTS, Pair, find_examples
 from maskclip_jax.data.masks import read_mask, value_table
 from maskclip_jax.data.scene_classes import SCENE_CLASSES
@@ -174,7 +174,7 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise UserError(f"a split has examples, but none of {len(pairs)} in {split} is usable: {self.skipped[0]}")
 
     def _example(self, pair: Pair, table) -> dict:
-        image, shape = stored_image(str(pair.image), pair.image.read_bytes())
+        image, shape = stored_image(pair.image, read_content(pair.image))
         example = {"image": image, "name": as_text(pair.name)}
         if not self.has_masks:
             return example

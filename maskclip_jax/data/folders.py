@@ -11,9 +11,10 @@ import re
 import zipfile
 from pathlib import Path
 
+from maskclip_jax.data.archives import Archive, Member
+from maskclip_jax.data.decode import SUFFIXES
 from maskclip_jax.data.layouts import Pair
-from maskclip_jax.data.sources import SUFFIXES
-from maskclip_jax.data.walk import File, files_by_name
+from maskclip_jax.data.walk import File, files_by_name, subfolders
 from maskclip_jax.errors import UserError
 
 
@@ -33,7 +34,7 @@ def find_pairs(source: Path, values: str, *, need_masks: bool, suffixes: tuple[s
         raise UserError(f"images are a zip file or a folder, but {source} does not exist: check the path")
     if not source.is_dir() and not zipfile.is_zipfile(source):
         raise UserError(f"images are a zip file or a folder, but {source} is neither: check the path")
-    root: File = source if source.is_dir() else zipfile.Path(source)
+    root: File = source if source.is_dir() else Member(Archive(source))
     if (root / "images.npy").is_file():
         raise UserError(
             f"{source} holds arrays (images.npy), which need no preparing: give the folder itself wherever data is "
@@ -43,7 +44,7 @@ def find_pairs(source: Path, values: str, *, need_masks: bool, suffixes: tuple[s
     if (root / "images").is_dir():
         folders = {own_name: root}
     else:
-        folders = {folder.name: folder for folder in root.iterdir() if folder.is_dir() and (folder / "images").is_dir()}
+        folders = {folder.name: folder for folder in subfolders(root) if (folder / "images").is_dir()}
     if not folders and not need_masks:
         pairs = _plain(root, values, suffixes)
         return {split_name(own_name): pairs}
@@ -66,7 +67,9 @@ def split_name(text: str) -> str:
 def _plain(root: File, values: str, suffixes: tuple[str, ...]) -> list[Pair]:
     images = files_by_name(root, suffixes)
     if not images:
-        raise UserError(f"a folder of images holds {', '.join(suffixes)} files, but {root} has none: check the path")
+        raise UserError(
+            f"a folder of images holds {', '.join(suffixes[:5])} … files, but {root} has none: check the path"
+        )
     return [Pair(name, image, None, values) for name, image in images.items()]
 
 
@@ -74,7 +77,7 @@ def _split(folder: File, values: str, need_masks: bool, suffixes: tuple[str, ...
     images = files_by_name(folder / "images", suffixes)
     if not images:
         raise UserError(
-            f"a split has images ({', '.join(suffixes)}), but {folder / 'images'} has none: add or remove it"
+            f"a split has images ({', '.join(suffixes[:5])} …), but {folder / 'images'} has none: add or remove it"
         )
     masks = files_by_name(folder / "labels", (".png", ".mat")) if (folder / "labels").is_dir() else {}
     if not masks and not need_masks:

@@ -1,98 +1,92 @@
 """Image files in and out: any picture -> uint8 RGB; masks, pictures and tables -> files never half written."""
 
-import contextlib
 import io
 import os
-import threading
-import warnings
-from collections.abc import Iterator
+import stat
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Integer, Shaped, UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image
 
+from maskclip_jax.data.archives import Member
+from maskclip_jax.data.decode import decoded, line, to_rgb, turned
 from maskclip_jax.data.whole_files import atomic_path as atomic_path
 from maskclip_jax.data.whole_files import json_text as json_text
 from maskclip_jax.data.whole_files import write_json as write_json
 from maskclip_jax.errors import UserError
 
-# Only raster formats that Pillow decodes itself: EPS and the like would start an outside program on the user's file.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
 IGNORE = 255  # the label that no class owns
 IGNORE_16 = 65535  # the same in a 16-bit label file (more than 256 classes)
 
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# `warnings.catch_warnings` swaps process-wide state, so two loader threads must not be inside it at once.
-_quiet_lock = threading.Lock()
 
-
-def read_image(path: str | os.PathLike, data: bytes | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """Reads one picture as upright 8-bit RGB.
+def read_image(
+    file: str | os.PathLike | Member, data: bytes | None = None, *, most_pixels: int | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Reads one picture as upright 8-bit RGB; files, members of zip files and uploads all come through here.
 
     Grey, palette and CMYK are converted, transparency is laid on white, 16-bit grey is scaled (65535 becomes 255), the
-    EXIF orientation is applied, and of an animation the first frame is taken.
+    orientation that EXIF or TIFF says is applied, and of an animation the first frame is taken.
 
     Args:
-      path: a PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, TGA, JPEG 2000, AVIF or ICO file.
-      data: its content, where that was read before (out of a zip file, say); `path` is then only its name.
+      file: a PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, TGA, JPEG 2000, AVIF or ICO file.
+      data: its content, where that was read before; `file` is then only its name.
+      most_pixels: that the image may have; None is Pillow's own limit, `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
       UserError: the file is missing, a folder, empty, not an image, truncated, too large, or has 32-bit samples.
     """
-    path = _regular_file(path, data)
-    with _open(path, data) as (image, orientation):
-        image = _to_rgb(image, path)
-        if orientation in _UPRIGHT:
-            image = image.transpose(_UPRIGHT[orientation])
-        return np.array(image)
+    with decoded(str(file), _source(file, data), most_pixels) as (image, orientation):
+        # copied: the array may be written to, and no decoder's buffer is held
+        return np.array(turned(to_rgb(image, str(file)), orientation))
 
 
-def stored_image(path: str | os.PathLike, data: bytes) -> tuple[bytes, tuple[int, int]]:
+def read_content(file: str | os.PathLike | Member) -> bytes:
+    """The bytes of a file that is not empty. Raises UserError, which names it."""
+    source = _source(file, None)
+    try:
+        return source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise UserError(f"an image must be readable, but {file} is not ({line(error)}): check the path") from error
+    except MemoryError as error:
+        raise UserError(f"a file must fit into memory, but {file} does not: leave it out") from error
+
+
+def stored_image(file: str | os.PathLike | Member, data: bytes) -> tuple[bytes, tuple[int, int]]:
     """What a corpus keeps of a picture, and its height and width: whoever decodes it sees what `read_image` sees.
 
     An upright RGB JPEG or PNG is kept as it is; anything else (grey, CMYK, turned by EXIF …) becomes an RGB PNG.
     Raises UserError as `read_image` does; every pixel was decoded once.
     """
-    path = _regular_file(path, data)
-    with _open(path, data) as (image, orientation):
+    with decoded(str(file), _source(file, data)) as (image, orientation):
         plain = image.mode == "RGB" and image.format in ("JPEG", "PNG") and "transparency" not in image.info
-        if plain and orientation not in _UPRIGHT:
+        if plain and orientation == 1:
             return data, (image.height, image.width)
-    pixels = read_image(path, data)
-    return _png(Image.fromarray(pixels)), pixels.shape[:2]
+    pixels = read_image(file, data)
+    return encoded_png(Image.fromarray(pixels)), pixels.shape[:2]
 
 
 def stored_label(labels: UInt8[np.ndarray, "H W"]) -> bytes:
     """An 8-bit grey PNG: whatever decodes it, palettes looked up or not, its values are the labels."""
-    return _png(Image.fromarray(labels))
+    return encoded_png(Image.fromarray(labels))
 
 
-def _png(image: Image.Image) -> bytes:
+def encoded_png(image: Image.Image) -> bytes:
+    """A PNG file's content."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def read_label_png(path: str | os.PathLike, data: bytes | None = None) -> Integer[np.ndarray, "H W"]:
+def read_label_png(file: str | os.PathLike | Member, data: bytes | None = None) -> Integer[np.ndarray, "H W"]:
     """Reads a label file (indexed, 8-bit grey or 16-bit grey PNG) as class indices; palettes are not looked up.
 
     Returns uint8, or uint16 for a 16-bit file. Raises UserError as `read_image` does, and for colour images.
     """
-    path = _regular_file(path, data)
-    with _open(path, data) as (image, _):
+    with decoded(str(file), _source(file, data)) as (image, _):
         if image.mode not in ("P", "L", "I;16"):
             raise UserError(
-                f"a label file must be an indexed or grey PNG, but {path} has mode {image.mode}: save class indices"
+                f"a label file must be an indexed or grey PNG, but {file} has mode {image.mode}: save class indices"
             )
         return np.array(image)
 
@@ -145,93 +139,28 @@ def label_png(labels: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "C 
         image.putpalette(colours.tobytes())
     else:
         image = Image.fromarray(labels.astype(np.uint16))
-    return _png(image)
+    return encoded_png(image)
 
 
-def _regular_file(path: str | os.PathLike, data: bytes | None = None) -> Path:
-    path = Path(path)
-    if data is not None:
+def _source(file: str | os.PathLike | Member, data: bytes | None) -> Path | bytes:
+    """What to decode: the content, or the path of a regular file that is not empty."""
+    empty = f"an image must hold data, but {file} is empty (0 bytes): download or export it again"
+    if data is not None or isinstance(file, Member):
+        data = file.read_bytes() if data is None else data
         if not data:
-            raise UserError(f"an image must hold data, but {path} is empty (0 bytes): download or export it again")
-        return path
+            raise UserError(empty)
+        return data
+    path = Path(file)
     try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # told below
-    except OSError as error:  # a name too long, a loop of links, a folder closed to us
-        raise UserError(f"an image must be reachable, but {path} is not ({_line(error)}): check the path") from error
-    if path.is_dir():
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"an image must exist, but there is no {path}: check the path") from error
+    except (OSError, ValueError) as error:  # a name too long or with a NUL, a loop of links, a folder closed to us
+        raise UserError(f"an image must be reachable, but {path} is not ({line(error)}): check the path") from error
+    if stat.S_ISDIR(found.st_mode):
         raise UserError(f"an image must be a file, but {path} is a folder: name the files in it")
-    if not path.exists():
-        raise UserError(f"an image must exist, but there is no {path}: check the path")
-    if not path.is_file():
+    if not stat.S_ISREG(found.st_mode):
         raise UserError(f"an image must be a regular file, but {path} is a device or a pipe: save it to a file first")
-    if path.stat().st_size == 0:
-        raise UserError(f"an image must hold data, but {path} is empty (0 bytes): download or export it again")
+    if found.st_size == 0:
+        raise UserError(empty)
     return path
-
-
-@contextlib.contextmanager
-def _open(path: Path, data: bytes | None = None) -> Iterator[tuple[Image.Image, int]]:
-    """The first frame, decoded, with its EXIF orientation (1: upright). Every decoder's failure becomes a UserError."""
-    try:
-        with _quiet_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata is no reason to talk while the pixels are fine
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path if data is None else io.BytesIO(data), formats=_formats())
-            try:
-                orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-            except Exception:
-                orientation = 1  # unreadable EXIF: the picture itself may still be whole
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = Image.MAX_IMAGE_PIXELS
-        raise UserError(f"an image must have at most {limit:,} pixels, but {path} has more: scale it down") from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(
-            f"an image must be PNG, JPEG, WebP, GIF, BMP or TIFF, but {path} is none of them: convert it"
-        ) from error
-    except Exception as error:  # decoders raise anything from SyntaxError to struct.error on a damaged file
-        raise UserError(f"an image must be readable, but {path} is not ({_line(error)}): export it again") from error
-    with image:
-        try:
-            image.load()
-        except Exception as error:
-            raise UserError(
-                f"an image must be whole, but {path} is damaged or truncated ({_line(error)}): download it again"
-            ) from error
-        yield image, orientation
-
-
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]  # an older Pillow has no AVIF and would raise KeyError
-
-
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16-bit samples that this Pillow opens as int32
-        return _eight_bits(np.asarray(image))
-    if image.mode in ("I", "F"):
-        raise UserError(f"an image must have 8 or 16 bits a sample, but {path} has 32 (mode {image.mode}): convert it")
-    if image.mode.startswith("I;16"):
-        return _eight_bits(np.asarray(image))
-    try:
-        if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-            # tRNS chunks (grey, palette and RGB images with one transparent colour) become alpha here as well
-            straight = image.convert("LA") if image.mode == "La" else image
-            rgba = straight.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-        return image.convert("RGB")
-    except ValueError as error:
-        raise UserError(
-            f"an image must be grey, RGB, CMYK or indexed, but {path} has mode {image.mode}: convert it"
-        ) from error
-
-
-def _eight_bits(samples: Shaped[np.ndarray, "H W"]) -> Image.Image:
-    """16-bit samples to 8-bit RGB: 65535 / 257 = 255, so white stays white; Pillow's own conversion clips at 255."""
-    grey = (samples.astype(np.uint32) + 128) // 257
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,13 +7,12 @@ files and opens none of them; what is missing is told with the places looked at 
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from maskclip_jax.data.walk import File
+from maskclip_jax.data.walk import File, walk
 from maskclip_jax.errors import UserError
 
 
@@ -213,13 +212,8 @@ def _names(root: Path, pattern: str) -> frozenset[str]:
     """What `{}` can be, from the files that are there."""
     before, after = pattern.split("{}")
     top, names = root / before if before.endswith("/") else (root / before).parent, set()
-    for folder, _, files in os.walk(top):
-        inside = os.path.relpath(folder, top)
-        names |= {
-            file.removesuffix(after) if inside == "." else f"{inside}/{file.removesuffix(after)}"
-            for file in files
-            if file.endswith(after) and not file.startswith(".")
-        }
+    if top.is_dir():
+        names = {name.removesuffix(after) for name, _ in walk(top) if name.endswith(after)}
     return frozenset(names)
 
 

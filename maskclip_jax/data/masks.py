@@ -11,7 +11,7 @@ import io
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
-from maskclip_jax.data.images import IGNORE, read_label_png
+from maskclip_jax.data.images import IGNORE, read_content, read_label_png
 from maskclip_jax.data.vocabulary import coco_stuff_label_map, context_label_map
 from maskclip_jax.data.walk import File
 from maskclip_jax.errors import UserError
@@ -68,8 +68,8 @@ def read_mask(file: File, table: Int[np.ndarray, " 65536"], *, remedy: str) -> U
     Raises:
       UserError: the file cannot be read, or holds a value that `table` refuses.
     """
-    data = file.read_bytes()
-    raw = _read_mat(file, data) if file.name.lower().endswith(".mat") else read_label_png(str(file), data)
+    data = read_content(file)
+    raw = _read_mat(file, data) if file.name.lower().endswith(".mat") else read_label_png(file, data)
     labels = table[raw]
     if (labels == _REFUSED).any():
         raise UserError(f"{file} has the value {raw[labels == _REFUSED][0]}, which is no label here: {remedy}")

@@ -7,7 +7,7 @@ A source is named by one text (`open_source`), which a config can hold:
                                               with all folders in these
     FOLDER with images.npy (and labels.npy)   arrays [N, H, W, 3] and [N, H, W], memory-mapped
     FILE.npz                                  arrays "images" and maybe "labels"
-    FILE.zip!FOLDER                           a FOLDER of the first kind inside a zip file
+    FILE.zip!FOLDER                           a FOLDER of the first kind inside a zip file; FILE.zip is all of it
     tfds:NAME?split=train&label=label         a TFDS data set prepared as array_record (`as_data_source`);
                                               also &image=, &name= (features), &data_dir=
 
@@ -16,24 +16,20 @@ Any of them may end in `[start:stop]`, to take a part.
 
 from __future__ import annotations
 
-import io
 import re
-import threading
 import urllib.parse
-import zipfile
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from PIL import Image
 
+from maskclip_jax.data.archives import Archive, Member
+from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES, line
 from maskclip_jax.data.images import read_image, read_label_png
-from maskclip_jax.data.walk import files_by_name
+from maskclip_jax.data.walk import File, files_by_name
 from maskclip_jax.errors import UserError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class Example(NamedTuple):
@@ -79,23 +75,21 @@ class ArraySource:
 class FolderSource:
     """Image files below a folder (or its `images/`, with masks of the same names in `labels/`), sorted by name.
 
-    A name is the path in that folder without the suffix.
+    The folder lies on disk or in a zip file. A name is the path in that folder without the suffix.
     """
 
-    def __init__(self, folder: str | Path):
-        folder = Path(folder)
+    def __init__(self, folder: str | File):
+        folder = Path(folder) if isinstance(folder, str) else folder
         self.labels = folder / "labels" if (folder / "images").is_dir() and (folder / "labels").is_dir() else None
         folder = folder / "images" if (folder / "images").is_dir() else folder
         found = files_by_name(folder, SUFFIXES)
         self.names, self.files = list(found), list(found.values())
         if not self.files:
-            raise UserError(
-                f"a data folder holds images ({', '.join(SUFFIXES)}), but {folder} has none: check the path"
-            )
+            raise UserError(f"a data folder holds images ({SOME_SUFFIXES}), but {folder} has none: check the path")
         if self.labels is not None:
             missing = [name for name in self.names if not (self.labels / f"{name}.png").is_file()]
             if missing:
-                raise UserError(f"every image has a mask, but {self.labels / missing[0]}.png is missing: add it")
+                raise UserError(f"every image has a mask, but {self.labels / f'{missing[0]}.png'} is missing: add it")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -104,48 +98,6 @@ class FolderSource:
         name = self.names[index]
         labels = None if self.labels is None else read_label_png(self.labels / f"{name}.png")
         return _checked(Example(read_image(self.files[index]), labels, name))
-
-
-class ZipSource:
-    """`FOLDER/images/*` and maybe `FOLDER/labels/*.png` in a zip file, read without unpacking it."""
-
-    def __init__(self, file: str | Path, folder: str):
-        self.file, self.folder = Path(file), folder.strip("/")
-        self._local = threading.local()  # a ZipFile has one position: each thread opens its own
-        names = self._zip().namelist()
-        prefix = f"{self.folder}/images/"
-        self.names = sorted(n for n in names if n.startswith(prefix) and n.lower().endswith(SUFFIXES))
-        if not self.names:
-            raise UserError(f"{self.file} has no images under {prefix}: name a folder that it holds after '!'")
-        _check_names([Path(name).stem for name in self.names], self.file)
-        self.masks = {n for n in names if n.startswith(f"{self.folder}/labels/")}
-
-    def _zip(self) -> zipfile.ZipFile:
-        if not hasattr(self._local, "zip"):
-            try:
-                self._local.zip = zipfile.ZipFile(self.file)
-            except (OSError, zipfile.BadZipFile) as error:
-                raise UserError(f"{self.file} is not a readable zip file ({error}): check the path") from error
-        return self._local.zip
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_local"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _local=threading.local())
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Example:
-        name = Path(self.names[index]).stem
-        mask = f"{self.folder}/labels/{name}.png"
-        image = np.array(self._open(self.names[index]).convert("RGB"))
-        labels = np.array(self._open(mask)) if mask in self.masks else None
-        return _checked(Example(image, labels, name))
-
-    def _open(self, name: str) -> Image.Image:
-        return Image.open(io.BytesIO(self._zip().read(name)), formats=("JPEG", "PNG", "WEBP", "BMP", "TIFF"))
 
 
 class TFDSSource:
@@ -222,15 +174,20 @@ def _open(name: str) -> DataSource:
         return FolderSource(str(resources.files("maskclip_jax") / "assets" / "scenes"))
     if name.startswith("tfds:"):
         return _open_tfds(name)
-    file, _, inner = name.partition("!")
-    path = Path(file).expanduser()
+    path = Path(name).expanduser()
+    file, bang, inner = name.rpartition("!")
+    if bang and not path.exists():  # a folder's own name may hold a "!"
+        path = Path(file).expanduser()
     if not name or not path.exists():
         raise UserError(
             f"a data source is 'scenes', a folder, an .npz or .zip file, or tfds:…, but {name!r} came: check the path"
         )
-    if path.suffix == ".zip":
-        return ZipSource(path, inner)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".zip" and path.is_file():
+        folder = Member(Archive(path), inner.strip("/") if bang else "")
+        if not folder.is_dir():
+            raise UserError(f"{path} has no folder {inner!r}: name one that it holds after '!'")
+        return FolderSource(folder)
+    if path.suffix == ".npz" and path.is_file():
         return _open_npz(path)
     if not path.is_dir():
         raise UserError(f"a data source is a folder, .npz or .zip, but {path} is a file of another kind: convert it")
@@ -257,23 +214,17 @@ def _open_npz(path: Path) -> ArraySource:
             if "images" not in arrays:
                 raise UserError(f"{path} must hold 'images', but has {sorted(arrays)}: rename the array")
             return ArraySource(arrays["images"], arrays.get("labels"))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not a readable .npz file ({error}): write it again") from error
+    except UserError:
+        raise
+    except Exception as error:  # a zip file inside: BadZipFile, zlib.error, EOFError, MemoryError and others
+        raise UserError(f"{path} is not a readable .npz file ({line(error)}): write it again") from error
 
 
 def _mapped(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable .npy file ({error}): write it again") from error
-
-
-def _check_names(names: list[str], where: Path) -> None:
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"images have different stems, but {where} has two named {twice!r}: rename one")
+    except Exception as error:  # a damaged header raises what Python's own parser does
+        raise UserError(f"{path} is not a readable .npy file ({line(error)}): write it again") from error
 
 
 def _checked(example: Example) -> Example:

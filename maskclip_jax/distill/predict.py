@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -19,10 +18,10 @@ from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.distill.views import Reader
 from maskclip_jax.distill.workdir import TrainedStudent
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.predict import Image, Segmentation, as_pixels, segmentation_of
+from maskclip_jax.segment.predict import Image, Segmentation, chunks, in_order, segmentation_of
 from maskclip_jax.segment.upsample import label_pixels
 
-LOOKAHEAD = 64  # images whose sizes are looked at together
+LOOKAHEAD = 64  # images whose sizes are looked at together, at most
 
 
 def iter_student_segmentations(
@@ -59,11 +58,9 @@ def iter_student_segmentations(
     if short_side is not None:
         preprocess = dataclasses.replace(preprocess, short_side=short_side, long_side=None, within=None)
     variables = jax.device_put({"student": trained.variables, "text": trained.text})
-    done, images = 0, iter(images)
-    while chunk := [as_pixels(image) for image in itertools.islice(images, LOOKAHEAD)]:
-        results: list[Segmentation | None] = [None] * len(chunk)
-        for index, upsampled in _scores(chunk, reader, variables, preprocess, batch_size):
-            scores, *matrices = upsampled
+    done = 0
+    for chunk in chunks(images, LOOKAHEAD):
+        for scores, *matrices in in_order(_scores(chunk, reader, variables, preprocess, batch_size)):
             maps = label_pixels(
                 scores[..., chosen],
                 *matrices,
@@ -73,11 +70,10 @@ def iter_student_segmentations(
                 least=background_threshold or 0.0,
                 with_probabilities=return_probabilities,
             )
-            results[index] = segmentation_of(maps, [names[label] for label in chosen])
             done += 1
             if progress is not None:
                 progress(done)
-        yield from results
+            yield segmentation_of(maps, [names[label] for label in chosen])
 
 
 def chosen_labels(config: DistillConfig, classes: Sequence[str] | None) -> list[int]:

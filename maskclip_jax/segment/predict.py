@@ -11,11 +11,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Integer, UInt8
@@ -36,7 +35,9 @@ from maskclip_jax.segment.whole import Upsampled, whole_scores
 from maskclip_jax.segment.windowed import window_scores
 
 Image = np.ndarray | str | os.PathLike
-LOOKAHEAD = 256  # images whose sizes are looked at together
+LOOKAHEAD = 256  # images whose sizes are looked at together, at most
+LOOKAHEAD_PIXELS = 2**26  # and that are held meanwhile: 200 MB
+T = TypeVar("T")
 
 
 class ClassScore(NamedTuple):
@@ -155,24 +156,49 @@ def segment_images(
 def iter_segmentations(
     images: Iterable[Image], settings: PredictionSettings, progress: Callable[[int], None] | None = None
 ) -> Iterator[Segmentation]:
-    """`segment_images` for any number of images: reads `LOOKAHEAD` of them at a time and answers in order.
+    """`segment_images` for any number of images, in order; an answer comes as soon as those before it have.
 
-    `progress` is called with the number of images done.
+    A few images are held at a time (`chunks`), and the full-size maps of one. `progress` is called with the number of
+    images done.
     """
-    done, images = 0, iter(images)
-    while chunk := [as_pixels(image) for image in itertools.islice(images, LOOKAHEAD)]:
-        results: list[Segmentation | None] = [None] * len(chunk)
-        scores = whole_scores if settings.windows is None else window_scores
+    done = 0
+    scores = whole_scores if settings.windows is None else window_scores
+    for chunk in chunks(images):
         if needs_every_pixel(settings):
-            found = pixel_maps(chunk, settings, scores)
+            found = in_order(pixel_maps(chunk, settings, scores))
         else:
-            found = ((index, labelled_pixels(upsampled, settings)) for index, upsampled in scores(chunk, settings))
-        for index, maps in found:
-            results[index] = segmentation_of(maps, settings.names)
+            found = (labelled_pixels(upsampled, settings) for upsampled in in_order(scores(chunk, settings)))
+        for maps in found:
             done += 1
             if progress is not None:
                 progress(done)
-        yield from results
+            yield segmentation_of(maps, settings.names)
+
+
+def chunks(
+    images: Iterable[Image], most: int = LOOKAHEAD, pixels: int = LOOKAHEAD_PIXELS
+) -> Iterator[list[UInt8[np.ndarray, "_H _W 3"]]]:
+    """Images read and taken together: up to `most` of them, fewer once they have `pixels` pixels."""
+    chunk, held = [], 0
+    for image in images:
+        chunk.append(as_pixels(image))
+        held += chunk[-1].size // 3
+        if len(chunk) >= most or held >= pixels:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+def in_order(found: Iterable[tuple[int, T]]) -> Iterator[T]:
+    """Values by their index, 0, 1, …; those that come early wait."""
+    early: dict[int, T] = {}
+    turn = 0
+    for index, value in found:
+        early[index] = value
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1
 
 
 def segmentation_of(maps: PixelMaps, names: Sequence[str]) -> Segmentation:

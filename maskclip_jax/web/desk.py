@@ -6,7 +6,6 @@ images and the last answers are kept in memory. For one thread at a time: `app.T
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import secrets
@@ -204,15 +203,7 @@ class Desk:
         return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.LANCZOS))
 
     def _decoded(self, data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
-        size = (0, 0)
-        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
-            size = image.size  # from the header, before anything is decoded; what is wrong with it, read_image says
-        if size[0] * size[1] > self.most_pixels:
-            raise UserError(
-                f"an image must have at most {self.most_pixels:,} pixels here, but {name} has {size[0] * size[1]:,}: "
-                "scale it down"
-            )
-        return read_image(name, data)
+        return read_image(name, data, most_pixels=self.most_pixels)
 
 
 @functools.cache

@@ -19,6 +19,8 @@ from maskclip_jax.segment import whole
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.compiles import count_compiles
 from maskclip_jax.segment.predict import (
+    chunks,
+    in_order,
     predict_probabilities,
     predict_scores,
     segment_images,
@@ -300,3 +302,33 @@ def test_what_cannot_be_used_is_said_in_a_line(pretrained, images, options):
     with pytest.raises(UserError) as error:
         segment_images(options.pop("images"), options.pop("classes"), pretrained("vit"), **options)
     assert "\n" not in str(error.value)
+
+
+def test_few_pixels_are_held_at_a_time():
+    """Chunks end at a number of images or of pixels; nothing is read ahead of the chunk that is asked for."""
+    read = []
+
+    def images():
+        for i, side in enumerate((10, 10, 10, 20, 50, 10, 10)):
+            read.append(i)
+            yield np.zeros((side, 10, 3), np.uint8)
+
+    found = chunks(images(), most=3, pixels=400)
+    assert len(next(found)) == 3
+    assert read == [0, 1, 2]
+    assert [len(chunk) for chunk in found] == [2, 2]
+    assert read == list(range(7))
+
+
+def test_answers_come_as_soon_as_those_before_have():
+    """What comes early waits, and nothing else does."""
+    pulled = []
+
+    def found():
+        for index in (0, 3, 1, 2, 4):
+            pulled.append(index)
+            yield index, str(index)
+
+    answers = in_order(found())
+    assert [(next(answers), list(pulled)) for _ in range(2)] == [("0", [0]), ("1", [0, 3, 1])]
+    assert list(answers) == ["2", "3", "4"]
