@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Float32, Int
 from maskclip_jax.clip.config import TextConfig
 from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.clip.model import CLIP
+from maskclip_jax.clip.tokenizer import Tokenizer
 from maskclip_jax.data.images import atomic_path
 from maskclip_jax.data.names import shown
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes, prompt_templates
@@ -200,6 +201,8 @@ def _warn_of_lost_words(
     counts: Sequence[int],
 ) -> None:
     """Says which prompts are cut to the context length, and which classes are the same to the model."""
+    if not isinstance(pretrained.tokenizer, Tokenizer):  # a stand-in of the caller's
+        return
     full = np.flatnonzero(ids[:, -1])
     lengths = pretrained.tokenizer.lengths([prompts[i] for i in full]) if len(full) else []
     if cut := [(length, prompts[i]) for i, length in zip(full, lengths, strict=True) if length > ids.shape[1]]:
