@@ -98,8 +98,10 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         names = self.class_names()
         ignore = IGNORE if names is None else ignored_label(len(names))
         if self.has_masks:
-            depth = np.uint8 if ignore == IGNORE else np.uint16
-            features["label"] = tfds.features.Image(shape=(None, None, 1), dtype=depth, encoding_format="png")
+            features["label"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+            if ignore != IGNORE:  # TFDS reads 16-bit images with OpenCV alone, and tensors always
+                zipped = tfds.features.Encoding.ZLIB
+                features["label"] = tfds.features.Tensor(shape=(None, None, 1), dtype=np.uint16, encoding=zipped)
         features["name"] = tfds.features.Text()
         metadata = {"ignore": ignore, "unseen": list(self.unseen())}
         if names is not None:
@@ -153,7 +155,7 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise UserError(
                 f"a mask has its image's size {list(shape)}, but {pair.label} has {list(labels.shape)}: make it again"
             )
-        return example | {"label": stored_label(labels)}
+        return example | {"label": stored_label(labels) if labels.dtype == np.uint8 else labels[..., None]}
 
 
 class _Standard(Corpus, skip_registration=True):

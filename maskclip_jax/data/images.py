@@ -77,8 +77,8 @@ def ignored_label(classes: int) -> int:
     return IGNORE if classes <= IGNORE else IGNORE_16
 
 
-def stored_label(labels: Integer[np.ndarray, "H W"]) -> bytes:
-    """A grey PNG of 8 or (uint16) 16 bits: whatever decodes it, palettes looked up or not, its values are labels."""
+def stored_label(labels: UInt8[np.ndarray, "H W"]) -> bytes:
+    """An 8-bit grey PNG: whatever decodes it, palettes looked up or not, its values are the labels."""
     return _png(Image.fromarray(labels))
 
 

@@ -30,6 +30,11 @@ CACHE_VARIABLE = "MASKCLIP_JAX_CACHE"
 _FORMAT = "maskclip_jax text classifier 1"  # part of the fingerprint: change it whenever the computation changes
 _LENGTH_STEP = 16  # prompts are cut to a multiple of this many tokens, so that few lengths are ever compiled
 
+
+class LostWords(UserWarning):
+    """Words that the text tower does not see, or classes that are one to it."""
+
+
 Classes = str | Sequence[str | Sequence[str]]
 Templates = str | Sequence[str] | None
 
@@ -210,6 +215,7 @@ def _warn_of_lost_words(
         warnings.warn(
             f"a prompt has at most {ids.shape[1]} tokens, but {len(cut)} of {len(prompts)} have more and are cut, the "
             f"longest ({length}) {shown(prompt)}: use shorter names",
+            LostWords,
             stacklevel=3,
         )
     if alike := same_prompts(ids, counts):
@@ -217,6 +223,7 @@ def _warn_of_lost_words(
         warnings.warn(
             f"{first} and {second} are the same tokens to this model, so that the second is never found "
             f"(such pairs: {len(alike)}): name one of them otherwise",
+            LostWords,
             stacklevel=3,
         )
 
