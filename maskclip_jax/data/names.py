@@ -34,8 +34,8 @@ class ClassName(tuple[str, ...]):
     __slots__ = ()
 
     @classmethod
-    def of(cls, entry: str | Sequence[str] | ClassName) -> ClassName:
-        """From "sofa, couch" or ("sofa", "couch"); '"dog, big"' is one name with a comma.
+    def of(cls, entry: Any) -> ClassName:
+        """From "sofa, couch" or ["sofa", "couch"]; '"dog, big"' is one name with a comma.
 
         Names are made NFC (a composed é and a decomposed one are one letter), white space is one space.
 
@@ -71,8 +71,9 @@ class ClassName(tuple[str, ...]):
         return self[0]
 
 
-def as_classes(entries: Iterable[str | Sequence[str]]) -> tuple[ClassName, ...]:
-    """Class entries of a Python caller, e.g. `["dog", "sofa,couch"]`, checked: any iterable that has an order.
+def as_classes(entries: Any) -> tuple[ClassName, ...]:
+    """Class entries of a Python caller, e.g. `["dog", "sofa,couch"]`: any iterable of texts and lists of texts that has
+    an order. It takes whatever comes, and checks it.
 
     Raises:
       UserError: no entry, an empty name, more than 65,535 entries, one word in two classes (in any case), or anything
@@ -136,7 +137,8 @@ def read_list(text: str, *, file: bool = False, quiet: bool = False) -> tuple[Cl
         as_lines = len(lines) > 1
     read = [_words(line, _COMMAS + _SEMICOLONS) for line in lines]
     _check_numbers(lines if as_lines else [word.text for line in read for word in line], quiet)
-    if not as_lines and not any(word.after in _SEMICOLONS for line in read for word in line if word.after):
+    marked = any(word.after in _SEMICOLONS for line in read for word in line if word.after)
+    if not as_lines and not marked:
         return as_classes((word.text,) for line in read for word in line)
     classes: list[list[str]] = []
     for line in read:
@@ -147,7 +149,7 @@ def read_list(text: str, *, file: bool = False, quiet: bool = False) -> tuple[Cl
             classes[-1].append(word.text)
             new = bool(word.after) and word.after in _SEMICOLONS
     several = [entry for entry in classes if len(entry) > 1]
-    if as_lines and several and len(classes) == len(lines) and not file and not quiet:
+    if as_lines and several and not (marked or file or quiet):
         warnings.warn(
             f"each line is one class: {', '.join(map(shown, several[0][:4]))} are synonyms, as in "
             f"{len(several)} of {len(classes)} (separate classes by lines or semicolons)",

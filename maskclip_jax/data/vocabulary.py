@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
@@ -53,7 +54,7 @@ _NATURAL = {  # a green sky would only confuse; everything else has no colour of
 }
 
 
-def parse_classes(text: str, *, files: bool = True) -> tuple[ClassName, ...]:
+def parse_classes(text: Any, *, files: bool = True) -> tuple[ClassName, ...]:
     """What a person types after `--classes`.
 
     In this order: the name of a class set (`voc20`, `coco-stuff171` …); the path of a text file; a list, as `read_list`
@@ -113,7 +114,7 @@ def unseen_classes(name: str) -> tuple[str, ...]:
     return tuple(splits[key])
 
 
-def prompt_templates(kind: str = "maskclip") -> tuple[str, ...]:
+def prompt_templates(kind: Any = "maskclip") -> tuple[str, ...]:
     """Sentences with one `{}` for the class name.
 
     Args:
@@ -127,7 +128,7 @@ def prompt_templates(kind: str = "maskclip") -> tuple[str, ...]:
         "maskclip": templates,
         "single": ("a photo of a {}.",),
     }
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"prompt templates must be one of {', '.join(kinds)}, but {shown(kind)} came: choose one")
     return kinds[kind]
 

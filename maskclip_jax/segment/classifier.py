@@ -35,8 +35,9 @@ class LostWords(UserWarning):
     """Words that the text tower does not see, or classes that are one to it."""
 
 
-Classes = str | Sequence[str | Sequence[str]]
-Templates = str | Sequence[str] | None
+# What people hand over here may be of any type: `named_classes` and `filled_templates` say in one line what is wrong.
+Classes = Any  # str | os.PathLike | Iterable[str | Sequence[str]]
+Templates = Any  # str | Sequence[str] | None
 
 
 def text_classifier(

@@ -122,7 +122,7 @@ class Guard:
         here, origin = headers.get("host", ""), headers.get("origin")
         if not self.is_known(host_name(here)):
             place = "127.0.0.1 or localhost" if self.loopback else "this machine's address"
-            remedy = f"open it there, or start it with --host-name {host_name(here) or 'NAME'}"
+            remedy = "open it there, or start it with --host-name NAME"
             answer = failure(Foreign(f"this page is at {place}, not at {here}: {remedy}"))
         elif origin is not None and authority(origin) != here.lower():
             answer = failure(Foreign(f"pages of other sites may not ask here, but {origin} did: use the page itself"))

@@ -133,7 +133,7 @@ class Protocol(H11Protocol):
         self._timer = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
 
-def make_server(app: ASGIApp, *, log_level: str = "warning") -> uvicorn.Server:
+def make_server(app: ASGIApp, *, log_level: str = "error") -> uvicorn.Server:
     """A server of the application with all of these limits."""
     return uvicorn.Server(
         uvicorn.Config(
