@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from maskclip_jax.data import vocabulary
 from maskclip_jax.data.fonts import Font, default_font, lettering
+from maskclip_jax.data.images import IGNORE_16
 from maskclip_jax.errors import UserError
 
 IGNORE = 255
@@ -40,10 +41,10 @@ def overlay(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The image tinted with each class's colour, with borders of `border` pixels in the full colour, edged in white.
 
-    Pixels labelled `ignore` (when it is no class) stay as they are. Raises UserError for a label without a colour.
+    Pixels labelled `ignore` or 65535 (when no class) stay as they are. Raises UserError for a label without a colour.
     """
     known = (labels >= 0) & (labels < len(palette))
-    wrong = ~known & (labels != ignore)
+    wrong = ~known & (labels != ignore) & (labels != IGNORE_16)
     if wrong.any():
         raise UserError(
             f"every label needs a colour, but {labels[wrong][0]} came with {len(palette)} colours: pass a longer one"

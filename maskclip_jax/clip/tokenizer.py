@@ -77,6 +77,10 @@ class Tokenizer:
             row[: len(ids)] = ids
         return out
 
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of every prompt, uncut, start and end-of-text included."""
+        return [len(ids) for ids in self._encode(list(prompts))]
+
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` into `folder`: everything `load_tokenizer` needs."""
         self._backend.save(str(folder / "tokenizer.json"))

@@ -109,18 +109,21 @@ def _teacher(args: argparse.Namespace):
 
 
 def _teacher_options(args: argparse.Namespace) -> dict:
-    from maskclip_jax.data.vocabulary import class_set_names, parse_classes, unseen_classes
+    from maskclip_jax.data.vocabulary import is_class_set, parse_classes, unseen_classes
 
     options = {name: getattr(args, name) for name in ("prompt_denoising", "key_smoothing", "naive")}
     options["method"] = args.method or "maskclip"
     if args.unseen:
-        names = [str(c) for c in parse_classes(args.classes)]
-        known = args.unseen in class_set_names()
-        unseen = unseen_classes(args.unseen) if known else [str(c) for c in parse_classes(args.unseen)]
+        names = [str(c).casefold() for c in _classes(args)]
+        known = is_class_set(args.unseen)
+        unseen = unseen_classes(args.unseen) if known else parse_classes(args.unseen)
+        unseen = [str(c).casefold() for c in unseen]
         strangers = [c for c in unseen if c not in names]
         if strangers:
             raise UserError(
                 f"unseen classes are among --classes, but {', '.join(strangers)} are not: correct the names"
             )
+        if len(unseen) == len(names):
+            raise UserError("unseen classes are some of --classes, but all of them came: leave some out")
         options["unseen"] = [names.index(c) for c in unseen]
     return options

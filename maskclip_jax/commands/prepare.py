@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
 
     from maskclip_jax.data.datasets import BUILDERS, SKIPPED
     from maskclip_jax.data.layouts import LAYOUTS
+    from maskclip_jax.data.sources import tfds_source
     from maskclip_jax.data.vocabulary import parse_classes
 
     options = {"config": args.config} if args.config else {}
@@ -58,9 +59,9 @@ def run(args: argparse.Namespace) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     builder.download_and_prepare()
-    label = "&label=label" if builder.has_masks else ""
+    label = {"label": "label"} if builder.has_masks else {}
     name = "/".join(Path(builder.data_dir).relative_to(out).parts[:-1])
     for split, info in builder.info.splits.items():
-        print(f"{info.num_examples} examples: tfds:{name}?split={split}{label}&name=name&data_dir={out}")
+        print(f"{info.num_examples} examples: {tfds_source(name, out, split=split, **label, name='name')}")
     if builder.skipped:
         common.complain(f"{len(builder.skipped)} skipped, listed in {Path(builder.data_dir) / SKIPPED}", "warning")

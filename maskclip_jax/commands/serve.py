@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--more-models", nargs="+", metavar="MODEL", help="what else the page's list offers, as --model"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is reached from outside")
+    parser.add_argument(
+        "--host-name",
+        nargs="+",
+        metavar="NAME",
+        help="names that the page is opened by, beside addresses and this host's",
+    )
     parser.add_argument("--port", type=port, default=7860, help="port to listen on; 0 takes any free one")
     parser.add_argument("--max-upload", type=common.positive, default=20, metavar="MB", help="of an image file")
     parser.add_argument("--max-pixels", type=common.positive, default=50_000_000, metavar="N", help="of an image")
@@ -41,7 +47,7 @@ def port(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     try:
         import starlette  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"serve needs starlette and uvicorn, but {error.name} is not installed: "
@@ -50,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from maskclip_jax.web import warm
     from maskclip_jax.web.app import is_loopback, make_app
     from maskclip_jax.web.desk import MEGABYTE, Desk
+    from maskclip_jax.web.intake import make_server
 
     with listening(args.host, args.port) as listener:  # first of all, so that a taken port is known at once
         desk = Desk(make_shelf(args), keep=args.memory * MEGABYTE, most_pixels=args.max_pixels)
@@ -58,16 +65,14 @@ def run(args: argparse.Namespace) -> int:
             for done, step in enumerate(steps, 1):
                 step()
                 report(done)
-        app = make_app(desk, host=args.host, most_upload=args.max_upload * MEGABYTE)
+        names = args.host_name or ()
+        app = make_app(desk, host=args.host, names=names, most_upload=args.max_upload * MEGABYTE)
         if not is_loopback(args.host):
             common.complain(f"anyone who can reach {args.host} can use this page", "warning")
         host, number = listener.getsockname()[:2]
         print(f"open http://{f'[{host}]' if ':' in host else host}:{number} (Ctrl-C stops)", flush=True)
-        settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5, server_header=False
-        )
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn has answered whom it had to, and passes the signal on
-            uvicorn.Server(settings).run(sockets=[listener])
+            make_server(app).run(sockets=[listener])
         print("stopped", file=sys.stderr)
     return 0
 

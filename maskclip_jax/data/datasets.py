@@ -4,8 +4,9 @@
     open_source("tfds:voc2012/voc20?split=val&label=label&name=name&data_dir=data")
 
 or on the command line, `python run.py prepare voc2012 ~/VOCdevkit --data-dir data`. Nothing is downloaded. Examples are
-`image` uint8 [H, W, 3], `label` uint8 [H, W, 1] (class indices, 255 = ignore) and `name`, in the order of the split's
-list; `builder.info.metadata` holds class names, colours and the unseen classes of the zero-shot split.
+`image` uint8 [H, W, 3], `label` uint8 [H, W, 1] (class indices, 255 = ignore; with more than 255 classes uint16 and
+65535 = ignore) and `name`, in the order of the split's list; `builder.info.metadata` holds class names, colours and the
+unseen classes of the zero-shot split.
 
 This module imports TFDS and nothing imports it on top: who only segments never pays for it. Records are array_record,
 so neither writing nor reading needs TensorFlow. Which files lie where is in `layouts.py`, what pixels mean is in
@@ -20,13 +21,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from maskclip_jax.data.folders import find_pairs
-from maskclip_jax.data.images import IGNORE, read_content, stored_image, stored_label, write_json
+from maskclip_jax.data.images import IGNORE, ignored_label, read_content, stored_image, stored_label, write_json
 from maskclip_jax.data.layouts import LAYOUTS, Pair, find_examples
-from maskclip_jax.data.masks import read_mask, value_table
+from maskclip_jax.data.masks import OtherMasks, read_mask, value_table
 from maskclip_jax.data.scene_classes import SCENE_CLASSES
 from maskclip_jax.data.vocabulary import class_palette, class_set, unseen_classes
 from maskclip_jax.data.whole_files import as_text, reason
@@ -107,10 +109,15 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {"image": tfds.features.Image(shape=(None, None, 3))}
+        names = self.class_names()
+        ignore = IGNORE if names is None else ignored_label(len(names))
         if self.has_masks:
             features["label"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+            if ignore != IGNORE:  # TFDS reads 16-bit images with OpenCV alone, and tensors always
+                zipped = tfds.features.Encoding.ZLIB
+                features["label"] = tfds.features.Tensor(shape=(None, None, 1), dtype=np.uint16, encoding=zipped)
         features["name"] = tfds.features.Text()
-        names, metadata = self.class_names(), {"ignore": IGNORE, "unseen": list(self.unseen())}
+        metadata = {"ignore": ignore, "unseen": list(self.unseen())}
         if names is not None:
             metadata |= {"classes": list(names), "palette": class_palette(names).tolist()}
         return tfds.core.DatasetInfo(
@@ -164,7 +171,7 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             try:
                 example = self._example(pair, tables[pair.values])
             except (UserError, OSError) as error:
-                if self.on_error == "stop":
+                if self.on_error == "stop" or isinstance(error, OtherMasks):
                     raise UserError(str(error)) from error
                 self.skipped.append({"split": split, "name": pair.name, "reason": str(error)})
                 continue
@@ -183,7 +190,7 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise UserError(
                 f"a mask has its image's size {list(shape)}, but {pair.label} has {list(labels.shape)}: make it again"
             )
-        return example | {"label": stored_label(labels)}
+        return example | {"label": stored_label(labels) if labels.dtype == np.uint8 else labels[..., None]}
 
 
 class _Standard(Corpus, skip_registration=True):
@@ -267,7 +274,7 @@ class ImageCorpus(Corpus):
     """Your own images, with or without masks (see `folders.py`). With `classes`, mask values must be among them."""
 
     title = "a folder of images"
-    remedy = "name all classes in order, or mark other pixels 255"
+    remedy = "name all classes in order, or mark other pixels 255 (65535 where there are more than 255 classes)"
 
     def __init__(
         self, source: str | os.PathLike | None = None, *, classes: Sequence[str] | None = None, masks=None, **kwargs

@@ -17,7 +17,7 @@ from maskclip_jax.data.whole_files import write_json as write_json
 from maskclip_jax.errors import UserError
 
 IGNORE = 255  # the label that no class owns
-IGNORE_16 = 65535  # the same in a 16-bit label file (more than 256 classes)
+IGNORE_16 = 65535  # the same where there are so many classes that one owns 255
 
 
 def read_image(
@@ -64,6 +64,11 @@ def stored_image(file: str | os.PathLike | Member, data: bytes) -> tuple[bytes, 
             return data, (image.height, image.width)
     pixels = read_image(file, data)
     return encoded_png(Image.fromarray(pixels)), pixels.shape[:2]
+
+
+def ignored_label(classes: int) -> int:
+    """The label that marks pixels of no class: 255, or 65535 where there are more than 255 classes."""
+    return IGNORE if classes <= IGNORE else IGNORE_16
 
 
 def stored_label(labels: UInt8[np.ndarray, "H W"]) -> bytes:
@@ -113,8 +118,8 @@ def write_label_png(
 def label_png(labels: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "C 3"]) -> bytes:
     """Class indices as a PNG whose pixel values *are* the indices, coloured by its palette.
 
-    Up to 256 classes make an indexed PNG in which 255 means "ignore" unless it is itself a class; with more, the file
-    is 16-bit grey without a palette and 65535 means "ignore".
+    Up to 255 classes make an indexed PNG in which 255 means "ignore"; with more, the file is 16-bit grey without a
+    palette and 65535 means "ignore". (256 classes and nothing ignored fit an indexed PNG too.)
 
     Args:
       labels: class indices in 0..C-1, or the ignore value.
@@ -124,14 +129,14 @@ def label_png(labels: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "C 
       UserError: a label is neither a class nor the ignore value.
     """
     classes = len(palette)
-    ignore = IGNORE if classes <= 256 else IGNORE_16
+    ignore = ignored_label(classes)
     wrong = (labels < 0) | ((labels >= classes) & (labels != ignore))
     if wrong.any():
         raise UserError(
             f"labels must be class indices 0..{classes - 1} or {ignore} (ignore), "
             f"but one is {labels[wrong][0]}: pass a palette with one colour per class"
         )
-    if classes <= 256:
+    if classes <= IGNORE or (classes == IGNORE + 1 and not (labels == ignore).any()):
         image = Image.fromarray(labels.astype(np.uint8))
         colours = np.zeros((256, 3), np.uint8)
         colours[IGNORE] = 224  # ignored pixels: light grey

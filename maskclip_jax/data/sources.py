@@ -16,6 +16,7 @@ Any of them may end in `[start:stop]`, to take a part.
 
 from __future__ import annotations
 
+import os
 import re
 import urllib.parse
 from importlib import resources
@@ -130,12 +131,19 @@ class TFDSSource:
                     f"{dataset} has the features {', '.join(features)}, but not {wanted!r}: name one of them"
                 )
         self.image, self.label, self.name = image, label, name
+        self.title = f"{dataset}, split {split}"
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        record = self.source[index]
+        try:
+            record = self.source[index]
+        except Exception as error:  # array_record and the decoders raise whatever a damaged file makes them
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"records are whole, but number {index} of {self.title} is not readable ({reason}): prepare it again"
+            ) from error
         labels = None if self.label is None else np.asarray(record[self.label])
         labels = labels[..., 0] if labels is not None and labels.ndim == 3 else labels
         image = np.asarray(record[self.image])
@@ -197,9 +205,18 @@ def _open(name: str) -> DataSource:
     return FolderSource(path)
 
 
+def tfds_source(dataset: str, data_dir: Path, **options: str) -> str:
+    """The text that `open_source` takes for a split of a data set in a folder of any name."""
+    folder = urllib.parse.quote(os.fsencode(data_dir), safe="/:")
+    query = "&".join(f"{name}={urllib.parse.quote(value)}" for name, value in options.items())
+    return f"tfds:{dataset}?{query}&data_dir={folder}"
+
+
 def _open_tfds(name: str) -> TFDSSource:
     dataset, _, query = name.removeprefix("tfds:").partition("?")
-    options = dict(urllib.parse.parse_qsl(query))
+    # A plus is a plus (folders are named "c++"); %XX is any byte, as `tfds_source` writes what would end a value.
+    query = query.replace("+", "%2B")
+    options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
     known = {"split", "image", "label", "name", "data_dir"}
     if unknown := sorted(set(options) - known):
         raise UserError(f"a TFDS source takes {', '.join(sorted(known))}, but {unknown} came: remove it")

@@ -3,21 +3,30 @@
 The names and templates are those of the published numbers (Zhou et al., "Extract Free Dense Labels from CLIP").
 """
 
+import difflib
 import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
+from maskclip_jax.data.names import MAX_CLASSES as MAX_CLASSES
+from maskclip_jax.data.names import ClassName as ClassName
+from maskclip_jax.data.names import as_classes as as_classes
+from maskclip_jax.data.names import read_list, shown
 from maskclip_jax.data.scene_classes import SCENE_CLASSES
 from maskclip_jax.errors import UserError
 
-MAX_CLASSES = 65535  # what a 16-bit label file can hold beside its ignore value
-
+_FILE_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".yaml", ".yml", ".names", ".lst")
+_MOST_BYTES = 2**24  # of a class file
+_BENCHMARKS = ("voc20", "context59", "coco-stuff171", "ade20k150", "cityscapes19", "scenes66", "pascal_voc20")
 _ALIASES = {  # after `_key`; the right side is the name in class_sets.json
     "voc": "pascal_voc20",
     "voc20": "pascal_voc20",
@@ -45,81 +54,40 @@ _NATURAL = {  # a green sky would only confuse; everything else has no colour of
 }
 
 
-class ClassName(tuple[str, ...]):
-    """One class: its synonyms in order. It prints as the first of them, the name that is displayed."""
+def parse_classes(text: Any, *, files: bool = True) -> tuple[ClassName, ...]:
+    """What a person types after `--classes`.
 
-    __slots__ = ()
+    In this order: the name of a class set (`voc20`, `coco-stuff171` …); the path of a text file; a list, as `read_list`
+    takes it: "dog, cat", or with synonyms "sofa, couch; dog", or a class on each line. A file holds such a list.
 
-    @classmethod
-    def of(cls, entry: "str | Sequence[str] | ClassName") -> "ClassName":
-        """From "sofa, couch" or ("sofa", "couch"). Raises UserError when a synonym is empty or given twice."""
-        words = entry.split(",") if isinstance(entry, str) else list(entry)
-        words = [" ".join(word.split()) for word in words]
-        if not words or not all(words):
-            raise UserError(f"a class needs a name, but {entry!r} has an empty one: remove the extra comma")
-        folded = [word.casefold() for word in words]
-        for index, word in enumerate(folded):
-            if word in folded[:index]:
-                raise UserError(f"a class's synonyms must differ, but {entry!r} has {words[index]!r} twice: keep one")
-        return cls(words)
+    `files=False` is for text that came from somebody else's machine: no file is opened and nobody warned.
 
-    @property
-    def name(self) -> str:
-        """The name to display."""
-        return self[0]
-
-    def __str__(self) -> str:
-        return self[0]
-
-
-def as_classes(entries: Iterable[str | Sequence[str]]) -> tuple[ClassName, ...]:
-    """Class entries of a Python caller, e.g. `["dog", "sofa,couch"]`, checked.
+    Warns where the one class that was read is much like a class set's name: every pixel would be of it.
 
     Raises:
-      UserError: no entry, an empty name, more than 65,535 entries, or one word in two classes (in any case).
+      UserError: as `read_list`; also for a file that is missing or not UTF-8 text.
     """
-    if isinstance(entries, str):
-        raise UserError(f"classes must be a list of names, but it is the text {entries!r}: use parse_classes for text")
-    classes = tuple(ClassName.of(entry) for entry in entries)
-    if not classes:
-        raise UserError("at least one class is needed, but none was given: name one, for example 'dog'")
-    if len(classes) > MAX_CLASSES:
-        raise UserError(f"at most {MAX_CLASSES} classes fit a label file, but {len(classes)} came: use fewer")
-    owner: dict[str, ClassName] = {}
-    for entry in classes:
-        for word in entry:
-            if word.casefold() in owner:
-                raise UserError(
-                    f"a name may be in one class only, but {word!r} is in {', '.join(owner[word.casefold()])!r} "
-                    f"and in {', '.join(entry)!r}: keep one"
-                )
-        owner.update(dict.fromkeys((word.casefold() for word in entry), entry))
+    if not isinstance(text, str):
+        raise UserError(f"classes are text here, but {shown(text)} ({type(text).__name__}) came: write 'dog, cat'")
+    if is_class_set(text):
+        return class_set(text)
+    if not files:
+        return read_list(text, quiet=True)
+    file = os.path.expanduser(text.strip())
+    looks_like_path = file.lower().endswith(_FILE_SUFFIXES) or os.sep in file
+    if (looks_like_path or "." in file) and _is_file(file):
+        return read_list(_read_text(file), file=True)
+    one_word = not re.search(r"[,;\n]", file)
+    if one_word and looks_like_path and (file.lower().endswith(_FILE_SUFFIXES) or _is_folder(file)):
+        raise UserError(f"a class file must exist, but there is no {shown(file)}: check the path, or list the names")
+    classes = read_list(text)
+    _warn_of_likeness(classes)
     return classes
 
 
-def parse_classes(text: str, *, files: bool = True) -> tuple[ClassName, ...]:
-    """What a person types after `--classes`.
-
-    In this order: the name of a class set (`voc20`, `coco-stuff171` …); the path of a text file, one class a line,
-    synonyms separated by commas, empty lines and lines starting with # skipped; a list. A list is separated by commas,
-    or, where it holds a semicolon, by semicolons, and then commas separate synonyms: "sofa, couch; dog".
-
-    `files=False` skips the second, for text that came from somebody else's machine.
-
-    Raises:
-      UserError: as `as_classes`; also for a file that is missing or not UTF-8 text.
-    """
-    if _key(text) in _names():
-        return class_set(text)
-    path = text.strip()
-    looks_like_path = path.lower().endswith(".txt") or os.sep in path
-    if files and os.path.isfile(path) and (looks_like_path or "." in path):
-        return as_classes(_read_lines(Path(path)))
-    if files and path.lower().endswith(".txt"):
-        raise UserError(f"a class file must exist, but there is no {path}: check the path, or list the names")
-    if ";" in text:
-        return as_classes(_without_last_empty(text.split(";")))
-    return as_classes((word,) for word in _without_last_empty(text.split(",")))
+def is_class_set(name: str) -> bool:
+    """Whether `class_set` knows the name."""
+    return _key(name) in _names()
 
 
 def class_set_names() -> tuple[str, ...]:
@@ -142,11 +110,11 @@ def unseen_classes(name: str) -> tuple[str, ...]:
     splits = _data()["zero_shot_unseen"]
     key = _canonical(name)
     if key not in splits:
-        raise UserError(f"a zero-shot split exists for {', '.join(splits)}, but not for {name!r}: list the names")
+        raise UserError(f"a zero-shot split exists for {', '.join(splits)}, but not for {shown(name)}: list the names")
     return tuple(splits[key])
 
 
-def prompt_templates(kind: str = "maskclip") -> tuple[str, ...]:
+def prompt_templates(kind: Any = "maskclip") -> tuple[str, ...]:
     """Sentences with one `{}` for the class name.
 
     Args:
@@ -160,8 +128,8 @@ def prompt_templates(kind: str = "maskclip") -> tuple[str, ...]:
         "maskclip": templates,
         "single": ("a photo of a {}.",),
     }
-    if kind not in kinds:
-        raise UserError(f"prompt templates must be one of {', '.join(kinds)}, but {kind!r} came: choose one")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UserError(f"prompt templates must be one of {', '.join(kinds)}, but {shown(kind)} came: choose one")
     return kinds[kind]
 
 
@@ -241,16 +209,48 @@ def _oklab(rgb: Integer[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
                                       [0.0259040, 0.7827718, -0.8086758]]).T  # fmt: skip
 
 
-def _without_last_empty(entries: list[str]) -> list[str]:
-    return entries[:-1] if len(entries) > 1 and not entries[-1].strip() else entries  # a trailing separator is no class
+def _warn_of_likeness(classes: Sequence[ClassName]) -> None:
+    """One class called "voc21", or "voc20" among others, was hardly meant as a name."""
+    if len(classes) > 1:
+        sets = [entry for entry in classes if is_class_set(entry.name) and re.search(r"\d", entry.name)]
+        if sets:
+            warnings.warn(
+                f"{shown(sets[0].name)} is one class in this list: for its classes give it alone", stacklevel=3
+            )
+        return
+    name, key = classes[0].name, _key(classes[0].name)
+    stem = key.rstrip("0123456789")
+    near = [known for known in _BENCHMARKS if len(stem) > 2 and _key(known).startswith(stem)]
+    near = near or difflib.get_close_matches(key, _names(), 1, 0.75)
+    if near:
+        best = max(near, key=lambda known: difflib.SequenceMatcher(None, key, _key(known)).ratio())
+        warnings.warn(f"{shown(name)} is one class, and every pixel is of it: did you mean {best}?", stacklevel=3)
+    elif re.search(r"[|&+/\\]|\.\s| and | or ", name):
+        warnings.warn(f"{shown(name)} is one class: if several are meant, put commas between", stacklevel=3)
 
 
-def _read_lines(path: Path) -> list[str]:
+def _is_file(path: str) -> bool:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return os.path.isfile(path)
+    except ValueError:  # a zero byte, or a surrogate: no path, but perhaps a bad name
+        return False
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return os.path.isdir(path)
+    except ValueError:
+        return False
+
+
+def _read_text(file: str) -> str:
+    path = Path(file)
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"a class file has at most {_MOST_BYTES:,} bytes, but {path} has more: choose another")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"a class file must be UTF-8 text, but {path} is not ({error}): save it as text") from error
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 @functools.cache
@@ -270,5 +270,5 @@ def _names() -> dict[str, str]:
 def _canonical(name: str) -> str:
     names = _names()
     if _key(name) not in names:
-        raise UserError(f"a class set is one of {', '.join(class_set_names())}, but {name!r} came: choose one")
+        raise UserError(f"a class set is one of {', '.join(class_set_names())}, but {shown(name)} came: choose one")
     return names[_key(name)]

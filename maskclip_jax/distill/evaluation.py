@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int64
 from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.clip.model import CLIP
+from maskclip_jax.data.images import IGNORE, ignored_label
 from maskclip_jax.data.preprocess import Preprocess, upsample_matrix
 from maskclip_jax.data.sources import DataSource
 from maskclip_jax.distill.config import DistillConfig
@@ -235,6 +236,8 @@ def scored(
     protocol: dict[str, Any],
 ) -> Scores:
     """All scores of one confusion matrix."""
+    if (ignored := ignored_label(len(names))) != IGNORE:  # said, because 255 is a class then
+        protocol = protocol | {"ignored label": ignored}
     iou = mean_iou(total)
     zero_shot = seen_unseen_harmonic(total, unseen) if 0 < len(unseen) < len(names) else None
     return Scores(

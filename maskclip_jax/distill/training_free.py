@@ -15,10 +15,12 @@ import jax
 import numpy as np
 
 from maskclip_jax.clip.load import Pretrained
+from maskclip_jax.data.images import ignored_label
 from maskclip_jax.data.sources import DataSource
 from maskclip_jax.data.vocabulary import ClassName
 from maskclip_jax.distill.evaluation import Scores, scored
 from maskclip_jax.distill.hosts import sum_over_hosts
+from maskclip_jax.distill.views import check_amount, known_labels
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate import confusion_matrix
 from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
@@ -48,6 +50,7 @@ def evaluate_protocol(
       UserError: an option that cannot be used, an image without annotation, or a label that is no class.
     """
     names = [str(name) for name in classes]
+    check_amount(len(names))
     method = options.get("method", "maskclip")
     # not part of a protocol, or recorded below as it was used
     apart = ("batch_size", "classifier", "cache", "short_side", "within", "probability_scale", "naive", "method")
@@ -75,13 +78,11 @@ def evaluate_protocol(
     def images() -> Iterator[np.ndarray]:
         for index in share:
             example = source[index]
-            if example.labels is None:
-                raise UserError(f"scores need annotation, but {example.name} has none: choose data with masks")
-            waiting.append(example.labels)
+            waiting.append(known_labels(example, len(names)))
             yield example.image
 
     report = None if progress is None else (lambda done: progress(done, len(share)))
     total = np.zeros((len(names), len(names)), np.int64)
     for result in iter_segmentations(images(), settings, report):
-        total += confusion_matrix(waiting.popleft(), result.labels, len(names))
+        total += confusion_matrix(waiting.popleft(), result.labels, len(names), ignored_label(len(names)))
     return scored(sum_over_hosts(total), names, unseen, len(source), protocol)

@@ -17,15 +17,17 @@ import numpy as np
 from jaxtyping import Array, Int64, Integer
 
 from maskclip_jax.clip.config import CLIPConfig
+from maskclip_jax.data.images import IGNORE_16, ignored_label
 from maskclip_jax.data.preprocess import Preprocess, bucket_shape, pad_image, prepare, resize_shape, upsample_matrix
 from maskclip_jax.data.sources import DataSource, Example
 from maskclip_jax.errors import UserError
-from maskclip_jax.evaluate import IGNORE, confusion_matrix
+from maskclip_jax.evaluate import confusion_matrix
 from maskclip_jax.segment.upsample import pixel_matrix
 
 CANVAS = 32  # annotations are padded to multiples of this, so that few programs serve many sizes
 MOST_WAITING = 128  # examples that wait for others of their shape: about 1 GB of 512-pixel images
 MOST_SCORES = 2**27  # scores of one program on one device: batches of large images shrink to stay below
+MOST_CLASSES = 10_000  # the confusion matrix has their square in 64-bit numbers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,18 +79,32 @@ def prepared(
 ) -> Prepared:
     """The views (scale, flipped) of an example, and its labels on the canvas. Raises UserError for unusable labels."""
     classes = counter.classes
-    if example.labels is None:
-        raise UserError(f"scores need annotation, but {example.name} has none: choose data with masks")
-    wrong = example.labels[(example.labels >= classes) & (example.labels != IGNORE)]
-    if wrong.size:
-        raise UserError(
-            f"labels are 0..{classes - 1} or {IGNORE}, but {example.name} has {wrong[0]}: check the classes"
-        )
-    canvas = tuple(-(-side // CANVAS) * CANVAS for side in example.labels.shape)
-    labels = np.full(canvas, IGNORE, np.int32)
-    labels[: example.labels.shape[0], : example.labels.shape[1]] = example.labels
+    known = known_labels(example, classes)
+    canvas = tuple(-(-side // CANVAS) * CANVAS for side in known.shape)
+    labels = np.full(canvas, ignored_label(classes), np.int32)
+    labels[: known.shape[0], : known.shape[1]] = known
     grid_shape = functools.partial(counter.grid_shape, variables)
     return tuple(_view(counter.reader, grid_shape, example.image, canvas, *view) for view in views), labels
+
+
+def check_amount(classes: int) -> None:
+    """Raises UserError where there are too many classes for a confusion matrix."""
+    if classes > MOST_CLASSES:
+        raise UserError(f"at most {MOST_CLASSES:,} classes are scored, but {classes:,} came: score them in parts")
+
+
+def known_labels(example: Example, classes: int) -> Integer[np.ndarray, "H W"]:
+    """An example's labels: classes, or `ignored_label(classes)`. Raises UserError where there are others, or none."""
+    if example.labels is None:
+        raise UserError(f"scores need annotation, but {example.name} has none: choose data with masks")
+    ignore, labels = ignored_label(classes), example.labels.astype(np.int32)
+    labels[labels == IGNORE_16] = ignore
+    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignore)]
+    if wrong.size:
+        raise UserError(
+            f"labels are 0..{classes - 1} or {ignore}, but {example.name} has {wrong[0]}: check the classes"
+        )
+    return labels
 
 
 def _view(
@@ -142,6 +158,7 @@ class Counter:
     """Batches -> confusion matrices, on this host's devices (no program here waits for another host)."""
 
     def __init__(self, reader: Reader, classes: int):
+        check_amount(classes)
         self.reader, self.classes = reader, classes
         devices = np.asarray(jax.local_devices())
         mesh = jax.sharding.Mesh(devices, ("images",))
@@ -179,16 +196,32 @@ class Counter:
         missing = size - len(labels)
         if missing:  # the first image again, labelled "ignore"
             views = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)]), views)
-            labels = np.concatenate([labels, np.full((missing, *labels.shape[1:]), IGNORE, labels.dtype)])
+            labels = np.concatenate(
+                [labels, np.full((missing, *labels.shape[1:]), ignored_label(self.classes), labels.dtype)]
+            )
         views, labels = jax.device_put((views, labels), self._split)
         return np.asarray(self._count(variables, views, labels)).astype(np.int64)
 
     def _traced(self, variables: Any, views: tuple[View, ...], labels: Array) -> Array:
-        total = jnp.zeros(())
-        for view in views:
-            scores = self.reader.scores(variables, view.pixels, view.grid)
-            # full precision: TPUs and GPUs would move the borders otherwise
-            scores = jnp.einsum("bhwc,byh->bywc", scores, view.rows, precision="highest")
-            scores = jnp.einsum("bywc,bxw->byxc", scores, view.columns, precision="highest")
-            total += self.reader.probabilities(variables, scores) if len(views) > 1 else scores
-        return confusion_matrix(labels, total.argmax(axis=-1), self.classes)
+        scores = [self.reader.scores(variables, view.pixels, view.grid) for view in views]
+
+        def best(rows: list[Array]) -> Array:
+            """Labels of the pixels that the given rows of the upsampling matrices make."""
+            total = jnp.zeros(())
+            for cells, down, view in zip(scores, rows, views, strict=True):
+                # full precision: TPUs and GPUs would move the borders otherwise
+                found = jnp.einsum("bhwc,byh->bywc", cells, down, precision="highest")
+                found = jnp.einsum("bywc,bxw->byxc", found, view.columns, precision="highest")
+                total += self.reader.probabilities(variables, found) if len(views) > 1 else found
+            return total.argmax(axis=-1)
+
+        rows = [view.rows for view in views]
+        count, height, width = labels.shape
+        parts = min(height, -(-height * width * self.classes // MOST_SCORES))
+        parts = next(n for n in range(parts, height + 1) if height % n == 0)
+        if parts == 1:
+            predicted = best(rows)
+        else:  # thousands of classes do not fit at every pixel at once
+            cut = [jnp.moveaxis(x.reshape(count, parts, height // parts, -1), 1, 0) for x in rows]
+            predicted = jnp.moveaxis(jax.lax.map(best, cut), 0, 1).reshape(labels.shape)
+        return confusion_matrix(labels, predicted, self.classes, ignored_label(self.classes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +20,9 @@ from jaxtyping import Array, Float, Float32, Int
 from maskclip_jax.clip.config import TextConfig
 from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.clip.model import CLIP, IMAGE_TOWER_ALONE
+from maskclip_jax.clip.tokenizer import Tokenizer
 from maskclip_jax.data.images import atomic_path
+from maskclip_jax.data.names import shown
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes, prompt_templates
 from maskclip_jax.errors import UserError
 
@@ -27,8 +30,14 @@ CACHE_VARIABLE = "MASKCLIP_JAX_CACHE"
 _FORMAT = "maskclip_jax text classifier 1"  # part of the fingerprint: change it whenever the computation changes
 _LENGTH_STEP = 16  # prompts are cut to a multiple of this many tokens, so that few lengths are ever compiled
 
-Classes = str | Sequence[str | Sequence[str]]
-Templates = str | Sequence[str] | None
+
+class LostWords(UserWarning):
+    """Words that the text tower does not see, or classes that are one to it."""
+
+
+# What people hand over here may be of any type: `named_classes` and `filled_templates` say in one line what is wrong.
+Classes = Any  # str | os.PathLike | Iterable[str | Sequence[str]]
+Templates = Any  # str | Sequence[str] | None
 
 
 def text_classifier(
@@ -62,7 +71,10 @@ def text_classifier(
     templates = filled_templates(pretrained, templates)
     prompts = [[template.replace("{}", word) for word in entry for template in templates] for entry in classes]
     counts = [len(entry) for entry in prompts]
-    ids = trimmed(np.asarray(pretrained.tokenizer([p for entry in prompts for p in entry])), pretrained.config.text)
+    flat = [prompt for entry in prompts for prompt in entry]
+    ids = np.asarray(pretrained.tokenizer(flat))
+    _warn_of_lost_words(pretrained, classes, flat, ids, counts)
+    ids = trimmed(ids, pretrained.config.text)
 
     path = None
     folder = cache_folder() if cache is True else Path(cache) if cache is not False else None
@@ -90,23 +102,48 @@ def classifier_from_embeddings(embeddings: Float[Array, "C N E"]) -> Float[Array
     return unit(unit(embeddings.astype(jnp.float32)).mean(axis=1))
 
 
+def same_prompts(ids: Int[np.ndarray, "N t"], counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Classes whose prompts have the same token ids, each with the first that has them: cut, or unknown letters."""
+    first: dict[bytes, int] = {}
+    starts = np.cumsum([0, *counts])
+    owners = [
+        first.setdefault(np.unique(ids[start:stop], axis=0).tobytes(), index)
+        for index, (start, stop) in enumerate(itertools.pairwise(starts))
+    ]
+    return [(owner, index) for index, owner in enumerate(owners) if owner != index]
+
+
 def named_classes(classes: Classes) -> tuple[ClassName, ...]:
-    """`as_classes` for lists, `parse_classes` for text."""
+    """`as_classes` for lists, `parse_classes` for text and for the path of a file."""
+    if isinstance(classes, os.PathLike):
+        if not os.path.isfile(classes):
+            raise UserError(f"a class file must exist, but there is no {os.fspath(classes)}: check the path")
+        return parse_classes(os.path.abspath(classes))
     return parse_classes(classes) if isinstance(classes, str) else as_classes(classes)
 
 
 def filled_templates(pretrained: Pretrained, templates: Templates) -> tuple[str, ...]:
-    """The sentences that `templates` stands for. Raises UserError when one has not exactly one "{}"."""
+    """The sentences that `templates` stands for. Raises UserError when one is no text with exactly one "{}"."""
     if templates is None:
         templates = "maskclip" if pretrained.reading.templates is None else pretrained.reading.templates
     templates = prompt_templates(templates) if isinstance(templates, str) and "{}" not in templates else templates
-    templates = (templates,) if isinstance(templates, str) else tuple(templates)
+    templates = (templates,) if isinstance(templates, str) else templates
+    if not isinstance(templates, list | tuple):
+        raise UserError(
+            f"prompt templates are a list of texts, but {shown(templates)} came: try ['a photo of a {{}}.']"
+        )
     if not templates:
         raise UserError("at least one prompt template is needed, but none was given: try 'a photo of a {}.'")
     for template in templates:
-        if template.count("{}") != 1:
-            raise UserError(f"a prompt template has one {{}} for the name, but {template!r} has not: write it once")
-    return templates
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise UserError(
+                f"a prompt template is a text with one {{}} for the name, but {shown(template)} is not: write it once"
+            )
+        if not template.isascii() and any("\ud800" <= letter <= "\udfff" for letter in template):
+            raise UserError(
+                f"a prompt template is made of characters, but {shown(template)} is not UTF-8: type it again"
+            )
+    return tuple(templates)
 
 
 def trimmed(ids: Int[np.ndarray, "N T"], config: TextConfig) -> Int[np.ndarray, "N t"]:
@@ -164,6 +201,36 @@ def _embed_all(
         if progress is not None:
             progress(start + len(part), len(ids))
     return np.concatenate(out)
+
+
+def _warn_of_lost_words(
+    pretrained: Pretrained,
+    classes: Sequence[ClassName],
+    prompts: Sequence[str],
+    ids: Int[np.ndarray, "N T"],
+    counts: Sequence[int],
+) -> None:
+    """Says which prompts are cut to the context length, and which classes are the same to the model."""
+    if not isinstance(pretrained.tokenizer, Tokenizer):  # a stand-in of the caller's
+        return
+    full = np.flatnonzero(ids[:, -1])
+    lengths = pretrained.tokenizer.lengths([prompts[i] for i in full]) if len(full) else []
+    if cut := [(length, prompts[i]) for i, length in zip(full, lengths, strict=True) if length > ids.shape[1]]:
+        length, prompt = max(cut)
+        warnings.warn(
+            f"a prompt has at most {ids.shape[1]} tokens, but {len(cut)} of {len(prompts)} have more and are cut, the "
+            f"longest ({length}) {shown(prompt)}: use shorter names",
+            LostWords,
+            stacklevel=3,
+        )
+    if alike := same_prompts(ids, counts):
+        first, second = (shown(str(classes[index])) for index in alike[0])
+        warnings.warn(
+            f"{first} and {second} are the same tokens to this model, so that the second is never found "
+            f"(such pairs: {len(alike)}): name one of them otherwise",
+            LostWords,
+            stacklevel=3,
+        )
 
 
 def _stored(path: Path, shape: tuple[int, int]) -> Float32[np.ndarray, "C E"] | None:

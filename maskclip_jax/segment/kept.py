@@ -65,7 +65,7 @@ def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSetting
         windows, plan, valid = 0, None, prepared.valid
     else:
         plan = plan_windows(image.shape[:2], settings)
-        side = window_side(settings)
+        side = window_side(plan, config.stride)
         size = batch_size_for(settings, (side, side), plan.count)
         crops = list(window_crops(image, plan, settings))
         batches = [
@@ -81,9 +81,11 @@ def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSetting
     return Kept(kept, windows, plan, valid, image.shape[:2])
 
 
-def window_count(size: Shape, settings: PredictionSettings) -> int:
-    """How many windows `keep_features` looks at in an image of that size; 0 where it looks at the whole."""
-    return 0 if settings.windows is None else plan_windows(size, settings).count
+def window_side(plan: Plan, multiple: int) -> int:
+    """Pixels that each window is padded to: no more than the image needs, and four sizes to an octave, so that few
+    programs serve windows of every size (padding is masked)."""
+    cells = round_up(max(plan.rows.size, plan.columns.size), multiple) // multiple
+    return multiple * round_up(cells, max(1, 1 << (cells - 1).bit_length() >> 3))
 
 
 def read_features(

@@ -74,7 +74,7 @@ def bucket_shapes(originals: Sequence[Shape], settings: PredictionSettings) -> l
     shapes = _buckets(settings.model, p.short_side).assign(sizes)
     for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True)):
         # Sharing a large square is cheap in programs, but attention's memory grows with the area squared.
-        if _attention_bytes(config, shape, settings) > _ATTENTION_BYTES:
+        if attention_bytes(config, shape, settings) > _ATTENTION_BYTES:
             own = bucket_shape(*size, config.stride, short_side=p.short_side)
             if 2 * own[0] * own[1] < shape[0] * shape[1]:
                 shapes[i] = own
@@ -91,12 +91,13 @@ def batch_size_for(settings: PredictionSettings, shape: Shape, count: int) -> in
     """How many of `count` images of a padded shape go together: full batches (smaller where images are large), or one
     by one where a batch would be mostly empty. Two sizes a shape are all that is ever compiled."""
     most = min(settings.batch_size, max(1, _BATCH_PIXELS // (shape[0] * shape[1])))
-    attention = _attention_bytes(settings.config, shape, settings)
+    attention = attention_bytes(settings.config, shape, settings)
     most = min(most, max(1, _ATTENTION_BYTES // attention)) if attention else most
     return most if 2 * count > most else 1
 
 
-def _attention_bytes(config: CLIPConfig, shape: Shape, settings: PredictionSettings) -> int:
+def attention_bytes(config: CLIPConfig, shape: Shape, settings: PredictionSettings) -> int:
+    """Bytes of one layer's attention matrices for one image of a padded shape, in float32."""
     values_alone = not settings.naive and settings.method.attention == MASKCLIP.attention
     if not isinstance(config.vision, ViTConfig) and values_alone:
         return 0

@@ -4,6 +4,8 @@
     shelf.py    the models that can be picked, and the words each has read
     ask.py      a request's JSON, checked
     desk.py     images in, masks and files out: everything but HTTP
+    limits.py   what a question may cost, and how many programs are kept
+    intake.py   bodies within a number of bytes, connections that end
     warm.py     programs compiled before the first visitor
     app.py      HTTP: routes, limits, one visitor after the other
     static/     the page: one HTML file, one script, one style sheet

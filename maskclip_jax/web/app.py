@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -35,11 +36,15 @@ from maskclip_jax.data.vocabulary import class_set, class_set_names
 from maskclip_jax.errors import UserError
 from maskclip_jax.web.ask import METHODS, MOST_CLASSES, read_ask
 from maskclip_jax.web.desk import MEGABYTE, Desk, File, Gone, scene_names
+from maskclip_jax.web.intake import Busy, Intake, Slow, TooLarge
+from maskclip_jax.web.limits import Programs
 
 T = TypeVar("T")
 
 QUESTION_BYTES = 2**18
 MOST_WAITING = 64  # visitors in line; the next one is asked to come back
+BODIES = 4  # bodies of the largest size in memory at once, finished or not
+LONGEST_ERROR = 400  # characters
 PAGE = {"/": "index.html"} | {
     f"/{name}": name for name in ("page.js", "drawing.js", "legend.js", "words.js", "page.css")
 }
@@ -53,19 +58,11 @@ HEADERS = {  # nothing from outside is loaded, and nobody else's page may frame 
 }
 
 
-class Busy(UserError):
-    """Too many are waiting."""
-
-
-class TooLarge(UserError):
-    """A body over the limit."""
-
-
 class Foreign(UserError):
     """A request that another site's page made."""
 
 
-STATUS: dict[type[UserError], int] = {Gone: 404, TooLarge: 413, Busy: 503, Foreign: 403}
+STATUS: dict[type[UserError], int] = {Gone: 404, TooLarge: 413, Busy: 503, Foreign: 403, Slow: 408}
 
 
 class Turns:
@@ -94,11 +91,21 @@ class Guard:
     """Refuses what other sites' pages send, and puts `HEADERS` on every answer.
 
     A server on the loopback address is within reach of every page its user opens: such a page's requests bear its
-    `Origin`, and where it makes its own host name point here, they bear that name as `Host`.
+    `Origin`, and where it makes its own host name point here, they bear that name as `Host`. The same goes for a
+    server in a local network. So `Host` is an address (no name can be made to be one), or a name that is known here.
     """
 
-    def __init__(self, app: ASGIApp, host: str):
+    def __init__(self, app: ASGIApp, host: str, names: Sequence[str] = ()):
         self.app, self.loopback = app, is_loopback(host)
+        self.names = {name.lower() for name in names}
+        if not self.loopback:
+            own = socket.gethostname().lower()
+            short = own.partition(".")[0]
+            self.names |= {host.lower(), "localhost", own, short, f"{short}.local"}
+
+    def is_known(self, host: str) -> bool:
+        """Whether a request may bear that host name."""
+        return host in self.names or (is_loopback(host) if self.loopback else is_address(host))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -113,9 +120,11 @@ class Guard:
 
         headers = Request(scope).headers
         here, origin = headers.get("host", ""), headers.get("origin")
-        if self.loopback and not is_loopback(host_name(here)):
-            answer = failure(Foreign(f"this page is at 127.0.0.1 or localhost, not at {here}: open it there"))
-        elif origin is not None and urlsplit(origin).netloc != here:
+        if not self.is_known(host_name(here)):
+            place = "127.0.0.1 or localhost" if self.loopback else "this machine's address"
+            remedy = "open it there, or start it with --host-name NAME"
+            answer = failure(Foreign(f"this page is at {place}, not at {here}: {remedy}"))
+        elif origin is not None and authority(origin) != here.lower():
             answer = failure(Foreign(f"pages of other sites may not ask here, but {origin} did: use the page itself"))
         else:
             return await self.app(scope, receive, with_headers)
@@ -129,21 +138,44 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
+def is_address(host: str) -> bool:
+    """Whether it is an IP address, not a name."""
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(host))
+    return False
+
+
 def host_name(authority: str) -> str:
     """ "localhost:7860" -> "localhost", "[::1]:7860" -> "::1"; empty where there is none."""
     with contextlib.suppress(ValueError):
-        return urlsplit(f"//{authority}").hostname or ""
+        return (urlsplit(f"//{authority}").hostname or "").rstrip(".")
+    return ""
+
+
+def authority(origin: str) -> str:
+    """ "http://localhost:7860" -> "localhost:7860"; empty where that cannot be read."""
+    with contextlib.suppress(ValueError):
+        return urlsplit(origin).netloc.lower()
     return ""
 
 
 def failure(error: UserError) -> JSONResponse:
-    """{"error": …}, on one line."""
-    return JSONResponse({"error": " ".join(str(error).split())}, STATUS.get(type(error), 400))
+    """{"error": …}, on one line that has an end, in characters that JSON takes."""
+    line = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
+    line = line if len(line) <= LONGEST_ERROR else line[:LONGEST_ERROR] + "…"
+    return JSONResponse({"error": line}, STATUS.get(type(error), 400))
 
 
-def make_app(desk: Desk, *, host: str = "127.0.0.1", most_upload: int = 20 * MEGABYTE) -> Starlette:
-    """The application. `host` is what it is bound to, `most_upload` the bytes of an image file."""
-    turns = Turns()
+def make_app(
+    desk: Desk, *, host: str = "127.0.0.1", names: Sequence[str] = (), most_upload: int = 20 * MEGABYTE
+) -> Starlette:
+    """The application. `host` is what it is bound to, `names` what else it is called, `most_upload` bytes of an image
+    file."""
+    turns, intake, programs = Turns(), Intake(BODIES * max(most_upload, QUESTION_BYTES)), Programs()
+
+    def done(work: Callable[..., T], *args: Any) -> T:
+        programs.make_room()
+        return work(*args)
 
     async def page(request: Request) -> Response:
         file = static_folder() / PAGE[request.url.path]
@@ -153,30 +185,37 @@ def make_app(desk: Desk, *, host: str = "127.0.0.1", most_upload: int = 20 * MEG
         return json_answer(choices(desk, most_upload))
 
     async def scene(request: Request) -> Response:
-        return sent(await turns(desk.scene, request.path_params["name"]))
+        return sent(await turns(done, desk.scene, request.path_params["name"]))
 
     async def receive(request: Request) -> Response:
-        data = await body_of(request, most_upload, "an image file")
-        return json_answer(await turns(desk.receive, data, clean_name(request.query_params.get("name", ""))))
+        name = clean_name(request.query_params.get("name", ""))
+        async with intake.body_of(request, most_upload, "an image file") as data:
+            return json_answer(await turns(done, desk.receive, data, name))
 
     async def picture(request: Request) -> Response:
-        return sent(await turns(desk.picture, request.path_params["token"]))
+        return sent(await turns(done, desk.picture, request.path_params["token"]))
 
     async def segment(request: Request) -> Response:
-        ask = read_ask(await body_of(request, QUESTION_BYTES, "a question"))
-        return json_answer(await turns(desk.segment, ask))
+        async with intake.body_of(request, QUESTION_BYTES, "a question") as data:
+            ask = read_ask(data)
+        return json_answer(await turns(done, desk.segment, ask))
 
     async def file(request: Request) -> Response:
-        return sent(await turns(desk.file, request.path_params["token"], request.path_params["kind"]))
+        return sent(await turns(done, desk.file, request.path_params["token"], request.path_params["kind"]))
 
     async def heat(request: Request) -> Response:
-        return sent(await turns(desk.heat, request.path_params["token"], request.path_params["index"]))
+        index = request.path_params["index"]
+        if not (index.isascii() and index.isdecimal() and len(index) < 6):
+            raise Gone(f"a class is a number, but {index[:20]} came: choose one")
+        return sent(await turns(done, desk.heat, request.path_params["token"], int(index)))
 
     async def user_error(request: Request, error: Exception) -> Response:
         return failure(error)
 
     async def unknown(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": f"there is no {request.method} {request.url.path} here: see the README"}, 404)
+        return JSONResponse(
+            {"error": f"there is no {request.method} {request.url.path[:100]} here: see the README"}, 404
+        )
 
     async def broken(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": "this is a fault of the server, not yours: its terminal says more"}, 500)
@@ -188,6 +227,7 @@ def make_app(desk: Desk, *, host: str = "127.0.0.1", most_upload: int = 20 * MEG
     async def lifespan(app: Starlette):
         yield
         turns.close()
+        programs.close()
 
     routes = [
         *(Route(path, page) for path in PAGE),
@@ -196,33 +236,13 @@ def make_app(desk: Desk, *, host: str = "127.0.0.1", most_upload: int = 20 * MEG
         Route("/api/images", receive, methods=["POST"]),
         Route("/api/images/{token}", picture),
         Route("/api/segment", segment, methods=["POST"]),
-        Route("/api/answers/{token}/heat/{index:int}.png", heat),
+        Route("/api/answers/{token}/heat/{index}.png", heat),
         Route("/api/answers/{token}/{kind}", file),
     ]
     handlers = {UserError: user_error, ClientDisconnect: gone, 404: unknown, 405: unknown, Exception: broken}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    app.add_middleware(Guard, host=host)
+    app.add_middleware(Guard, host=host, names=names)
     return app
-
-
-async def body_of(request: Request, most: int, what: str) -> bytes:
-    """The body, in memory. Raises `TooLarge` past `most` bytes.
-
-    What is a little too large is read to its end all the same: a browser that is still sending would otherwise report
-    a lost connection instead of the message.
-    """
-    parts, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= most:
-            parts.append(chunk)
-        else:
-            parts.clear()
-        if size > 8 * most:
-            break
-    if size > most:
-        raise TooLarge(f"{what} has at most {_size(most)} here, but this one has more: make it smaller")
-    return b"".join(parts)
 
 
 def clean_name(name: str) -> str:
@@ -259,7 +279,3 @@ def sent(file: File) -> Response:
     """A file; one with a name is to be saved under it."""
     headers = {} if file.name is None else {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name)}"}
     return Response(file.data, media_type=file.type, headers=headers)
-
-
-def _size(count: int) -> str:
-    return f"{count / MEGABYTE:.3g} MB" if count >= MEGABYTE else f"{count / 1024:.3g} kB"

@@ -7,12 +7,16 @@ import importlib
 import json
 from typing import Any
 
+from maskclip_jax.data.names import shown
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes
 from maskclip_jax.errors import UserError
 
 MOST_CLASSES = 256  # what an indexed label PNG holds; a page with more is no use to anybody
-MOST_WORDS = 1024  # synonyms and background included
+MOST_WORDS = 512  # synonyms and background included: the text tower reads some 85 sentences for each
 LONGEST_WORD = 200  # characters
+LONGEST_TEMPLATE = 300
+LONGEST_TEXT = 1000  # of any other field
+MOST_PIXELS = 4096  # of a window's side or stride
 
 
 def _methods() -> dict[str, dict[str, Any]]:
@@ -54,6 +58,12 @@ class Ask:
     templates: str | None = None
 
     @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        words = [word for entry in (*self.classes, *(self.background or ())) for word in entry]
+        return 2000 + sum(100 + 4 * len(word) for word in words) + 4 * len(self.templates or "")
+
+    @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `prediction_settings`, words and templates left out."""
         names = ("prompt_denoising", "key_smoothing", "window", "stride", "background", "background_threshold")
@@ -63,7 +73,7 @@ class Ask:
 def read_ask(body: bytes) -> Ask:
     """The question in a request's JSON. Raises UserError, one line, on what cannot be understood."""
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise UserError(f"a question is JSON, but this is not ({error}): see the README's curl line") from error
     if not isinstance(fields, dict):
@@ -75,10 +85,15 @@ def read_ask(body: bytes) -> Ask:
         raise UserError(f"a question needs an image and classes, but has no {' and no '.join(missing)}: add it")
     for name in ("image", "model", "method", "templates"):
         _checked(fields, name, str, "text")
+        _check_text(fields.get(name), name, LONGEST_TEMPLATE if name == "templates" else LONGEST_TEXT)
     for name in ("window", "stride"):
         _checked(fields, name, int, "a whole number of pixels")
+        if not 1 <= fields.get(name, 1) <= MOST_PIXELS:
+            raise UserError(f"{name} is 1 to {MOST_PIXELS} pixels here, but {_kind(fields[name])} came: change it")
     for name in ("prompt_denoising", "key_smoothing", "background_threshold"):
         _checked(fields, name, (int, float), "a number above 0 and up to 1")
+        if abs(fields.get(name, 0)) > MOST_PIXELS:  # 10^400 is a whole number in JSON, and no float
+            raise UserError(f"{name} is a number above 0 and up to 1, but {_kind(fields[name])} came: change it")
     method = fields.setdefault("method", "maskclip")
     if method not in METHODS:
         raise UserError(f"a method is one of {', '.join(METHODS)}, but {method!r} came: choose one")
@@ -96,6 +111,19 @@ def _checked(fields: dict[str, Any], name: str, kind: type | tuple[type, ...], w
         fields.pop(name, None)
     elif not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{name} is {wanted}, but {_kind(value)} came: change it or leave it out")
+
+
+def _check_text(text: str | None, name: str, most: int) -> None:
+    if text is None:
+        return
+    if len(text) > most:
+        raise UserError(f"{name} has at most {most} characters here, but {len(text):,} came: make it shorter")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{name} is made of characters, but {shown(text)} has half of one: type it again")
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number there")
 
 
 def _words(value: Any) -> tuple[ClassName, ...]:
@@ -126,5 +154,6 @@ def _check_amount(classes: tuple[ClassName, ...], background: tuple[ClassName, .
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: f"the text {str(value)[:40]!r}", type(None): "null"}
-    return names.get(type(value), json.dumps(value))
+    names = {dict: "an object", list: "a list", type(None): "null"}
+    text = f"the text {shown(value, 40)}" if isinstance(value, str) else names.get(type(value)) or json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

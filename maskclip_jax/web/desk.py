@@ -23,15 +23,15 @@ from maskclip_jax.data.buckets import Shape
 from maskclip_jax.data.images import json_text, label_png, read_image
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.kept import Kept, class_probability, keep_features, read_features, room_for, window_count
+from maskclip_jax.segment.kept import Kept, class_probability, keep_features, read_features, room_for
 from maskclip_jax.segment.predict import Segmentation
 from maskclip_jax.segment.settings import PredictionSettings, prediction_settings
 from maskclip_jax.visualize import heat_map, overlay_with_legend
 from maskclip_jax.web.ask import Ask
+from maskclip_jax.web.limits import check_cost
 from maskclip_jax.web.memory import Memory
 from maskclip_jax.web.shelf import Shelf
 
-MOST_WINDOWS = 256  # of one image: others wait meanwhile
 SHOWN = 768  # pixels of the long side on the page; files have them all
 MEGABYTE = 2**20
 
@@ -80,7 +80,7 @@ class Desk:
         """Takes in an image file. Raises UserError when it is none."""
         pixels = self._decoded(data, name)
         token = secrets.token_urlsafe(12)
-        self._photos.put(token, Photo(name, data, pixels.shape[:2]), len(data))
+        self._photos.put(token, Photo(name, data, pixels.shape[:2]), len(data) + 1000)
         return {"image": token, "name": name, "height": pixels.shape[0], "width": pixels.shape[1]}
 
     def picture(self, token: str) -> File:
@@ -111,7 +111,7 @@ class Desk:
         maps = _png(_maps(result), compress_level=1)  # speed, not size: it goes as far as the next desk
         masks = clock()
         token = secrets.token_urlsafe(12)
-        self._answers.put(token, Answer(ask, settings, maps), len(maps) + settings.classifier.nbytes + 1000)
+        self._answers.put(token, Answer(ask, settings, maps), len(maps) + settings.classifier.nbytes + ask.nbytes)
         record = result_record(photo.name, result) | {"height": photo.size[0], "width": photo.size[1]}
         for entry, colour in zip(record["classes"], class_palette(result.classes), strict=True):
             entry["color"] = "#" + bytes(colour).hex()
@@ -169,11 +169,7 @@ class Desk:
         if kept is not None:
             return kept, False
         photo = self._photo(ask.image)
-        if (count := window_count(photo.size, settings)) > MOST_WINDOWS:
-            raise UserError(
-                f"the page looks at most at {MOST_WINDOWS} windows, but these would be {count}: make the stride "
-                "larger, or use `python run.py segment`, which keeps nobody waiting"
-            )
+        check_cost(photo.size, settings, self._kept.budget)
         kept = keep_features(self._decoded(photo.data, photo.name), settings)
         for batch in kept.batches:
             batch.features.block_until_ready()  # so that its time is not counted as the masks'

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 
 import jax
@@ -10,12 +12,13 @@ import numpy as np
 from jaxtyping import Float32
 
 from maskclip_jax.clip.load import Pretrained
-from maskclip_jax.data.vocabulary import ClassName
+from maskclip_jax.data.names import ClassName, shown
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.classifier import filled_templates, text_classifier
+from maskclip_jax.segment.classifier import LostWords, filled_templates, text_classifier
 from maskclip_jax.web.memory import Memory
 
 WORD_BYTES = 2**25  # of classifier rows kept per model
+OVERHEAD = 500  # bytes of a row's key and place, beside its letters
 
 
 class Reader:
@@ -31,13 +34,28 @@ class Reader:
     def classifier(self, words: Sequence[ClassName], templates: str | None) -> Float32[np.ndarray, "words E"]:
         """`text_classifier`, without its cache on disk: what visitors type is not kept there."""
         sentences = filled_templates(self.pretrained, templates)
-        known = {word: self._rows.get((sentences, word)) for word in words}
+        digest = hashlib.blake2b(repr(sentences).encode(), digest_size=16).digest()  # a key of its own size
+        known = {word: self._rows.get((digest, word)) for word in words}
         missing = [word for word, row in known.items() if row is None]
         if missing:
-            rows = text_classifier(self.pretrained, missing, sentences, cache=False)
+            with warnings.catch_warnings():  # one thread at a time: `app.Turns`
+                warnings.simplefilter("error", LostWords)
+                try:
+                    rows = text_classifier(self.pretrained, missing, sentences, cache=False)
+                except LostWords as warning:
+                    raise UserError(str(warning)) from warning
             for word, row in zip(missing, rows, strict=True):
-                known[word] = self._rows.put((sentences, word), row, row.nbytes)
-        return np.stack([known[word] for word in words])
+                size = row.nbytes + OVERHEAD + 4 * sum(map(len, word))
+                known[word] = self._rows.put((digest, word), row.copy(), size)  # a view would keep all rows
+        found = np.stack([known[word] for word in words])
+        _, first, owners = np.unique(found, axis=0, return_index=True, return_inverse=True)
+        for index, owner in enumerate(first[owners.reshape(-1)]):
+            if words[owner] != words[index]:
+                raise UserError(
+                    f"{shown(str(words[owner]))} and {shown(str(words[index]))} are the same to this model: "
+                    "name one of them otherwise"
+                )
+        return found
 
 
 class Shelf:

@@ -28,13 +28,14 @@ def desk(shelf):
 def server(shelf):
     """(address, desk) of a running server that takes images of at most `MOST_UPLOAD` bytes."""
     reason = "the web extra is not installed: pip install -r requirements-web.txt"
-    uvicorn = pytest.importorskip("uvicorn", reason=reason)
+    pytest.importorskip("uvicorn", reason=reason)
     pytest.importorskip("starlette", reason=reason)
     from maskclip_jax.web.app import make_app
+    from maskclip_jax.web.intake import make_server
 
     desk = Desk(shelf, most_pixels=1_000_000)
     app = make_app(desk, most_upload=MOST_UPLOAD)
-    running = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, lifespan="on"))
+    running = make_server(app, log_level="critical")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -1,0 +1,87 @@
+"""What one question may cost, reckoned before anything is allocated, and how many programs are kept."""
+
+from __future__ import annotations
+
+import jax
+
+from maskclip_jax.clip.config import ViTConfig
+from maskclip_jax.data.buckets import Shape
+from maskclip_jax.data.preprocess import resize_shape, round_up
+from maskclip_jax.errors import UserError
+from maskclip_jax.segment.kept import window_side
+from maskclip_jax.segment.settings import PredictionSettings
+from maskclip_jax.segment.whole import attention_bytes
+from maskclip_jax.segment.windowed import plan_windows
+
+MOST_WINDOWS = 256  # of one image: others wait meanwhile
+MOST_SIDE = 8192  # pixels of the resized image's long side
+MOST_CELLS = 8192  # of an image or a window: smoothing compares each with each
+MOST_BYTES = 2**30  # of one layer's attention, or of the matrix that brings windows to pixels
+MOST_PROGRAMS = 128  # compiled and kept, each of some MB
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
+    """Raises UserError where the features of an image of that size would take too long or too much memory.
+
+    Args:
+      size: height and width of the image as it came.
+      keep: bytes that features may take.
+    """
+    p, config = settings.preprocess, settings.config
+    valid = resize_shape(*size, short_side=p.short_side, long_side=p.long_side, within=p.within)
+    if max(valid) > MOST_SIDE:
+        raise UserError(
+            f"the page resizes images to at most {MOST_SIDE} pixels, but this one of {size[1]} × {size[0]} would "
+            f"become {valid[1]} × {valid[0]}: cut it"
+        )
+    shape, count, remedy = valid, 1, "cut the image"
+    if settings.windows is not None:
+        plan = plan_windows(size, settings)
+        count, remedy = plan.count, "take a smaller window, or cut the image"
+        if count > MOST_WINDOWS:
+            raise UserError(
+                f"the page looks at most at {MOST_WINDOWS} windows, but these would be {count}: make the stride "
+                "larger, or use `python run.py segment`, which keeps nobody waiting"
+            )
+        shape = (window_side(plan, config.stride),) * 2
+        if max(4 * original * resized for original, resized in zip(size, valid, strict=True)) > MOST_BYTES:
+            raise UserError(f"windows are for images of usual shapes, but {size[1]} × {size[0]} came: cut the image")
+    cells = round_up(shape[0], config.multiple) * round_up(shape[1], config.multiple) // config.stride**2
+    if cells > MOST_CELLS or attention_bytes(config, shape, settings) > MOST_BYTES:
+        raise UserError(
+            f"the page reads at most {MOST_CELLS} positions at once, and fewer with large models, but these would be "
+            f"{cells}: {remedy}"
+        )
+    width = config.embed_dim + config.vision.width * (1 if isinstance(config.vision, ViTConfig) else 32)
+    room = max(keep, 2**27)  # a little --memory is no reason to refuse a photo
+    if (needed := 4 * cells * count * width) > room:
+        raise UserError(
+            f"the page keeps {room / 2**20:.0f} MB of features, but these would be {needed / 2**20:.0f} MB: {remedy}, "
+            "or start it with more --memory"
+        )
+
+
+class Programs:
+    """Counts what XLA compiles in this process, and forgets all compiled programs when there are too many.
+
+    Words, sizes, methods and models make ever new programs, and JAX keeps each: visitors' questions have no end.
+    """
+
+    def __init__(self, most: int = MOST_PROGRAMS):
+        self.most, self.count, self.cleared = most, 0, 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_) -> None:
+        self.count += event == _COMPILED
+
+    def make_room(self) -> None:
+        """Call it between questions."""
+        if self.count > self.most:
+            jax.clear_caches()
+            self.count, self.cleared = 0, self.cleared + 1
+
+    def close(self) -> None:
+        """Stops counting."""
+        jax.monitoring.unregister_event_duration_listener(self._listen)
