@@ -27,7 +27,7 @@ from maskclip_jax.segment.refine import DROPPED, class_confidence
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.upsample import PixelMaps, label_pixels
 from maskclip_jax.segment.whole import Upsampled, batch_size_for, bucket_shapes, padded_batch, upsampled
-from maskclip_jax.segment.windowed import Plan, WindowLogits, plan_windows, stitched, window_crops, window_side
+from maskclip_jax.segment.windowed import Plan, WindowLogits, plan_windows, stitched, window_crops
 
 _LEAST_COLUMNS = 8
 
