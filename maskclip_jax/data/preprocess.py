@@ -6,7 +6,7 @@ compiled program as an argument, one program serves every image size of a bucket
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np

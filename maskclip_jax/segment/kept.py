@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Float32, Int, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from maskclip_jax.clip.config import CLIPConfig
 from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.buckets import Shape
+from maskclip_jax.data.preprocess import round_up
 from maskclip_jax.segment.dense import flat_mask, probability_scale, refined
 from maskclip_jax.segment.predict import Segmentation, segmentation_of
 from maskclip_jax.segment.refine import DROPPED, class_confidence
