@@ -90,7 +90,9 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--short-side", type=positive, help="pixels the short side is resized to (long side at most 2048)")
+    size.add_argument(
+        "--short-side", type=positive, help="pixels the short side is resized to (long side at most 2048)"
+    )
     size.add_argument(
         "--within", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="instead: the largest size that fits"
     )

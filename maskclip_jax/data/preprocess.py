@@ -141,9 +141,7 @@ def resize_shape(
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def sized(
-    preprocess: Preprocess, short_side: int | None = None, within: Sequence[int] | None = None
-) -> Preprocess:
+def sized(preprocess: Preprocess, short_side: int | None = None, within: Sequence[int] | None = None) -> Preprocess:
     """`preprocess` with another size: `short_side` (its `long_side` still caps it) or `within` (height, width).
 
     Neither leaves it. Raises UserError for both, and for what is no size.
@@ -161,9 +159,7 @@ def sized(
         return dataclasses.replace(preprocess, short_side=int(short_side), within=None)
     if isinstance(within, str) or not np.iterable(within) or len(within) != 2 or not all(map(_is_side, within)):
         raise UserError(f"within is a height and a width in whole pixels, but {within!r} came: try (520, 520)")
-    return dataclasses.replace(
-        preprocess, short_side=None, long_side=None, within=(int(within[0]), int(within[1]))
-    )
+    return dataclasses.replace(preprocess, short_side=None, long_side=None, within=(int(within[0]), int(within[1])))
 
 
 def _is_side(value: Any) -> bool:

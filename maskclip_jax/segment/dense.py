@@ -43,7 +43,7 @@ def dense_logits(
       model, variables: as in `Pretrained`.
       images: normalised, sides multiples of `config.multiple`.
       classifier: unit vectors, as `text_classifier` makes them. Logits are differentiable in them.
-      grid: valid rows and columns of each image inside a padded batch, in units of `config.multiple`; see `encode_dense`.
+      grid: valid rows and columns of each image inside a padded batch, in units of `config.multiple` (`encode_dense`).
       naive: the paper's baseline, the unmodified last layer.
       method: how the last blocks are read instead (`maskclip_jax.clip.attentions.METHODS`).
     """
@@ -80,7 +80,10 @@ def predict_scores(
     """
     logits, keys = dense_logits(model, variables, images, classifier, grid=grid, naive=naive, method=method)
     scale = probability_scale(model, variables)
-    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3], model.config)
+    flat, valid = (
+        logits.reshape(logits.shape[0], -1, logits.shape[-1]),
+        flat_mask(grid, logits.shape[1:3], model.config),
+    )
     confidence = None if denoising is None else class_confidence(flat, scale=scale, valid=valid)
     flat = refined(flat, keys, confidence, model.config.fidelity, scale, denoising, smoothing, valid)
     return flat.reshape(logits.shape)
@@ -146,9 +149,7 @@ def to_probabilities(scores: Float[Array, "*b C"], scale: ArrayLike, *, smoothed
     return jnp.where(total > 0, positive / jnp.where(total > 0, total, 1), 1 / scores.shape[-1])
 
 
-def flat_mask(
-    grid: Int[Arrays, "B 2"] | None, shape: tuple[int, int], config: CLIPConfig
-) -> Bool[Array, "B L"] | None:
+def flat_mask(grid: Int[Arrays, "B 2"] | None, shape: tuple[int, int], config: CLIPConfig) -> Bool[Array, "B L"] | None:
     """True at the positions (flattened, of a feature grid of this shape) that hold image; None when all do."""
     mask = valid_mask(None if grid is None else config.cells(grid), shape)
     return None if mask is None else mask.reshape(mask.shape[0], -1)

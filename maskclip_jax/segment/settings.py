@@ -15,7 +15,7 @@ from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.clip.config import CLIPConfig
 from maskclip_jax.clip.load import Pretrained
 from maskclip_jax.clip.model import CLIP
-from maskclip_jax.data.preprocess import Preprocess, PreparedImage, prepare, sized
+from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare, sized
 from maskclip_jax.data.vocabulary import ClassName, as_classes
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import Classes, Templates, named_classes, text_classifier
@@ -86,7 +86,7 @@ def prediction_settings(
     key_smoothing: float | int | bool | None = None,
     naive: bool = False,
     short_side: int | None = None,
-    within: tuple[int, int] | None = None,
+    within: Sequence[int] | None = None,
     window: int | None = None,
     stride: int | None = None,
     background: Classes | None = None,
