@@ -174,7 +174,7 @@ class CLIPConfig:
         return 1 if unpadded else self.vision.stride
 
     def padded(self, side: int) -> int:
-        """The side that an image of `side` pixels is padded to by itself: a multiple of `multiple`, one cell at least."""
+        """The side that `side` pixels are padded to by themselves: a multiple of `multiple`, and one cell at least."""
         return max(-(-side // self.multiple) * self.multiple, self.stride)
 
     def cells(self, units: Any) -> Any:

@@ -19,8 +19,8 @@ from maskclip_jax.clip.vit import VisionTransformer
 from maskclip_jax.errors import UserError
 
 IMAGE_TOWER_ALONE = (
-    "texts need a text tower, but this model has an image tower alone: give classifier=rows (unit vectors, one a word), "
-    "or load both towers"
+    "texts need a text tower, but this model has an image tower alone: give classifier=rows (a unit vector for each "
+    "word), or load both towers"
 )
 
 

@@ -71,7 +71,7 @@ class Stem(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W 3"], real: ImageGrid, train: bool) -> Float[Array, "B H//4 W//4 C"]:
+    def __call__(self, x: Float[Array, "B H W 3"], real: ImageGrid, train: bool) -> Float[Array, "B h w C"]:
         for i, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), 1):
             x = Conv(features, 3, stride, dtype=self.dtype, name=f"conv{i}")(real(x, min(i, 2)))
             x = nn.relu(_norm(train, self.dtype, f"bn{i}")(x))

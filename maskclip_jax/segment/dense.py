@@ -43,7 +43,7 @@ def dense_logits(
       model, variables: as in `Pretrained`.
       images: normalised, sides multiples of `config.multiple`.
       classifier: unit vectors, as `text_classifier` makes them. Logits are differentiable in them.
-      grid: valid rows and columns of each image inside a padded batch, in units of `config.multiple`; see `encode_dense`.
+      grid: valid rows and columns of each image inside a padded batch, in units of `config.multiple` (`encode_dense`).
       naive: the paper's baseline, the unmodified last layer.
       method: how the last blocks are read instead (`maskclip_jax.clip.attentions.METHODS`).
     """

@@ -157,7 +157,7 @@ def _apart(
     for place, row in enumerate(part):
         if row not in wanted:
             continue
-        image, (h, w) = prepared[row], settings.config.cells(grid[place])
+        image, (h, w) = prepared[row], map(int, settings.config.cells(grid[place]))
         inside = np.s_[place, :h, :w]
         scores = upsampled(on_host.scores[place], grid[place], image.valid, image.original, settings)
         cells = on_host._asdict() | {"scores": None}

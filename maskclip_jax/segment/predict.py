@@ -68,7 +68,7 @@ def segment_images(
     key_smoothing: float | int | bool | None = None,
     naive: bool = False,
     short_side: int | None = None,
-    within: tuple[int, int] | None = None,
+    within: Sequence[int] | None = None,
     window: int | None = None,
     stride: int | None = None,
     background: Classes | None = None,

@@ -108,8 +108,9 @@ def key_smoothing(
 
 
 def saturated(probabilities: Float[Arrays, "*b C"]) -> Bool[Array, "*b"]:
-    """Where the largest probability is exactly 1 in a softmax that adds its exponentials class by class, as the released
-    code's does. Asking `p == 1` would leave it to each processor's order of addition.
+    """Where the largest probability is exactly 1 in a softmax that adds its exponentials class by class.
+
+    The released code's does so; asking `p == 1` would leave it to each processor's order of addition.
 
     The largest exponential is 1, so that its sum with what came before rounds to 1 up to half an epsilon, and each that
     follows is lost by itself up to that.

@@ -86,7 +86,7 @@ def prediction_settings(
     key_smoothing: float | int | bool | None = None,
     naive: bool = False,
     short_side: int | None = None,
-    within: tuple[int, int] | None = None,
+    within: Sequence[int] | None = None,
     window: int | None = None,
     stride: int | None = None,
     background: Classes | None = None,

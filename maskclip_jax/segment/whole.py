@@ -169,6 +169,6 @@ def upsampled(
       valid: pixels of the resized image.
       size: pixels to bring them to, the original image's as a rule.
     """
-    rows, columns = settings.config.cells(grid)
+    rows, columns = map(int, settings.config.cells(grid))
     matrices = (pixel_matrix(settings.config, *sides) for sides in zip((rows, columns), valid, size, strict=True))
     return Upsampled(scores[:rows, :columns], *matrices)

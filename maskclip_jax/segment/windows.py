@@ -57,8 +57,8 @@ def window_matrix(
 ) -> Float32[np.ndarray, "original n"]:
     """Cells of all windows of an axis, side by side -> pixels of the original image (n is windows × cells).
 
-    Each window is upsampled to its own pixels (by `up`), windows are averaged where they overlap, the image that results
-    is resized bilinearly to the original size.
+    Each window is upsampled to its own pixels (by `up`), windows are averaged where they overlap, and the image that
+    results is resized bilinearly to the original size.
 
     Args:
       valid, original: pixels of the resized and of the original image.

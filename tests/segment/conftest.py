@@ -1,5 +1,6 @@
 """Tiny random CLIPs with a tokenizer that hashes words, and a cache folder of their own."""
 
+import dataclasses
 import zlib
 
 import jax
@@ -54,6 +55,8 @@ def make_pretrained(kind, fidelity="clip", short_side=32, long_side=96, seed=0):
     preprocess = Preprocess(
         (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), short_side=short_side, long_side=long_side, multiple=config.multiple
     )
+    if config.fidelity.image_resize == "opencv":
+        preprocess = dataclasses.replace(preprocess, interpolation="opencv")
     return Pretrained(model, variables, config, tokenizer, preprocess, Reading(short_side=short_side))
 
 

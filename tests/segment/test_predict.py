@@ -25,6 +25,7 @@ from maskclip_jax.segment.predict import (
     predict_scores,
     segment_images,
 )
+from maskclip_jax.segment.upsample import pixel_matrix
 from maskclip_jax.segment.whole import batch_size_for, bucket_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -38,14 +39,13 @@ def full_precision():
 
 def alone(p, image, classifier, **options):
     """Scores of one unpadded image, and the matrices that upsample them: no bucket, no batch, no grid."""
-    prepared = prepare(image, p.preprocess, p.config.multiple)
+    prepared = prepare(image, p.preprocess, p.config.multiple, least=p.config.stride)
     scores = jax.jit(lambda v, x: predict_scores(p.model, v, x, classifier, **options))(
         p.variables, prepared.pixels[None]
     )
     scores = np.asarray(scores)[0]
-    aligned = p.config.fidelity.upsample == "aligned"
     matrices = (
-        upsample_matrix(cells, p.config.stride, valid, original, aligned=aligned)
+        pixel_matrix(p.config, cells, valid, original)
         for cells, valid, original in zip(scores.shape[:2], prepared.valid, prepared.original, strict=True)
     )
     return scores, *matrices
@@ -65,6 +65,7 @@ READINGS = {
         ("vit", "clip", "refined"),
         ("vit", "clip", "naive"),
         ("vit", "released", "refined"),
+        ("resnet", "released", "refined"),
         ("resnet", "clip", "refined"),
         ("resnet", "clip", "naive"),
     ],
@@ -160,7 +161,8 @@ def test_the_released_upsampling_stretches(pretrained, images):
     out = segment_images([picture], CLASSES, p, templates="single", return_probabilities=True)[0]
     scores, rows, columns = alone(p, picture, text_classifier(p, CLASSES, "single"))
     assert scores.shape[:2] == (4, 11)
-    stretched = upsampled(scores, interpolation_matrix(4, 33), interpolation_matrix(11, 90))
+    resized = upsampled(scores, interpolation_matrix(4, 32), interpolation_matrix(11, 87))
+    stretched = upsampled(resized, interpolation_matrix(32, 33), interpolation_matrix(87, 90))
     np.testing.assert_allclose(upsampled(scores, rows, columns), stretched, atol=1e-6)
     np.testing.assert_allclose(out.probabilities, softmax(100 * stretched), atol=2e-3)
     aligned = upsample_matrix(11, 8, 87, 90)

@@ -40,15 +40,13 @@ def test_two_matrices_are_the_loop_over_windows(original, aligned):
     resize = [interpolation_matrix(n, m) for n, m in zip(valid, original, strict=True)]
     expected = np.einsum("yh,xw,hwc->yxc", *resize, total / count)
 
-    matrices = [
-        window_matrix(a, cells, patch, v, o, aligned=aligned) for a, v, o in zip(axes, valid, original, strict=True)
-    ]
+    matrices = [window_matrix(a, up, v, o) for a, v, o in zip(axes, valid, original, strict=True)]
     together = side_by_side(scores, *(len(a.starts) for a in axes))
     np.testing.assert_allclose(np.einsum("yh,xw,hwc->yxc", *matrices, together), expected, atol=1e-5)
 
 
 def test_the_most_overlap_allowed_fits_a_tile():
-    matrix = window_matrix(axis_windows(500, 64, 64 // MOST_OVERLAP), 8, 8, 500, 480, aligned=True)
+    matrix = window_matrix(axis_windows(500, 64, 64 // MOST_OVERLAP), upsample_matrix(8, 8, 64, 64), 500, 480)
     assert (matrix != 0).sum(axis=1).max() <= CELLS
 
 
