@@ -16,11 +16,7 @@ import numpy as np
 
 from maskclip_jax.clip import model as clip_model
 from maskclip_jax.clip import orbax_io
-<<<<<<< HEAD
 from maskclip_jax.clip.config import CLIPConfig, Fidelity, ViTConfig, with_activation
-=======
-from maskclip_jax.clip.config import CLIPConfig, Fidelity, ViTConfig
->>>>>>> released
 from maskclip_jax.clip.files import SUFFIXES
 from maskclip_jax.clip.folders import SMALL_FILES, Parts, Reading, from_file, from_folder, from_mapping
 from maskclip_jax.clip.hub import download, snapshot
@@ -74,15 +70,9 @@ def load_clip(
         "embedded" (ResNet) or "embedded-vit", the small CLIPs that ship with the project;
         a hub id ("openai/clip-vit-base-patch16", "timm/resnet50_clip.openai");
         a folder: Hugging Face's, open_clip's, or one that `orbax_io.save_converted` wrote;
-<<<<<<< HEAD
         a file: `.safetensors`, `.msgpack`, `.bin`, `.pth`, OpenAI's `.pt` (configs and tokenizer may lie beside it);
         a mapping of OpenAI-named arrays; of the image tower alone (`visual.…`) it makes a model that needs
         `classifier=` wherever names are given, since `encode_text` refuses.
-=======
-        a file: `.safetensors`, `.msgpack`, `.bin`, OpenAI's `.pt` (configs and tokenizer are looked for beside it);
-        a mapping of OpenAI-named arrays. With the image tower alone (`visual.…`) `encode_text` refuses, and whatever
-        takes names needs `classifier=` rows instead.
->>>>>>> released
       fidelity: "clip", "released" or a `Fidelity`; its image statistics go into `preprocess`.
       dense_stride: pixels between dense features of a ResNet, 8, 16 or 32; None takes the checkpoint's `maskclip.json`,
         else 32. A ViT has its patch size.
