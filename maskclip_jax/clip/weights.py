@@ -78,7 +78,7 @@ def to_variables(
     naming = naming_of(names)
     if naming != "openai" and not hasattr(config.vision, "patch_size"):
         raise UserError(f"a ResNet has OpenAI's names, but {naming} names came: the config belongs to other weights")
-    _check_depth(config, len(names))
+    check_depth(config, len(names))
     wanted = abstract_variables(config)
     table = {entry.key: entry for entry in entries(config, naming, towers)}
     ignored = re.compile("|".join(IGNORED[naming]))
@@ -149,7 +149,7 @@ def _abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return flatten_dict(variables, sep="/")
 
 
-def _check_depth(config: CLIPConfig, count: int) -> None:
+def check_depth(config: CLIPConfig, count: int) -> None:
     """Raises UserError when the config says more layers than `count` names can fill, before any is built."""
     blocks = config.vision.layers if isinstance(config.vision, ViTConfig) else max(config.vision.layers)
     for tower, layers in (("image", blocks), ("text", config.text.layers)):
