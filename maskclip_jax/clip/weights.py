@@ -47,6 +47,8 @@ def naming_of(names: Iterable[str]) -> Naming:
 
 def plain_names(arrays: Arrays) -> dict[str, str]:
     """Plain OpenAI or HF name -> the key it has in `arrays`: without wrappers' prefixes and open_clip's `text.`."""
+    if not all(isinstance(key, str) for key in arrays):
+        raise UserError("weights are named by text, but other keys came: give a state dict")
     names = {key: _WRAPPERS.sub("", key) for key in arrays}
     while names and all(name.startswith(_PARALLEL) for name in names.values()):
         names = {key: name.removeprefix(_PARALLEL) for key, name in names.items()}
