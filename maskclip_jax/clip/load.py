@@ -23,7 +23,7 @@ from maskclip_jax.clip.folders import SMALL_FILES, Parts, Reading, from_file, fr
 from maskclip_jax.clip.hub import download, snapshot
 from maskclip_jax.clip.layers import Dtype
 from maskclip_jax.clip.model import CLIP
-from maskclip_jax.clip.tokenizer import TOKENIZER_FILES, MissingTokenizer, load_tokenizer
+from maskclip_jax.clip.tokenizer import TOKENIZER_FILES, MissingTokenizer, OwnTokenizer, load_tokenizer
 from maskclip_jax.clip.weights import to_variables
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.whole_files import cut
@@ -189,7 +189,7 @@ def _hub_id(name: str) -> bool:
 
 def _other_tokenizer(tokenizer: str | Path | Callable, config: CLIPConfig) -> Callable:
     if callable(tokenizer):
-        return tokenizer
+        return OwnTokenizer(tokenizer, config.text)
     folder = _existing(tokenizer)
     if folder is not None and folder.name in TOKENIZER_FILES:
         folder = folder.parent

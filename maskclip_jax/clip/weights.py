@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from maskclip_jax.clip.config import CLIPConfig, ViTConfig
 from maskclip_jax.clip.model import CLIP
-from maskclip_jax.clip.tables import IGNORED, SIGNATURE, Naming, Tower, entries
+from maskclip_jax.clip.tables import IGNORED, SIGNATURE, Entry, Naming, Tower, entries
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
@@ -97,13 +97,14 @@ def to_variables(
         except ValueError:  # cannot even be laid out: a wrong rank, or a fused array that does not split in three
             parts = []
         if [part.shape for part in parts] != shapes:
-            theirs = entry.layout.write([np.broadcast_to(np.float32(0), shape) for shape in shapes]).shape
-            misshapen.append(f"{cut(name, 80)} {_size(array.shape)}, not {_size(theirs)}")
+            misshapen.append(f"{cut(name, 80)} {_size(array.shape)}, not {_size(_their_shape(entry, shapes))}")
         elif not misshapen and not left_over and not missing:
-            if reason := _unusable(name, array):
+            with np.errstate(all="ignore"):  # what overflows is infinite, and refused as such
+                numbers = [np.require(part, np.float32, "C") for part in parts]
+            if reason := _unusable(name, array.dtype, numbers):
                 unusable.append(f"{cut(name, 80)} {reason}")
-            for path, part in zip(entry.paths, parts, strict=True) if not unusable else ():
-                filled[path] = jax.device_put(_float32(part))
+            for path, part in zip(entry.paths, numbers, strict=True) if not unusable else ():
+                filled[path] = jax.device_put(part)
     _report(missing, left_over, misshapen)
     if unusable:
         raise UserError(f"weights are finite floating-point numbers, but {_some(unusable)}: take the original file")
@@ -162,18 +163,21 @@ def check_depth(config: CLIPConfig, count: int) -> None:
             )
 
 
-def _unusable(name: str, array: np.ndarray) -> str | None:
-    if not jnp.issubdtype(array.dtype.newbyteorder("="), jnp.floating):
-        return f"is of type {array.dtype}"
-    numbers = _float32(array)
-    if not np.isfinite(numbers).all():
+def _their_shape(entry: Entry, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of an array that fills ours; of views alone, for a config may ask for terabytes."""
+    if len(shapes) == 1:
+        return entry.layout.write([np.broadcast_to(np.float32(0), shapes[0])]).shape
+    first, *rest = shapes[0][::-1]  # q, k and v, transposed and one below the other
+    return (len(shapes) * first, *rest)
+
+
+def _unusable(name: str, dtype: np.dtype, numbers: list[np.ndarray]) -> str | None:
+    if not jnp.issubdtype(dtype.newbyteorder("="), jnp.floating):
+        return f"is of type {dtype}"
+    if not all(np.isfinite(part).all() for part in numbers):
         return "holds NaN or infinity"
-    return "is a negative variance" if name.endswith("running_var") and numbers.min(initial=0) < 0 else None
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):  # what overflows is infinite, and refused as such
-        return np.require(array, np.float32, "C")
+    negative = name.endswith("running_var") and numbers[0].min(initial=0) < 0
+    return "is a negative variance" if negative else None
 
 
 def _report(missing: list[str], left_over: list[str], misshapen: list[str]) -> None:

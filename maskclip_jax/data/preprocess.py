@@ -71,8 +71,9 @@ class Preprocess:
         for key, rule in (("do_normalize", "normalise"), ("do_rescale", "rescale by 1/255")):
             if given.get(key) is False:
                 raise UserError(f"preprocessor_config.json must {rule}, but {key} is false: set it to true")
-        if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-5:
-            raise UserError(f"rescale_factor must be 1/255, but {given['rescale_factor']} came: correct the config")
+        factor = given.get("rescale_factor")
+        if factor is not None and abs(factor * 255 - 1) > 1e-5:
+            raise UserError(f"rescale_factor must be 1/255, but {factor} came: correct the config")
         fields = {
             "mean": given["image_mean"],
             "std": given["image_std"],
@@ -257,7 +258,7 @@ _HF_RULES = {
     "size": _SIZE,
     "do_normalize": schema.optional(schema.FLAG),
     "do_rescale": schema.optional(schema.FLAG),
-    "rescale_factor": schema.number(-1e6, 1e6),
+    "rescale_factor": schema.optional(schema.number(-1e6, 1e6)),
 }
 _OPEN_CLIP_RULES = {
     "size": _SIZE,

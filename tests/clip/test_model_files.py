@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -196,6 +197,30 @@ def test_layers_that_the_weights_have_not(tmp_path, checkpoints, layers):
         (folder / file).write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"1[26] missing|layers and the weights have|whole number from 1 to 1024"):
             load_clip(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["hf", "open_clip"])
+def test_a_config_that_asks_for_terabytes(tmp_path, checkpoints, form):
+    """Every value is in its range; nothing of these sizes is made before the weights are seen to be smaller."""
+    folder = checkpoints.write_folder(tmp_path / form, "vit", form)
+    name = "config.json" if form == "hf" else "open_clip_config.json"
+    content = json.loads((folder / name).read_text())
+    if form == "hf":
+        content["vision_config"] |= {"hidden_size": 2**16, "intermediate_size": 2**18, "image_size": 2**14}
+        content["text_config"] |= {"hidden_size": 2**16, "vocab_size": 2**24, "max_position_embeddings": 2**16}
+    else:
+        content["model_cfg"]["vision_cfg"] |= {"width": 2**16, "image_size": 2**14}
+        content["model_cfg"]["text_cfg"] |= {"width": 2**16, "vocab_size": 2**24, "context_length": 2**16}
+    (folder / name).write_text(json.dumps(content))
+    (folder / "tokenizer.json").unlink()  # which would be refused before the weights
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="of another shape"):
+            load_clip(folder)
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
