@@ -142,4 +142,4 @@ def test_importing_all_training_free_code_is_light():
     ]
     assert "maskclip_jax.evaluate" in names
     loaded = _loaded_after("\n".join(f"import {name}" for name in names))
-    assert loaded & (HEAVY - {"transformers"}) == set()
+    assert loaded & HEAVY == set()

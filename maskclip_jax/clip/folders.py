@@ -54,9 +54,9 @@ class Reading:
 
 _READING = {
     "dense_stride": schema.optional(schema.whole(1, 2**14)),
-    "short_side": schema.whole(1, 4096),
-    "prompt_denoising": schema.optional(schema.number(0, 1)),
-    "templates": schema.optional(schema.text()),
+    "short_side": schema.whole(1, 4096)._replace(words="a number of pixels from 1 to 4096"),
+    "prompt_denoising": schema.optional(schema.number(0, 1)._replace(words="in 0..1")),
+    "templates": schema.optional(schema.text()._replace(words="the name of a template set")),
 }
 
 

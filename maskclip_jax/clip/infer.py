@@ -141,7 +141,7 @@ def check_model_type(config: Mapping[str, Any]) -> None:
     came = config.get("model_type")
     if came != "clip":
         raise UserError(
-            f"config.json must be of model_type 'clip', not {cut(came, 60)}: only CLIP's own architecture is read"
+            f"config.json must be of model_type 'clip', not {cut(repr(came), 60)}: only CLIP's own architecture is read"
         )
 
 

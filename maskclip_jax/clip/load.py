@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -22,9 +23,10 @@ from maskclip_jax.clip.folders import SMALL_FILES, Parts, Reading, from_file, fr
 from maskclip_jax.clip.hub import download, snapshot
 from maskclip_jax.clip.layers import Dtype
 from maskclip_jax.clip.model import CLIP
-from maskclip_jax.clip.tokenizer import MissingTokenizer, load_tokenizer
-from maskclip_jax.clip.weights import plain_names, to_variables
+from maskclip_jax.clip.tokenizer import TOKENIZER_FILES, MissingTokenizer, OwnTokenizer, load_tokenizer
+from maskclip_jax.clip.weights import check_scale, plain_names, to_variables
 from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
 EMBEDDED = {"embedded": "clip_resnet", "embedded-vit": "clip_vit"}  # the checkpoints in maskclip_jax/assets
@@ -135,6 +137,7 @@ def _variables(arrays: Mapping[str, Any], config: CLIPConfig) -> dict[str, Any]:
     tower = {name: arrays[key] for name, key in plain_names(arrays).items() if name != "logit_scale"}
     variables = to_variables(tower, config, towers=("visual",))
     scale = OPENAI_LOGIT_SCALE if scale is None else np.asarray(scale, np.float32).reshape(())
+    check_scale(scale)
     variables["params"]["logit_scale"] = jnp.asarray(scale, jnp.float32)
     return variables
 
@@ -173,15 +176,24 @@ def _located(source: str | Path) -> Path:
         if not folder.is_dir():
             raise UserError(f"the embedded checkpoint {folder} is missing: install the package again")
         return folder
-    path = Path(source).expanduser()
-    if path.exists():
+    path = _existing(source)
+    if path is not None:
         return path
     if _hub_id(str(source)):
         return download(str(source))
     raise UserError(
         f"a model is {', '.join(EMBEDDED)}, a hub id (owner/name), or a folder or file that exists, "
-        f"but {str(source)!r} came: check the spelling"
+        f"but {cut(repr(str(source)), 120)} came: check the spelling"
     )
+
+
+def _existing(source: str | Path) -> Path | None:
+    """`source` as a path when there is such a file or folder."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # a name too long, an unknown ~user, a null character
+        path = Path(source).expanduser()
+        if str(source) and path.exists():
+            return path
+    return None
 
 
 def _hub_id(name: str) -> bool:
@@ -190,11 +202,14 @@ def _hub_id(name: str) -> bool:
 
 def _other_tokenizer(tokenizer: str | Path | Callable, config: CLIPConfig) -> Callable:
     if callable(tokenizer):
-        return tokenizer
-    folder = Path(tokenizer).expanduser()
-    if not folder.is_dir():
+        return OwnTokenizer(tokenizer, config.text)
+    folder = _existing(tokenizer)
+    if folder is not None and folder.name in TOKENIZER_FILES:
+        folder = folder.parent
+    if folder is None or not folder.is_dir():
         if not _hub_id(str(tokenizer)):
-            raise UserError(f"a tokenizer is a folder, a hub id or a function, but {str(tokenizer)!r} is none of these")
+            came = cut(repr(str(tokenizer)), 120)
+            raise UserError(f"a tokenizer is a folder, a hub id or a function, but {came} is none of these")
         folder = snapshot(str(tokenizer), SMALL_FILES)
     found = load_tokenizer(folder, config.text)
     if isinstance(found, MissingTokenizer):

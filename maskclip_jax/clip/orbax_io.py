@@ -29,7 +29,7 @@ from maskclip_jax.clip.config import CLIPConfig
 from maskclip_jax.clip.config_rules import from_json, to_json
 from maskclip_jax.clip.folders import Parts, read_reading
 from maskclip_jax.clip.tokenizer import Tokenizer, load_tokenizer
-from maskclip_jax.clip.weights import abstract_variables, check_scale
+from maskclip_jax.clip.weights import abstract_variables, check_depth, check_scale
 from maskclip_jax.data import schema
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.sums import SUMS, damaged_files, write_sums
@@ -122,6 +122,8 @@ def load_variables(path: Path, config: CLIPConfig) -> dict[str, Any]:
     """
     if not (path / "_METADATA").is_file():
         raise UserError(f"{path} is not a whole orbax checkpoint: convert the model again")
+    if not (path / "manifest.ocdbt").is_file():  # a folder for every array
+        check_depth(config, sum(entry.is_dir() for entry in path.iterdir()))
     wanted = abstract_variables(config)
     filled = {name: _mapped(path / name.replace("/", "."), expected.shape) for name, expected in wanted.items()}
     if any(array is None for array in filled.values()):

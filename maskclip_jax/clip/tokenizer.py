@@ -101,7 +101,8 @@ def clean(text: str) -> str:
     """A text as OpenAI's and open_clip's tokenizers see it, whose models were trained on such text.
 
     Mojibake, typographic quotes, ligatures and full-width letters are mended (`ftfy`), HTML's entities are undone
-    twice, white space becomes one space, and letters small.
+    twice, white space becomes one space, and letters small. (The fast tokenizer of transformers
+    leaves the first two out, for the same weights; here what they were trained with goes first.)
     """
     if not (text.isascii() and text.isprintable()) or "&" in text:  # nothing to mend in others
         import ftfy
@@ -109,6 +110,27 @@ def clean(text: str) -> str:
         text = ftfy.fix_text(text)
     text = html.unescape(html.unescape(text)).strip()
     return re.sub(r"\s+", " ", text).strip().lower()
+
+
+class OwnTokenizer:
+    """A function prompts -> ids, whose answers are checked: JAX would read ids that are too high as the highest."""
+
+    def __init__(self, function: Callable, text: TextConfig):
+        self._function, self._text = function, text
+
+    def __call__(self, prompts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
+        """Token ids of every prompt. Raises UserError where they are not the text tower's."""
+        ids, most = np.asarray(self._function(prompts)), self._text.vocab_size
+        shape = (len(prompts), self._text.context_length)
+        if ids.dtype.kind not in "iu" or ids.ndim != 2 or len(ids) != shape[0] or ids.shape[1] > shape[1]:
+            raise UserError(
+                f"a tokenizer gives whole numbers [{shape[0]}, {shape[1]}], but {ids.dtype} {ids.shape} came"
+            )
+        if ids.size and not 0 <= ids.min() <= ids.max() < most:
+            raise UserError(
+                f"the text tower knows {most} tokens, but ids {ids.min()} to {ids.max()} came: take its own"
+            )
+        return ids.astype(np.int32)
 
 
 class MissingTokenizer:

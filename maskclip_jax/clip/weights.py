@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from maskclip_jax.clip.config import CLIPConfig, ViTConfig
 from maskclip_jax.clip.model import CLIP
-from maskclip_jax.clip.tables import IGNORED, SIGNATURE, Naming, Tower, entries
+from maskclip_jax.clip.tables import IGNORED, SIGNATURE, Entry, Naming, Tower, entries
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
@@ -47,6 +47,8 @@ def naming_of(names: Iterable[str]) -> Naming:
 
 def plain_names(arrays: Arrays) -> dict[str, str]:
     """Plain OpenAI or HF name -> the key it has in `arrays`: without wrappers' prefixes and open_clip's `text.`."""
+    if not all(isinstance(key, str) for key in arrays):
+        raise UserError("weights are named by text, but other keys came: give a state dict")
     names = {key: _WRAPPERS.sub("", key) for key in arrays}
     while names and all(name.startswith(_PARALLEL) for name in names.values()):
         names = {key: name.removeprefix(_PARALLEL) for key, name in names.items()}
@@ -78,7 +80,7 @@ def to_variables(
     naming = naming_of(names)
     if naming != "openai" and not hasattr(config.vision, "patch_size"):
         raise UserError(f"a ResNet has OpenAI's names, but {naming} names came: the config belongs to other weights")
-    _check_depth(config, len(names))
+    check_depth(config, len(names))
     wanted = abstract_variables(config)
     table = {entry.key: entry for entry in entries(config, naming, towers)}
     ignored = re.compile("|".join(IGNORED[naming]))
@@ -95,13 +97,14 @@ def to_variables(
         except ValueError:  # cannot even be laid out: a wrong rank, or a fused array that does not split in three
             parts = []
         if [part.shape for part in parts] != shapes:
-            theirs = entry.layout.write([np.broadcast_to(np.float32(0), shape) for shape in shapes]).shape
-            misshapen.append(f"{cut(name, 80)} {_size(array.shape)}, not {_size(theirs)}")
+            misshapen.append(f"{cut(name, 80)} {_size(array.shape)}, not {_size(_their_shape(entry, shapes))}")
         elif not misshapen and not left_over and not missing:
-            if reason := _unusable(name, array):
+            with np.errstate(all="ignore"):  # what overflows is infinite, and refused as such
+                numbers = [np.require(part, np.float32, "C") for part in parts]
+            if reason := _unusable(name, array.dtype, numbers):
                 unusable.append(f"{cut(name, 80)} {reason}")
-            for path, part in zip(entry.paths, parts, strict=True) if not unusable else ():
-                filled[path] = jax.device_put(_float32(part))
+            for path, part in zip(entry.paths, numbers, strict=True) if not unusable else ():
+                filled[path] = jax.device_put(part)
     _report(missing, left_over, misshapen)
     if unusable:
         raise UserError(f"weights are finite floating-point numbers, but {_some(unusable)}: take the original file")
@@ -149,7 +152,7 @@ def _abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return flatten_dict(variables, sep="/")
 
 
-def _check_depth(config: CLIPConfig, count: int) -> None:
+def check_depth(config: CLIPConfig, count: int) -> None:
     """Raises UserError when the config says more layers than `count` names can fill, before any is built."""
     blocks = config.vision.layers if isinstance(config.vision, ViTConfig) else max(config.vision.layers)
     for tower, layers in (("image", blocks), ("text", config.text.layers)):
@@ -160,18 +163,21 @@ def _check_depth(config: CLIPConfig, count: int) -> None:
             )
 
 
-def _unusable(name: str, array: np.ndarray) -> str | None:
-    if not jnp.issubdtype(array.dtype.newbyteorder("="), jnp.floating):
-        return f"is of type {array.dtype}"
-    numbers = _float32(array)
-    if not np.isfinite(numbers).all():
+def _their_shape(entry: Entry, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of an array that fills ours; of views alone, for a config may ask for terabytes."""
+    if len(shapes) == 1:
+        return entry.layout.write([np.broadcast_to(np.float32(0), shapes[0])]).shape
+    first, *rest = shapes[0][::-1]  # q, k and v, transposed and one below the other
+    return (len(shapes) * first, *rest)
+
+
+def _unusable(name: str, dtype: np.dtype, numbers: list[np.ndarray]) -> str | None:
+    if not jnp.issubdtype(dtype.newbyteorder("="), jnp.floating):
+        return f"is of type {dtype}"
+    if not all(np.isfinite(part).all() for part in numbers):
         return "holds NaN or infinity"
-    return "is a negative variance" if name.endswith("running_var") and numbers.min(initial=0) < 0 else None
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):  # what overflows is infinite, and refused as such
-        return np.require(array, np.float32, "C")
+    negative = name.endswith("running_var") and numbers[0].min(initial=0) < 0
+    return "is a negative variance" if negative else None
 
 
 def _report(missing: list[str], left_over: list[str], misshapen: list[str]) -> None:

@@ -15,11 +15,11 @@ from PIL import Image
 
 from maskclip_jax.data import schema
 from maskclip_jax.data.buckets import bucket_shape as bucket_shape
+from maskclip_jax.data.preprocess_rules import HF_RULES, OPEN_CLIP_RULES, OWN_RULES
 from maskclip_jax.errors import UserError
 
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 INTERPOLATIONS = (*_PIL_FILTERS, "opencv")
-_HF_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the integers of preprocessor_config.json are Pillow's
 SHORT_SIDE, LONG_SIDE = 512, 2048  # VOC and COCO-Stuff, the paper's protocol
 MOST_SIDE = 2**14  # pixels that an image may be asked to be resized to: a square of them is 800 MB
 
@@ -71,12 +71,13 @@ class Preprocess:
         fields of this class. Raises UserError when a needed key is missing or asks for something else than CLIP does.
         """
         needed = ("image_mean", "image_std", "resample")
-        given = schema.fields(config, _HF_RULES, "preprocessor_config.json", needed)
+        given = schema.fields(config, HF_RULES, "preprocessor_config.json", needed)
         for key, rule in (("do_normalize", "normalise"), ("do_rescale", "rescale by 1/255")):
             if given.get(key) is False:
                 raise UserError(f"preprocessor_config.json must {rule}, but {key} is false: set it to true")
-        if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-5:
-            raise UserError(f"rescale_factor must be 1/255, but {given['rescale_factor']} came: correct the config")
+        factor = given.get("rescale_factor")
+        if factor is not None and abs(factor * 255 - 1) > 1e-5:
+            raise UserError(f"rescale_factor must be 1/255, but {factor} came: correct the config")
         fields = {
             "mean": given["image_mean"],
             "std": given["image_std"],
@@ -88,7 +89,7 @@ class Preprocess:
     @classmethod
     def from_open_clip(cls, preprocess_cfg: Mapping[str, Any], **overrides: Any) -> "Preprocess":
         """From the `preprocess_cfg` of an `open_clip_config.json`. Raises UserError on unknown or missing keys."""
-        given = schema.fields(preprocess_cfg, _OPEN_CLIP_RULES, "preprocess_cfg", ("mean", "std"), only=True)
+        given = schema.fields(preprocess_cfg, OPEN_CLIP_RULES, "preprocess_cfg", ("mean", "std"), only=True)
         fields = {
             "mean": given["mean"],
             "std": given["std"],
@@ -101,7 +102,7 @@ class Preprocess:
     @classmethod
     def from_json(cls, content: Any, where: str) -> "Preprocess":
         """What `dataclasses.asdict` made of one, back from JSON. Raises UserError for anything else."""
-        return cls(**schema.fields(content, _OWN_RULES, where, needed=("mean", "std"), only=True))
+        return cls(**schema.fields(content, OWN_RULES, where, needed=("mean", "std"), only=True))
 
 
 class PreparedImage(NamedTuple):
@@ -308,50 +309,3 @@ def _keys(distance: Float64[np.ndarray, "n"], a: float = -0.75) -> Float64[np.nd
 def round_up(value: int, multiple: int) -> int:
     """The next multiple that is not below the value."""
     return -(-value // multiple) * multiple
-
-
-def _size(size: Any) -> Any:
-    """224, {"shortest_edge": 224}, {"height": 224, "width": 224} or [224, 224] -> 224; None when it has two sides."""
-    sides = size
-    if isinstance(size, Mapping):
-        sides = [size[key] for key in ("shortest_edge", "height", "width") if key in size] or list(size.values())
-        if size and set(size) <= {"longest_edge", "max_height", "max_width"}:  # a cap: the side follows from the image
-            return schema.UNFIT if any(_SIDE.read(side) is schema.UNFIT for side in sides) else None
-    sides = list(sides) if isinstance(sides, list | tuple) else [sides]
-    fits = 1 <= len(sides) <= 2 and all(_SIDE.read(side) == sides[0] for side in sides)
-    return sides[0] if fits else schema.UNFIT
-
-
-_SIDE = schema.whole(1, 16384)
-_STATISTICS = schema.several(schema.number(-1e6, 1e6), 3, 3)
-_SIZE = schema.optional(schema.Rule(f"{_SIDE.words}, or a square", _size))
-_HF_RULES = {
-    "image_mean": _STATISTICS,
-    "image_std": _STATISTICS,
-    "resample": schema.Rule(
-        "2 or 3 (bilinear, bicubic)", lambda x: _HF_RESAMPLE.get(x, schema.UNFIT) if type(x) is int else schema.UNFIT
-    ),
-    "size": _SIZE,
-    "do_normalize": schema.optional(schema.FLAG),
-    "do_rescale": schema.optional(schema.FLAG),
-    "rescale_factor": schema.number(-1e6, 1e6),
-}
-_OPEN_CLIP_RULES = {
-    "size": _SIZE,
-    "mode": schema.one_of("RGB"),
-    "mean": _STATISTICS,
-    "std": _STATISTICS,
-    "interpolation": schema.one_of(*_PIL_FILTERS),
-    "resize_mode": schema.text(),
-    "fill_color": schema.Rule("a colour", lambda x: x),
-}
-_OWN_RULES = {
-    "mean": _STATISTICS,
-    "std": _STATISTICS,
-    "interpolation": schema.one_of(*_PIL_FILTERS),
-    "short_side": schema.optional(_SIDE),
-    "long_side": schema.optional(_SIDE),
-    "within": schema.optional(schema.several(_SIDE, 2, 2)),
-    "multiple": _SIDE,
-    "image_size": schema.optional(_SIDE),
-}

@@ -38,7 +38,7 @@ def fields(
       UserError: one line with the rule, what came, and the remedy.
     """
     if not isinstance(content, Mapping):
-        raise UserError(f"{where} must be an object of keys, but {cut(content, 60)} came: take the original file")
+        raise UserError(f"{where} must be an object of keys, but {cut(repr(content), 60)} came: take the original file")
     missing = [key for key in needed if key not in content]
     if missing:
         raise UserError(
@@ -54,7 +54,7 @@ def value(came: Any, rule: Rule, name: str) -> Any:
     """`came` as `rule` reads it. Raises UserError, which calls it `name`."""
     found = rule.read(came)
     if found is UNFIT:
-        raise UserError(f"{name} is {rule.words}, but {cut(came, 60)} came: take the original file")
+        raise UserError(f"{name} is {rule.words}, but {cut(repr(came), 60)} came: take the original file")
     return found
 
 

@@ -50,9 +50,13 @@ def test_only_one_kind_of_weights(tmp_path, checkpoints, serve, kind, form, weig
     assert "tokenizer.json" in fetched
 
 
-def test_no_weights(tmp_path, checkpoints, serve):
+def test_no_weights(tmp_path, checkpoints, serve, monkeypatch):
     folder = checkpoints.write_folder(tmp_path / "remote", "vit", "hf")
     (folder / "model.safetensors").unlink()
     serve(folder)
+    # HF_HUB_OFFLINE is set for tests: that the hub holds no weights is more than anybody knows
+    with pytest.raises(UserError, match=r"weights of 'someone/some-clip' are not in the cache, and the hub cannot be"):
+        load_clip("someone/some-clip")
+    monkeypatch.setattr(hub, "_unreachable", lambda name: None)
     with pytest.raises(UserError, match=r"holds none of model\.safetensors"):
         load_clip("someone/some-clip")

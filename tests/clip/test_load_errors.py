@@ -77,10 +77,10 @@ def test_broken_configs(folder):
     for change, pattern in [
         ({"model_type": "siglip"}, "model_type 'clip', not 'siglip'"),
         ({"model_type": None}, "not None"),
-        ({"vision_config": {"hidden_act": "relu"}}, "hidden_act is quick_gelu or gelu, but relu came"),
+        ({"vision_config": {"hidden_act": "relu"}}, "hidden_act is quick_gelu or gelu, but 'relu' came"),
         (
             {"vision_config": {"hidden_size": "wide"}},
-            "hidden_size is a whole number from 1 to 65536, but wide",
+            "hidden_size is a whole number from 1 to 65536, but 'wide'",
         ),
         ({"vision_config": {"num_channels": 4}}, "num_channels is 3, for RGB, but 4 came"),
     ]:
@@ -153,6 +153,8 @@ def test_weights_of_another_model(folder, tmp_path, checkpoints):
 def test_sources_that_do_not_exist(tmp_path):
     fails("'no_such_folder' came: check the spelling", "no_such_folder")
     fails("missing.safetensors' came: check the spelling", tmp_path / "missing.safetensors")
+    for odd in ("", "a\0b", "x" * 5000, "~nobody-of-that-name/x"):
+        assert len(fails("came: check the spelling", odd)) < 300
     fails("ViT-B-16.pt' came: check the spelling", "weights/ViT-B-16.pt")
     # HF_HUB_OFFLINE is set for tests, and nothing is cached under this name
     fails("'no-such-owner/no-such-clip' is neither a path here nor to be had", "no-such-owner/no-such-clip")

@@ -1,10 +1,14 @@
 """`convert`: the folder it writes segments exactly as its source does, or is not written."""
 
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+TORCH_FILES = Path(__file__).parents[1] / "golden" / "torch_files"
 
 
 def test_same_masks(call, model, photo, tmp_path):
@@ -20,6 +24,33 @@ def test_same_masks(call, model, photo, tmp_path):
         np.testing.assert_array_equal(np.array(a), np.array(b))
         assert len(np.unique(np.array(a))) > 1
     assert (tmp_path / "a" / "photo.json").read_bytes() == (tmp_path / "b" / "photo.json").read_bytes()
+
+
+def test_bare_weights(call, tmp_path):
+    """A `.safetensors` alone: what is assumed of it is said; what is given is not assumed."""
+    from safetensors.numpy import save_file
+
+    from maskclip_jax.clip.torch_files import TorchFile
+
+    save_file(dict(TorchFile(TORCH_FILES / "openai_traced.pt")), tmp_path / "bare.safetensors")
+    result = call("convert", tmp_path / "bare.safetensors", tmp_path / "assumed")
+    assert result.code == 0
+    (note,) = result.errors
+    assert note.startswith("note: bare.safetensors does not say its activation: QuickGELU was assumed")
+    result = call("convert", tmp_path / "bare.safetensors", tmp_path / "given", "--activation", "gelu")
+    assert (result.code, result.errors) == (0, [])
+    for name, activation in (("assumed", "quick_gelu"), ("given", "gelu")):
+        content = json.loads((tmp_path / name / "clip.json").read_text())
+        assert (content["vision"]["activation"], content["text"]["activation"]) == (activation, activation)
+
+
+def test_a_hostile_file(call, tmp_path, monkeypatch):
+    """PyTorch would write a file of this archive's choosing while loading it."""
+    monkeypatch.chdir(tmp_path)
+    result = call("convert", TORCH_FILES / "hostile.pt", "out")
+    assert (result.code, result.lines, len(result.errors)) == (2, [], 1)
+    assert "which is not run" in result.errors[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_that_exists_is_left_alone(call, model, tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ ABSURD = [None, True, -1, 0, 1.5, 10**30, 1e308, "x", [], {}, [[]], ["x"] * 3, [
 
 @pytest.mark.parametrize("key", ["image_mean", "image_std", "resample", "size", "rescale_factor", "do_normalize"])
 def test_absurd_values_are_one_line(key):
-    legal = [("size", None), ("do_normalize", None), ("do_normalize", True)]
+    legal = [("size", None), ("do_normalize", None), ("do_normalize", True), ("rescale_factor", None)]
     for value in ABSURD:
         if (key, value) not in legal:
             with pytest.raises(UserError, match=r"^.{1,300}$"):

@@ -23,7 +23,7 @@ import clip_checkpoints  # noqa: E402
 ROUNDS = 80  # of every file
 MEMORY = 2**30  # bytes that all of them together may take
 ODD = (
-    *(None, True, False, -1, 0, 1, 2, 3, 1.5, -0.0, 1e-30, 1e308, 10**9, 10**30, 2**31, 2**63),
+    *(None, True, False, -1, 0, 1, 2, 3, 1.5, -0.0, 1e-30, 1e308, 64, 4096, 2**16, 10**9, 10**30, 2**31, 2**63),
     *("", "x", "\ud800", "x" * 5000, [], {}, [[]], [0], [1, 2], [1e9, 1e9], [None] * 3, {"a": {"b": []}}, [10**12] * 4),
 )
 
