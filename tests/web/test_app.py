@@ -147,7 +147,10 @@ def test_hosts_are_addresses_or_known_names(bound, known, unknown):
     pytest.importorskip("starlette", reason="the web extra is not installed")
     from maskclip_jax.web.app import Guard
 
-    guard = Guard(None, bound, ["Lab.Example"])
+    async def app(scope, receive, send):
+        raise AssertionError
+
+    guard = Guard(app, bound, ["Lab.Example"])
     assert [host for host in (*known, *unknown) if guard.is_known(host)] == known
     if bound != "127.0.0.1":
         assert guard.is_known(socket.gethostname().lower())

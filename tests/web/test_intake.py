@@ -1,5 +1,7 @@
 """Bodies within a number of bytes, and connections that end: with clients that send and read as they like."""
 
+# ruff: noqa: E402
+
 import contextlib
 import socket
 import threading
