@@ -313,9 +313,9 @@ def test_masks_of_more_classes_than_a_byte_holds(tmp_path, classes, values):
     builder = BUILDERS["image_corpus"](tmp_path / "q", classes=[f"c{i}" for i in range(classes)], data_dir=data)
     builder.download_and_prepare()
     assert builder.info.metadata["ignore"] == ignored
-    source = open_source(tfds_source("image_corpus", data, split="q", label="label"))
-    assert set(np.unique(source[0].labels)) == set(values)
-    assert set(np.unique(source[1].labels)) == {7}
+    text = tfds_source("image_corpus", data, split="q", label="label")
+    source = open_source(text)
+    assert [set(np.unique(source[i].labels)) for i in range(2)] == [set(values), {7}]
     assert set(np.unique(known_labels(source[0], classes))) == set(values)
     few = BUILDERS["image_corpus"](tmp_path / "q", classes=[f"c{i}" for i in range(7)], data_dir=tmp_path / "few")
     with pytest.raises(UserError, match="which is no label here: name all classes"):
@@ -323,14 +323,13 @@ def test_masks_of_more_classes_than_a_byte_holds(tmp_path, classes, values):
     (records,) = Path(builder.data_dir).glob("*.array_record*")
     records.write_bytes(records.read_bytes()[: 2**15])
     with pytest.raises(UserError, match=r"number 0 of image_corpus, split q is not readable .*prepare it again"):
-        open_source(tfds_source("image_corpus", data, split="q", label="label"))[0]
+        open_source(text)[0]
 
 
 def test_masks_reduced_already_are_not_reduced_again(tmp_path):
     """Those with the sign of it say it of all: to skip them would leave the others shifted."""
     root = ade(tmp_path / "files")
-    masks = root / "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png"
-    masks.write_bytes(mask_bytes([255, 0, 149]))
+    write(root, {"ADEChallengeData2016/annotations/validation/ADE_val_00000001.png": mask_bytes([255, 0, 149])})
     for on_error in ("stop", "skip"):
         builder = BUILDERS["ade20k"](root, data_dir=tmp_path / on_error, on_error=on_error)
         with pytest.raises(UserError, match=r"ADE_val_00000001\.png has it, as reduced masks do"):
