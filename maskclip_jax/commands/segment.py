@@ -10,7 +10,7 @@ pixel is the number of the class) and NAME.json (area and confidence of every cl
 
 --classes is a list separated by commas; a class set (voc20, context59, coco-stuff171, ade20k150, cityscapes19,
 scenes66, …); or a text file with a class on each line. With semicolons between classes, commas separate synonyms:
-"sofa, couch; dog".
+"sofa, couch; dog". Quotes keep a comma in a name: '"dog, big", cat'. Masks of more than 255 classes are 16-bit grey.
 
 --model is a CLIP, or the folder of a run of `distill`: a trained student, which knows the classes it was trained on.
 Without --classes it looks for all of them, with --classes for those.

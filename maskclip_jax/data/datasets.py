@@ -270,7 +270,7 @@ class CityscapesFine(_Standard):
     layout, BUILDER_CONFIGS = "cityscapes_fine", _configs("cityscapes_fine")
 
 
-class ImageCorpus(Corpus):
+class ImageCorpus(Corpus, skip_registration=True):  # read by name, it would know neither classes nor masks
     """Your own images, with or without masks (see `folders.py`). With `classes`, mask values must be among them."""
 
     title = "a folder of images"

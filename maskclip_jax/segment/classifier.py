@@ -223,7 +223,7 @@ def _warn_of_lost_words(
             LostWords,
             stacklevel=3,
         )
-    if alike := same_prompts(ids, counts):
+    if cut and (alike := same_prompts(ids, counts)):  # a small tokenizer's unknown words are its own affair
         first, second = (shown(str(classes[index])) for index in alike[0])
         warnings.warn(
             f"{first} and {second} are the same tokens to this model, so that the second is never found "

@@ -41,6 +41,15 @@ def test_what_is_printed_opens(call, voc, tmp_path):
     assert "is there already" in again.errors[-1]
 
 
+def test_what_is_printed_opens_wherever_it_lies(call, voc, tmp_path):
+    data = tmp_path / "c++ & 100%20 = [0:1] #é?"
+    result = call("prepare", "voc2012", voc, "--data-dir", data)
+    (line,) = [line for line in result.lines if line.startswith("2 examples: ")]
+    assert len(open_source(line.removeprefix("2 examples: "))) == 2
+    by_hand = open_source(f"tfds:voc2012/voc20?split=val&data_dir={tmp_path}/c++ %26 100%2520 = %5B0:1] #é?")
+    assert len(by_hand) == 2
+
+
 def test_damaged_images(call, voc, tmp_path):
     (voc / "VOC2012" / "JPEGImages" / "a.jpg").write_bytes(b"")
     stopped = call("prepare", "voc2012", voc, "--data-dir", tmp_path / "data")

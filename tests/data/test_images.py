@@ -333,6 +333,13 @@ def test_label_png_with_many_classes(tmp_path, classes, mode, ignore):
     np.testing.assert_array_equal(images.read_label_png(tmp_path / "a.png"), labels)
 
 
+def test_256_classes_and_ignored_pixels_take_16_bits(tmp_path):
+    labels = np.array([[0, 255, 65535]])
+    images.write_label_png(tmp_path / "a.png", labels, np.zeros((256, 3), np.uint8))
+    np.testing.assert_array_equal(images.read_label_png(tmp_path / "a.png"), labels)
+    assert [images.ignored_label(classes) for classes in (1, 255, 256, 65535)] == [255, 255, 65535, 65535]
+
+
 @pytest.mark.parametrize("bad", [3, 254, -1, 256])
 def test_a_label_without_a_class_is_refused(tmp_path, bad):
     with pytest.raises(UserError, match=f"one is {bad}"):

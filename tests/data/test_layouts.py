@@ -11,8 +11,9 @@ from scipy.io import savemat
 
 from maskclip_jax.data.datasets import BUILDERS, SKIPPED, Voc2012
 from maskclip_jax.data.masks import value_table
-from maskclip_jax.data.sources import open_source
+from maskclip_jax.data.sources import open_source, tfds_source
 from maskclip_jax.data.vocabulary import class_set, unseen_classes
+from maskclip_jax.distill.views import known_labels
 from maskclip_jax.errors import UserError
 
 H, W = 6, 9
@@ -297,6 +298,42 @@ def test_a_folder_with_masks_of_named_classes(tmp_path):
     few = BUILDERS["image_corpus"](root, classes=("cat",), data_dir=tmp_path / "few")
     with pytest.raises(UserError, match=r"has the value 1, .*name all classes"):
         few.download_and_prepare()
+
+
+@pytest.mark.parametrize(
+    ("classes", "values"), [(300, [0, 43, 255, 299, 65535]), (256, [0, 255]), (255, [0, 254, 255])]
+)
+def test_masks_of_more_classes_than_a_byte_holds(tmp_path, classes, values):
+    """299 stays 299, and 255 is a class where there are more; the folder's name is none of an address's business."""
+    ignored = 255 if classes == 255 else 65535
+    deep = "I;16" if max(values) > 255 else "L"
+    write(tmp_path / "q", {"images/a.jpg": image_bytes(1), "labels/a.png": mask_bytes(values, deep)})
+    write(tmp_path / "q", {"images/b.jpg": image_bytes(1), "labels/b.png": mask_bytes([7])})
+    data = tmp_path / "c++ & 50%20 [1:2]é"
+    builder = BUILDERS["image_corpus"](tmp_path / "q", classes=[f"c{i}" for i in range(classes)], data_dir=data)
+    builder.download_and_prepare()
+    assert builder.info.metadata["ignore"] == ignored
+    text = tfds_source("image_corpus", data, split="q", label="label")
+    source = open_source(text)
+    assert [set(np.unique(source[i].labels)) for i in range(2)] == [set(values), {7}]
+    assert set(np.unique(known_labels(source[0], classes))) == set(values)
+    few = BUILDERS["image_corpus"](tmp_path / "q", classes=[f"c{i}" for i in range(7)], data_dir=tmp_path / "few")
+    with pytest.raises(UserError, match="which is no label here: name all classes"):
+        few.download_and_prepare()
+    (records,) = Path(builder.data_dir).glob("*.array_record*")
+    records.write_bytes(records.read_bytes()[: 2**15])
+    with pytest.raises(UserError, match=r"number 0 of image_corpus, split q is not readable .*prepare it again"):
+        open_source(text)[0]
+
+
+def test_masks_reduced_already_are_not_reduced_again(tmp_path):
+    """Those with the sign of it say it of all: to skip them would leave the others shifted."""
+    root = ade(tmp_path / "files")
+    write(root, {"ADEChallengeData2016/annotations/validation/ADE_val_00000001.png": mask_bytes([255, 0, 149])})
+    for on_error in ("stop", "skip"):
+        builder = BUILDERS["ade20k"](root, data_dir=tmp_path / on_error, on_error=on_error)
+        with pytest.raises(UserError, match=r"ADE_val_00000001\.png has it, as reduced masks do"):
+            builder.download_and_prepare()
 
 
 def test_every_class_of_every_table_is_reached():

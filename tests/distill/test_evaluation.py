@@ -15,6 +15,7 @@ from tiny_run import HERE
 
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.sources import ArraySource, Example
+from maskclip_jax.distill import views
 from maskclip_jax.distill.config import AugmentConfig
 from maskclip_jax.distill.evaluation import _evaluate, evaluate_student, evaluate_teacher
 from maskclip_jax.distill.step import make_eval_step
@@ -151,6 +152,34 @@ def test_views_are_averaged():
     assert not np.array_equal(plain.confusion, coarse.confusion)
     bright = sorted(s.confusion[0, 1] for s in (plain, coarse))
     assert bright[0] - 60 < both.confusion[0, 1] < bright[1] + 60
+
+
+@pytest.mark.parametrize("most", [2**27, 300 * 8 * 24])
+def test_more_classes_than_a_byte_holds(monkeypatch, most):
+    """255 is a class like any other there and 65535 is ignored; what does not fit at once is counted in strips."""
+
+    def scores(variables, pixels, grid):
+        cells = pixels.mean(-1).reshape(pixels.shape[0], pixels.shape[1] // 4, 4, pixels.shape[2] // 4, 4).mean((2, 4))
+        return -jnp.square(300 * cells[..., None] - jnp.arange(300))
+
+    monkeypatch.setattr(views, "MOST_SCORES", most)
+    reader = dataclasses.replace(brightness_reader(), scores=scores)
+    image = np.zeros((20, 24, 3), np.uint8)
+    image[:, 12:] = 217  # class 255
+    labels = np.where(image[..., 0] == 217, 255, 299).astype(np.uint16)
+    labels[:2] = 65535
+    options = {"flip": True, "protocol": {}}
+    names = [f"c{i}" for i in range(300)]
+    found = _evaluate(Counter(reader, 300), {}, ArraySource(image[None], labels[None]), names, **options)
+    assert found.confusion.sum() == 18 * 24
+    assert found.confusion[255, 255] > 150
+    assert found.confusion[299, 0] > 150
+    assert found.protocol["ignored label"] == 65535
+    labels[0, 0] = 300
+    with pytest.raises(UserError, match=r"labels are 0..299 or 65535, but 000000 has 300"):
+        _evaluate(Counter(reader, 300), {}, ArraySource(image[None], labels[None]), names, **options)
+    with pytest.raises(UserError, match="at most 10,000 classes are scored"):
+        Counter(reader, 10_001)
 
 
 def test_one_line_for_data_without_truth():

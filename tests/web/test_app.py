@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -105,6 +106,9 @@ def test_files_that_are_no_images(server):
         ("/api/scenes/..%2Fclasses.json", 404, "there is no GET"),
         ("/api/answers/unknown/labels.png", 404, "ask again"),
         ("/../pyproject.toml", 404, "there is no GET"),
+        (f"/api/answers/unknown/heat/{'9' * 5000}.png", 404, "a class is a number, but 99999999999999999999 came"),
+        ("/api/answers/unknown/heat/-1.png", 404, "a class is a number"),
+        ("/api/images/%ED%A0%80", 404, "load it again"),
     ],
 )
 def test_what_is_not_there(server, path, status, message):
@@ -119,13 +123,60 @@ def test_other_sites_pages_are_refused(server, monkeypatch):
     asked = []
     monkeypatch.setattr(desk, "segment", lambda question: asked.append(question) or {})
     body = json.dumps({"image": "0005", "classes": WORDS}).encode()
-    for headers in ({"Origin": "http://elsewhere.example"}, {"Host": "elsewhere.example"}, {"Host": "[::1"}):
+    for headers in (
+        *({"Origin": origin} for origin in ("http://elsewhere.example", "http://[", "null", "//", f"{url}@elsewhere")),
+        *({"Host": host} for host in ("elsewhere.example", "[::1", "", "127.0.0.1.elsewhere.example", "192.0.2.1")),
+    ):
         reply = call(f"{url}/api/segment", body, **headers)
         assert reply.status == 403
         assert re.search("pages of other sites|this page is at", reply.content["error"])
     assert asked == []
     assert call(f"{url}/api/segment", body, Origin=url).status == 200
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("bound", "known", "unknown"),
+    [
+        ("127.0.0.1", ["127.0.0.1", "::1", "localhost", "lab.example"], ["192.0.2.7", "elsewhere.example", ""]),
+        ("0.0.0.0", ["127.0.0.1", "192.0.2.7", "::1", "localhost", "lab.example"], ["elsewhere.example", ""]),
+        ("photos.example", ["photos.example", "192.0.2.7", "lab.example"], ["photos.example.elsewhere.example", ""]),
+    ],
+)
+def test_hosts_are_addresses_or_known_names(bound, known, unknown):
+    pytest.importorskip("starlette", reason="the web extra is not installed")
+    from maskclip_jax.web.app import Guard
+
+    async def app(scope, receive, send):
+        raise AssertionError
+
+    guard = Guard(app, bound, ["Lab.Example"])
+    assert [host for host in (*known, *unknown) if guard.is_known(host)] == known
+    if bound != "127.0.0.1":
+        assert guard.is_known(socket.gethostname().lower())
+
+
+def test_what_json_can_hold_is_no_fault_of_the_server(server):
+    """Half characters and numbers without end, wherever they come: one line, and not too long a one."""
+    url, _ = server
+    texts = ['"\\ud800"', '["\\udfff"]', "9" * 400, "1e20", "-1e400", "9" * 5000, '"' + "x" * 9000 + '"', "{}", "[[1]]"]
+    for name in (
+        "image",
+        "classes",
+        "model",
+        "method",
+        "window",
+        "prompt_denoising",
+        "background",
+        "templates",
+        "other",
+    ):
+        for text in texts:
+            fields = {"image": '"0005"', "classes": '"dog"'} | {name: text}
+            body = "{" + ", ".join(f'"{key}": {value}' for key, value in fields.items()) + "}"
+            reply = call(f"{url}/api/segment", body.encode())
+            assert reply.status in (400, 404), (name, text[:20])
+            assert len(reply.content["error"]) < 450
 
 
 def test_a_fault_of_the_server_is_a_line_too(server, monkeypatch):

@@ -75,6 +75,19 @@ def test_options():
         ({"prompt_denoising": True}, "prompt_denoising is a number above 0 and up to 1, but true came"),
         ({"window": 9.5}, "window is a whole number of pixels, but 9.5 came"),
         ({"clases": "dog"}, "but clases came: check the spelling"),
+        ({"\ud800": 1}, "check the spelling"),
+        ({"classes": "dog\udc80"}, "has one that is none"),
+        ({"background": ["\ud800"]}, "has one that is none"),
+        ({"image": "\ud800"}, r"image is made of characters, but '\\ud800' has half of one"),
+        ({"templates": "\ud800 {}"}, "templates is made of characters"),
+        ({"templates": "a {}" + "b" * 240_000}, "templates has at most 300 characters here, but 240,004 came"),
+        ({"model": "x" * 1001}, "model has at most 1000 characters"),
+        ({"window": 0}, "window is 1 to 4096 pixels here, but 0 came"),
+        ({"window": 10**400}, "window is 1 to 4096 pixels here, but 1000"),
+        ({"stride": -(10**20)}, "stride is 1 to 4096 pixels here"),
+        ({"window": 1e20}, r"window is a whole number of pixels, but 1e\+20 came"),
+        ({"prompt_denoising": 10**400}, "prompt_denoising is a number above 0 and up to 1, but 1000"),
+        ({"key_smoothing": -(10**400)}, "key_smoothing is a number above 0 and up to 1, but -1000"),
     ],
 )
 def test_one_line_for_what_cannot_be_read(fields, message):
@@ -84,7 +97,20 @@ def test_one_line_for_what_cannot_be_read(fields, message):
     assert len(str(error.value)) < 300
 
 
-@pytest.mark.parametrize("body", [b"", b"dog", b"[1]", b"\xff", b"[" * 100_000, b'{"image": NaN}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"dog",
+        b"[1]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"image": NaN}',
+        b'"\\ud800"',
+        b"1e20",
+        b'{"window": ' + b"9" * 5000 + b"}",
+    ],
+)
 def test_what_is_no_question(body):
     with pytest.raises(UserError, match="a question"):
         read_ask(body)

@@ -1,6 +1,8 @@
-"""Two hundred requests from eight threads: every answer right, and memory as before."""
+"""Two hundred requests from eight threads: every answer right, and memory as before; also where nothing repeats."""
 
 import itertools
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,3 +50,48 @@ def test_two_hundred_requests_from_eight_threads(server):
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda number: ask(url, SCENES[number % 4], WORDS[number % 3]).status, range(200)))
     assert resident() - again < 2**25
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+def test_what_never_repeats_does_not_pile_up(server):
+    """Templates, words and windows without end, and uploads that stop half-way: each has its bytes, and no more."""
+    url, desk = server
+    long = "in a very very long sentence that says nothing"
+
+    def status(**options):
+        return ask(url, "0005", options.pop("classes", "dog, sand"), **({"templates": "single"} | options)).status
+
+    for window in (16, 40, 64, 104, 2048):  # the programs, and what the allocator keeps of its first work
+        assert status(window=window, stride=max(window // 2, 10)) == 200
+    assert status(templates=f"{long} {{}}", classes=[f"w{i}" for i in range(40)]) == 200
+    before = resident()
+    for number in range(60):
+        assert status(templates=f"{number} {long} {{}}") == 200
+        assert status(templates=f"{number}{'x' * 240_000} {{}}") == 400
+    rows = desk.shelf.reader("embedded")._rows
+    assert rows.nbytes < 2**25
+    kept = desk._kept.nbytes + desk._answers.nbytes
+    for window in range(40, 104, 8):
+        assert status(window=window, stride=window // 2) == 200
+    kept = desk._kept.nbytes + desk._answers.nbytes - kept
+    assert resident() - before < kept + 2**27
+
+    host, port = url.removeprefix("http://").split(":")
+    clients = []
+    try:
+        before = resident()
+        for _ in range(100):  # as many as can send: the others are told to come back
+            client = socket.create_connection((host, int(port)), timeout=10)
+            clients.append(client)
+            client.sendall(f"POST /api/images HTTP/1.1\r\nHost: {host}\r\nContent-Length: {2**20}\r\n\r\n".encode())
+            client.sendall(bytes(2**19))
+        time.sleep(1)
+        assert resident() - before < 2**25
+        assert call(f"{url}/api/options").status == 200
+    finally:
+        for client in clients:
+            client.close()
+    end = time.monotonic() + 30
+    while ask(url, "0005", "dog", templates="single").status != 200 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert call(f"{url}/api/images?name=a.jpg", call(f"{url}/api/scenes/0005.jpg").data).status == 200
