@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maskclip_jax.clip import infer
-from maskclip_jax.clip.config import CLIPConfig, Fidelity, ViTConfig
+from maskclip_jax.clip.config import CLIPConfig, Fidelity, ViTConfig, variant
 from maskclip_jax.clip.model import CLIP
 
 READINGS = [("vit", None), ("resnet", 32), ("resnet", 16), ("resnet", 8)]
@@ -48,6 +48,38 @@ def test_padding_changes_nothing_inside(checkpoints, kind, dense_stride, naive):
             keys = padded.keys[i].reshape(bucket[0] // config.stride, -1, padded.keys.shape[-1])[:h, :w]
             expected = alone.keys[0].reshape(h, w, -1)
             assert np.abs(keys - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dense_stride", [32, 8])
+def test_a_resnet_reads_images_unpadded(checkpoints, dense_stride):
+    """The released habit: odd sides are no multiples of anything, alone and in a padded batch, which still masks."""
+    config, variables = checkpoints.random_clip("resnet")
+    config = dataclasses.replace(at_stride(config, dense_stride), fidelity=Fidelity(resnet_input="unpadded"))
+    assert config.multiple == 1
+    sizes = [(70, 95), (61, 127)]
+    rng = np.random.default_rng(4)
+    images = [rng.normal(size=(*size, 3)).astype(np.float32) for size in sizes]
+    batch = np.full((2, 96, 128, 3), 7.0, np.float32)
+    for row, image in zip(batch, images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    with jax.default_matmul_precision("highest"):
+        apply = dense(config, False)
+        padded = apply(variables, jnp.asarray(batch), jnp.asarray(sizes))
+        for i, image in enumerate(images):
+            alone = apply(variables, jnp.asarray(image)[None]).features[0]
+            h, w = (config.cells(side) for side in image.shape[:2])
+            assert alone.shape[:2] == (h, w) == tuple(((n + 1) // 2) // (dense_stride // 2) for n in image.shape[:2])
+            np.testing.assert_allclose(padded.features[i, :h, :w], alone, atol=1e-5)
+
+
+def test_cells_of_an_unpadded_image():
+    released = dataclasses.replace(variant("RN50"), fidelity=Fidelity.released())
+    assert [released.cells(n) for n in (512, 683, 31, 30, 2048)] == [16, 21, 1, 0, 64]
+    assert [released.padded(n) for n in (683, 31, 1)] == [683, 32, 32]
+    assert [variant("RN50").cells(n) for n in (1, 16)] == [1, 16]
+    assert [variant("RN50").padded(n) for n in (683, 31, 1)] == [704, 32, 32]
+    vit = dataclasses.replace(variant("ViT-L/14"), fidelity=Fidelity.released())
+    assert (vit.multiple, vit.cells(5), vit.padded(15)) == (14, 5, 28)
 
 
 @pytest.mark.parametrize("dense_stride", [8, 16, 32])

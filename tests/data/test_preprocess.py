@@ -334,3 +334,38 @@ def test_plan_merges_the_cheapest_pair():
     shapes = plan_buckets(many, 6, 1)
     assert len(shapes) <= 6
     assert all(any(h <= a and w <= b for a, b in shapes) for h, w in many)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (64, 20), (33, 100), (1, 1), (40, 50)])
+def test_opencv_resize_is_bilinear_without_antialias(size):
+    """Two samples a pixel along each axis, whatever the scale; in fixed point it is off by one at most."""
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    got = pp.resize_as_opencv(picture, size)
+    rows, columns = (pp.interpolation_matrix(n, m) for n, m in zip((40, 50), size, strict=True))
+    exact = np.einsum("yh,xw,hwc->yxc", rows, columns, picture)
+    assert got.shape == (*size, 3)
+    assert got.dtype == np.uint8
+    assert np.abs(got - exact).max() <= 1
+    if size == (40, 50):
+        np.testing.assert_array_equal(got, picture)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1)])
+def test_opencv_resize_of_the_smallest_images(shape):
+    picture = np.full((*shape, 3), 201, np.uint8)
+    assert set(np.unique(pp.resize_as_opencv(picture, (9, 11)))) <= {200, 201}
+    white = np.full((*shape, 3), 255, np.uint8)
+    assert (pp.resize_as_opencv(white, (9, 11)) >= 254).all()
+
+
+def test_upsampling_in_two_steps():
+    """The released code: grid -> pixels of the resized image -> pixels of the original."""
+    first, second = pp.upsample_matrix(5, 8, 37, 37, aligned=False), pp.interpolation_matrix(37, 91)
+    got = pp.upsample_matrix(5, 8, 37, 91, aligned=False, steps=2, columns=6)
+    np.testing.assert_allclose(got[:, :5], second @ first, atol=1e-6)
+    assert not got[:, 5:].any()
+    assert np.abs(got[:, :5] - pp.upsample_matrix(5, 8, 37, 91, aligned=False)).max() > 0.01
+    np.testing.assert_array_equal(pp.upsample_matrix(5, 8, 37, 37, steps=2), pp.upsample_matrix(5, 8, 37, 37))
+    with pytest.raises(ValueError, match="cover"):
+        pp.upsample_matrix(3, 8, 37, 37, partial=True)
+    assert pp.upsample_matrix(4, 8, 37, 37, partial=True).shape == (37, 4)

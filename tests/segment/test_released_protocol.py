@@ -167,7 +167,8 @@ def test_each_habit_of_the_pixels_is_a_field_of_its_own():
     assert error(p.config) < 1e-4
     for field in ("upsample", "upsample_steps"):
         assert error(replaced(p.config, field)) > 3e-4, field
-    antialiased = dataclasses.replace(settings, preprocess=dataclasses.replace(p.preprocess, interpolation="bicubic"))
+    filtered = dataclasses.replace(settings.preprocess, interpolation="bicubic")
+    antialiased = dataclasses.replace(settings, preprocess=filtered)
     assert np.abs(antialiased.prepare(image(SMALL)).pixels - settings.prepare(image(SMALL)).pixels).max() > 0.1
     assert replaced(tower("rn").config, "resnet_input").multiple == 32
     assert tower("rn").config.multiple == 1
