@@ -162,12 +162,14 @@ def test_ignored_pixels_are_no_class(ratio, draws):
     labels[:, :30] = 3
     drawn = []
 
-    class Counting:
+    class Counting(np.random.Generator):
         def integers(self, high):
             drawn.append(high)
             return 0
 
-    random_crop(np.zeros((12, 60, 3), np.uint8), labels, Counting(), size=12, category_max_ratio=ratio)
+    random_crop(
+        np.zeros((12, 60, 3), np.uint8), labels, Counting(np.random.PCG64(0)), size=12, category_max_ratio=ratio
+    )
     assert drawn == [1, 49] * draws
 
 
