@@ -79,11 +79,16 @@ def _full(settings: Settings) -> list[Cell]:
     found = [make(f"templates/{name}", model, templates=name) for name in TEMPLATES]
     found += [make(f"denoising/{t:g}", model, prompt_denoising=t) for t in THRESHOLDS]
     found += [
-        student_cell(settings, f"student/{row}", f"context59/{protocol}/r50", data="context59")
+        student_cell(settings, f"student/{row}", f"context59/{protocol}/r50", data=_scored_on(protocol))
         for row, (_, protocol) in STUDENTS.items()
         if protocol is not None
     ]
     return found
+
+
+def _scored_on(protocol: str) -> str:
+    """Zero-shot Context has the background as class 0."""
+    return "context60" if protocol.startswith("zero_shot") else "context59"
 
 
 def key_similarity(model: str, count: int) -> dict[str, Any]:

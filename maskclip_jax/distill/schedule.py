@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
@@ -48,4 +49,8 @@ def descent_direction(config: DistillConfig) -> optax.GradientTransformation:
 def scaled_step(direction: Any, rate: Float[Array, ""], config: DistillConfig) -> Any:
     """What is added to the parameters: `−rate · v`, for the backbone's `−rate · backbone_rate · v`."""
     scale = lambda path: config.backbone_rate if path[0].key == "backbone" else 1.0  # noqa: E731
-    return jax.tree_util.tree_map_with_path(lambda path, d: -(rate * scale(path)).astype(d.dtype) * d, direction)
+
+    def step(path: Any, d: Array | np.ndarray) -> Array:  # the rate is a 64-bit number where JAX has those
+        return -jnp.asarray(rate * scale(path), jnp.asarray(d).dtype) * d
+
+    return jax.tree_util.tree_map_with_path(step, direction)

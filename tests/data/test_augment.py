@@ -17,6 +17,7 @@ from maskclip_jax.data.augment import (
     scale_saturation,
     turn_hue,
 )
+from maskclip_jax.data.preprocess import resize_as_opencv
 from maskclip_jax.distill.config import AugmentConfig
 
 STILL = AugmentConfig(scale=(1.0, 1.0), flip=0.0, category_max_ratio=1.0, photometric=False)
@@ -73,6 +74,9 @@ def test_scale_follows_the_short_side_and_its_cap():
         (dataclasses.replace(STILL, scale=(2.0, 2.0)), (40, 200)),
         (dataclasses.replace(STILL, scale=(0.5, 0.5), short_side=40, long_side=1000), (20, 100)),
         (dataclasses.replace(STILL, scale=(1.5, 1.5), short_side=40, long_side=100), (30, 150)),  # 150 = 1.5 · 100
+        (dataclasses.replace(STILL, scale=(1.0, 1.0), within=(520, 520)), (104, 520)),
+        (dataclasses.replace(STILL, scale=(0.5, 0.5), within=(520, 520)), (52, 260)),
+        (dataclasses.replace(STILL, scale=(2.0, 2.0), within=(10, 520)), (20, 100)),
     ):
         out, out_labels = random_scale(image, labels, np.random.default_rng(0), config)
         assert out.shape[:2] == out_labels.shape == wanted
@@ -84,6 +88,16 @@ def test_scales_are_drawn_from_the_whole_range():
     sides = [random_scale(image, labels, example_rng(0, 0, i), config)[0].shape[0] for i in range(60)]
     assert 50 <= min(sides) < 70
     assert 180 < max(sides) <= 200
+
+
+def test_the_released_resize_is_opencvs():
+    image, labels = picture(20, 30)
+    opencv = dataclasses.replace(STILL, scale=(0.5, 0.5), interpolation="opencv")
+    out, small = random_scale(image, labels, np.random.default_rng(0), opencv)
+    np.testing.assert_array_equal(out, resize_as_opencv(image, (10, 15)))
+    plain, same = random_scale(image, labels, np.random.default_rng(0), dataclasses.replace(STILL, scale=(0.5, 0.5)))
+    np.testing.assert_array_equal(small, same)
+    assert (out != plain).any()
 
 
 def test_labels_are_resized_to_the_nearest():
@@ -111,14 +125,52 @@ def test_a_crop_is_drawn_again_while_one_class_rules():
     assert mixed(0.75) > 1 - 2 * (1 - plain) ** 11 > plain
 
 
-def test_pixels_without_a_class_do_not_rule():
-    """254 and 255 everywhere: there is nothing to look for, so the first draw stays."""
-    image, _ = picture(40, 40)
-    labels = np.full((40, 40), 254, np.int32)
-    labels[:20] = 255
-    first = random_crop(image, labels, example_rng(0, 0, 1), size=10, category_max_ratio=1.0)
-    again = random_crop(image, labels, example_rng(0, 0, 1), size=10, category_max_ratio=0.5)
-    np.testing.assert_array_equal(first[0], again[0])
+def windows(labels, tries=60, **options):
+    """Label crops of 12 pixels, each from a generator of its own."""
+    image = np.zeros((*labels.shape, 3), np.uint8)
+    options = {"size": 12, "category_max_ratio": 0.75} | options
+    return [random_crop(image, labels, example_rng(0, 0, i), **options)[1] for i in range(tries)]
+
+
+@pytest.mark.parametrize("other", [0, 254])
+def test_unlabelled_pixels_are_one_class(other):
+    """Left half of one class, right half of another or unlabelled: a crop across the border is looked for."""
+    labels = np.full((12, 60), 3, np.int32)
+    labels[:, 30:] = other
+    mixed = lambda crops: np.mean([0.25 <= (crop == 3).mean() <= 0.75 for crop in crops])  # noqa: E731
+    assert mixed(windows(labels, category_max_ratio=1.0)) < 0.3
+    assert mixed(windows(labels)) > 0.75
+    assert (mixed(windows(labels, count_unlabelled=False)) > 0.75) == (other == 0)
+
+
+def test_a_crop_wants_two_classes():
+    """Ten small patches of one class each: no class may have more than all of a crop, so that only the count tells."""
+    labels = np.full((12, 120), 255, np.int32)
+    for i in range(10):
+        labels[:, 12 * i : 12 * i + 3] = i % 5
+    two = lambda crops: np.mean([len(set(np.unique(crop)) - {255}) == 2 for crop in crops])  # noqa: E731
+    loose = {"category_max_ratio": 0.9999}
+    assert two(windows(labels, **loose, least_classes=1)) > 0.8  # a share of all is one class: drawn again too
+    assert two(windows(labels, **loose, least_classes=3)) < 0.5  # there is none with three: the last draw stays
+    assert two(windows(labels, category_max_ratio=1.0)) < 0.5
+
+
+@pytest.mark.parametrize(("ratio", "draws"), [(0.75, 11), (1.0, 1)])
+def test_ignored_pixels_are_no_class(ratio, draws):
+    """A class beside nothing but 255 has every crop to itself: ten more are drawn, and the last one stays."""
+    labels = np.full((12, 60), 255, np.int32)
+    labels[:, :30] = 3
+    drawn = []
+
+    class Counting(np.random.Generator):
+        def integers(self, high):
+            drawn.append(high)
+            return 0
+
+    random_crop(
+        np.zeros((12, 60, 3), np.uint8), labels, Counting(np.random.PCG64(0)), size=12, category_max_ratio=ratio
+    )
+    assert drawn == [1, 49] * draws
 
 
 def test_saturation_and_hue_are_those_of_hsv():

@@ -2,11 +2,12 @@
 
 import json
 
+import jax
 import pytest
 from tiny_distill import CLASSES, STUDENT, config_of
 
 from maskclip_jax.distill.config import AugmentConfig, DistillConfig
-from maskclip_jax.distill.students import StudentConfig
+from maskclip_jax.distill.students import StudentConfig, create_student
 from maskclip_jax.errors import UserError
 
 
@@ -71,6 +72,12 @@ def test_missing_keys():
         ({"mode": "supervised", "student": StudentConfig(12, classifier="learned", num_classes=4)}, "5, not 4"),
         ({"classes": tuple(map(str, range(255)))}, "255"),
         ({"augmentation": {"scale": (2.0, 0.5)}}, "scale"),
+        ({"augmentation": {"within": (520, 520), "short_side": 512}}, "short_side or within"),
+        ({"augmentation": {"within": (520, 0)}}, "at least one pixel"),
+        ({"augmentation": {"short_side": 0}}, "at least one pixel"),
+        ({"augmentation": {"interpolation": "lanczos"}}, "bilinear, opencv"),
+        ({"augmentation": {"crop_retries": -1}}, "are counts"),
+        ({"dtype": "float16"}, "float64"),
     ],
 )
 def test_contradictions(change, words):
@@ -82,6 +89,16 @@ def test_contradictions(change, words):
         config_of(**change)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_sixty_four_bits_are_asked_for_by_name():
+    """Without them JAX would compute in 32 and say little about it."""
+    config = config_of(dtype="float64")
+    assert DistillConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(UserError, match="set JAX_ENABLE_X64=1"):
+        create_student(config.student_config)
+    with jax.enable_x64(True):
+        assert create_student(config.student_config).config.dtype == "float64"
 
 
 def test_label_values_with_background():

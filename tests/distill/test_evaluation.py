@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_distill import CLASSES, config_of, pretrained_clip, setup, text_rows
+from tiny_distill import CLASSES, STUDENT, config_of, pretrained_clip, setup, text_rows
 from tiny_run import HERE
 
-from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.preprocess import Preprocess, interpolation_matrix
 from maskclip_jax.data.sources import ArraySource, Example
 from maskclip_jax.distill import views
 from maskclip_jax.distill.config import AugmentConfig
 from maskclip_jax.distill.evaluation import _evaluate, evaluate_student, evaluate_teacher
 from maskclip_jax.distill.step import make_eval_step
-from maskclip_jax.distill.views import Counter, Reader
+from maskclip_jax.distill.students import create_student
+from maskclip_jax.distill.views import MOST_WAITING, Counter, Reader, batches
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate import confusion_matrix
 from maskclip_jax.segment.predict import segment_images
@@ -201,6 +202,47 @@ def test_the_short_side_of_training_is_that_of_scoring():
     scores = evaluate_student(config, variables, frozen.text, source)
     assert scores.confusion.sum() == 32 * 48  # counted on the annotation's own pixels
     assert scores.protocol["short side"] == 64
+
+
+@pytest.mark.parametrize("stem", ["v1c", "clip"])
+@pytest.mark.parametrize("fidelity", ["clip", "released"])
+def test_students_see_no_padding(stem, fidelity):
+    """An image of odd sides, by hand: the student's own cells of just its pixels, brought to them as its habits say."""
+    config = config_of(teacher_fidelity=fidelity, student=dataclasses.replace(STUDENT, stem=stem))
+    _, frozen, _, state = setup(config)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    image = RNG.integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)[:45, :61]
+    labels = RNG.integers(0, 5, (45, 61)).astype(np.int32)
+    pixels = (image.astype(np.float32) / 255 - config.image_mean) / np.asarray(config.image_std)
+    plain = create_student(dataclasses.replace(config.student_config, bn_axis_name=None))
+    logits = np.asarray(jax.jit(plain.apply)(variables, jnp.asarray(pixels[None], jnp.float32), frozen.text))[0]
+    cells = (6, 8) if stem == "v1c" else (5, 7)  # CLIP's pools drop what is left over
+    assert logits.shape == (*cells, 5)
+    if fidelity == "released":
+        rows, columns = (interpolation_matrix(n, side) for n, side in zip(cells, (45, 61), strict=True))
+    else:  # cell i is in the middle of pixels 8 i … 8 i + 7
+        rows, columns = (interpolation_matrix(n, 8 * n) for n in cells)
+        rows, columns = (
+            np.concatenate([m, m[-1:].repeat(8, 0)])[:side] for m, side in zip((rows, columns), (45, 61), strict=True)
+        )
+    expected = np.einsum("yh,hwc,xw->yxc", rows, logits, columns).argmax(-1)
+    found = evaluate_student(config, variables, frozen.text, ArraySource(image[None], labels[None]))
+    assert np.abs(found.confusion - np.asarray(confusion_matrix(labels, expected, 5))).sum() <= 4
+
+
+def test_many_sizes_do_not_wait_for_ever():
+    """Images of which no two are alike leave before all of them are in memory, each once."""
+    read = []
+
+    def examples():
+        for n in range(2 * MOST_WAITING):
+            read.append(n)
+            yield (np.full(n, n),)
+
+    found = batches(examples(), lambda example: 8)
+    first = next(found)
+    assert len(read) == MOST_WAITING + 1
+    assert sorted(len(one[0]) for batch in (first, *found) for one in batch) == read
 
 
 def test_all_devices_count(tmp_path):

@@ -1,5 +1,6 @@
 """The loop: what a run writes, exact resume after a crash and after Ctrl-C, and its one-line stops."""
 
+import argparse
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_run import arrays_of, run_config, train, write_data
 
+from maskclip_jax.commands import common
 from maskclip_jax.data.sources import open_source
 from maskclip_jax.distill import hosts
 from maskclip_jax.distill.checkpoint import Checkpoints
@@ -88,9 +90,42 @@ def test_the_trained_student_comes_back(whole, caplog):
     records = [r for r in read_metrics(workdir) if "eval/mIoU" in r]
     assert 100 * scores.mean_iou == pytest.approx(records[-1]["eval/mIoU"], rel=1e-6)
     best = max(records, key=lambda r: r["eval/mIoU"])
-    assert load_student(workdir).step == best["step"]
+    assert load_student(workdir, "best").step == best["step"]
     with pytest.raises(UserError, match="step 3 was asked for"):
         load_student(workdir, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "step", "words"),
+    [
+        (None, 8, "step 8 of 8, the latest"),
+        ("latest", 8, "step 8 of 8, the latest"),
+        (4, 4, "step 4 of 8, as asked for"),
+        ("best", None, "which chose it"),
+    ],
+)
+def test_commands_take_the_latest_unless_asked_otherwise(whole, capsys, asked, step, words):
+    """What the evaluation data chose must say so: its score on these data is too good."""
+    config, workdir, _ = whole
+    trained = common.load_run(argparse.Namespace(model=str(workdir), checkpoint=asked))
+    said = capsys.readouterr().out
+    assert words in said
+    assert said.count("\n") == 1
+    assert step in (None, trained.step)
+    if asked == "best":
+        records = [r for r in read_metrics(workdir) if "eval/mIoU" in r]
+        assert trained.step == max(records, key=lambda r: r["eval/mIoU"])["step"]
+        assert config.eval_data in said
+
+
+def test_a_checkpoint_of_what_is_no_run():
+    for text, value in (("latest", "latest"), ("best", "best"), ("0400", 400)):
+        assert common.checkpoint(text) == value
+    for text in ("newest", "-1", "1.5", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="latest, best, or a step, not"):
+            common.checkpoint(text)
+    with pytest.raises(UserError, match="--checkpoint chooses among a run's, but embedded is no folder of a run"):
+        common.load_model(argparse.Namespace(model="embedded", checkpoint="best"))
 
 
 def arrays_of_part(state, part):

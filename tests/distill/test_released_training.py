@@ -105,17 +105,13 @@ def compare_weights(before: TrainState, state: TrainState) -> None:
     )
     theirs = released_arrays(start, "before/", "zero_shot/after/")
     moved = apart = 0
-    for (path, value), now, then in zip(
-        jax.tree_util.tree_leaves_with_path(theirs), jax.tree.leaves(ours), jax.tree.leaves(start), strict=True
-    ):
+    for value, now, then in zip(*map(jax.tree.leaves, (theirs, ours, start)), strict=True):
         difference, step = np.abs(now - value), np.abs(then - value)
-        if not step.any():
-            continue
-        print(
-            f"{difference.max() / np.abs(value).max():.4f} {difference.sum() / step.sum():.4f} {jax.tree_util.keystr(path)}"
-        )
+        if step.any():  # the figures hold some arrays of each part only
+            assert difference.max() <= 0.02 * np.abs(value).max()
         moved, apart = moved + step.sum(), apart + difference.sum()
-    print(apart / moved)
+    print(f"of the way of the float32 run, {apart / moved:.3f} is another")
+    assert 0 < apart < 0.05 * moved
 
 
 @pytest.mark.slow
