@@ -1,9 +1,12 @@
 """Pictures: colours where the masks are, legends that tell the truth, sheets whose panels lie where they should."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from maskclip_jax import visualize as vi
+from maskclip_jax.data import fonts
 from maskclip_jax.errors import UserError
 
 PALETTE = np.array([[255, 0, 0], [0, 200, 0], [0, 0, 255]], np.uint8)
@@ -146,3 +149,51 @@ def test_heat_map_is_brightest_where_the_score_is():
     assert flat.dtype == np.uint8
     with pytest.raises(UserError, match="finite"):
         vi.heat_map(np.zeros((1, 1, 3), np.uint8), np.full((1, 1), np.nan, np.float32))
+
+
+READ = {
+    "größter Hund": "grosster Hund",
+    "e\u0301lan, Łódź, Ænima": "elan, Lodz, Aenima",
+    "собака Ёлка": "sobaka Elka",
+    "σκύλος": "skylos",
+    "いぬ": "inu",
+    "개": "gae",
+    "犬": "U+72AC",
+    "🐕 wow": "dog wow",
+    "“q” – a\u200bb\n c": '"q" - ab c',
+}
+
+
+@pytest.mark.parametrize("text", READ)
+def test_names_are_readable_without_a_font_for_them(monkeypatch, text):
+    """Never a box: what is drawn has a picture in the font for each of its letters."""
+    monkeypatch.setattr(fonts, "_system_fonts", tuple)
+    drawn, font = fonts.lettering(text, 20)
+    assert drawn == READ[text]
+    box = bytes(font.getmask("\U0010ffff"))
+    assert all(bytes(font.getmask(letter)) != box for letter in drawn if letter != " ")
+    same = [vi.LegendEntry(text, (1, 2, 3), "5%")], [vi.LegendEntry(READ[text], (1, 2, 3), "5%")]
+    first, second = (vi.draw_legend(entries, 400) for entries in same)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_font_of_the_system_is_taken_where_it_has_the_letters(monkeypatch):
+    """The first that has them all; ASCII and the numbers stay in Pillow's own."""
+    letters = {None: "", "no": "", "latin": "é", "all": "é犬"}
+    sizes = {"latin": 11, "all": 12}  # to tell them apart
+
+    def has(file, wanted):
+        return all(letter.isascii() or letter in letters[file and file.stem] for letter in wanted)
+
+    monkeypatch.setattr(fonts, "_system_fonts", lambda: (Path("no.ttf"), Path("latin.ttf"), Path("all.ttf")))
+    monkeypatch.setattr(fonts, "_has", has)
+    monkeypatch.setattr(fonts, "_loaded", lambda file, size: fonts.default_font(sizes[file.stem]))
+    for text, drawn, size in (("e\u0301te", "éte", 11), ("é犬", "é犬", 12), ("dog", "dog", 20), ("猫", "U+732B", 20)):
+        found, font = fonts.lettering(text, 20)
+        assert (found, font.size) == (drawn, size)
+
+
+def test_a_damaged_font_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(fonts, "_system_fonts", lambda: (tmp_path / "a.ttf",))
+    assert fonts.lettering("é", 20)[0] == "e"

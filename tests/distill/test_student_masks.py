@@ -109,5 +109,9 @@ def test_from_the_command_line(tmp_path, capsys):
         assert status(["segment", str(photo), "--model", str(workdir), "--out", str(refused), *options]) == 2
         assert message in capsys.readouterr().err
         assert not refused.exists()
+    scores = tmp_path / "scores.json"
+    assert status(["evaluate", config.train_data, "--model", str(workdir), "--out", str(scores)]) == 0
+    assert json.loads(scores.read_text())["settings"]["scales"] == [1.0]
+    capsys.readouterr()
     assert status(["segment", str(photo), "--out", str(out)]) == 2
     assert "--classes is missing" in capsys.readouterr().err

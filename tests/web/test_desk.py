@@ -12,6 +12,7 @@ from maskclip_jax import cli
 from maskclip_jax.errors import UserError
 from maskclip_jax.web.ask import Ask, read_ask
 from maskclip_jax.web.desk import SHOWN, Desk, Gone, scene_names, shown_size
+from maskclip_jax.web.shelf import Shelf
 
 WORDS = "sheep, ball, sun, person, sand, sky"
 
@@ -168,3 +169,20 @@ def test_sizes():
     assert shown_size((128, 128)) == (128, 128)
     assert shown_size((3000, 4000)) == (576, 768)
     assert shown_size((1, 9000)) == (1, 768)
+
+
+def test_an_upload_is_read_as_a_file_is():
+    """Turned as it says, in every format; too many pixels are told before anything is decoded."""
+    desk, pixels = (
+        Desk(Shelf(["none"], pytest.fail), most_pixels=1000),
+        np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3),
+    )
+    for kind, options in (
+        ("TIFF", {"tiffinfo": {274: 6}}),
+        ("PNG", {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"}),
+    ):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, kind, **options)
+        found = desk.receive(file.getvalue(), "a")
+        assert (found["height"], found["width"]) == (30, 20)
+        np.testing.assert_array_equal(decoded(desk.picture(found["image"])), pixels[::-1].swapaxes(0, 1))
