@@ -172,7 +172,8 @@ def test_config_files_with_wrong_types():
     values = CONFIG.to_dict()
     for key, wrong in (
         ("student", None), ("student", []), ("student", {"width": "a"}), ("student", {"width": 1.5}),
-        ("student", {"width": True}), ("student", {"width": 8, "layers": [1, 2]}), ("student", {"width": 8, "rates": 3}),
+        ("student", {"width": True}), ("student", {"width": 8, "layers": [1, 2]}),
+        ("student", {"width": 8, "rates": 3}),
         ("student", {"width": 8, "dtype": 7}), ("student", {"width": 8, "backbone": ["small"]}),
         ("augmentation", 3), ("augmentation", {"scale": "ab"}), ("augmentation", {"flip": None}),
         ("classes", 5), ("classes", [1, 2]), ("steps", "8"), ("steps", None), ("steps", 1e30), ("seed", [0]),
