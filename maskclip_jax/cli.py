@@ -9,8 +9,9 @@ import os
 import sys
 import warnings
 
-from maskclip_jax.commands.common import complain
+from maskclip_jax.commands.common import MOST_MESSAGE, complain
 from maskclip_jax.commands.memory import keep_memory
+from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
 COMMANDS = {
@@ -29,7 +30,7 @@ STARTS_AGAIN = "nothing is kept to go on from, the same command starts from the 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        self.exit(2, f"error: {message} (see: {self.prog} --help)\n")
+        self.exit(2, f"error: {cut(message, MOST_MESSAGE)} (see: {self.prog} --help)\n")
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

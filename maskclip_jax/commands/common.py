@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from maskclip_jax.data.whole_files import as_text as as_text
+from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
+MOST_MESSAGE = 2000  # characters: what somebody sent in may be a megabyte
 METHOD_OPTIONS = ("method", "synonyms", "probability_scale", "pamr")
 
 
@@ -42,7 +44,7 @@ def place(text: str) -> Path:
 
 def complain(message: Exception | str, kind: str = "error") -> None:
     """One line on stderr, whatever the message holds (file names may hold line breaks)."""
-    print(f"{kind}:", " ".join(str(message).split()), file=sys.stderr)
+    print(f"{kind}:", cut(str(message), MOST_MESSAGE), file=sys.stderr)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
     python run.py distill experiments/distill_scenes.py --out runs/scenes
     python run.py distill experiments/distill_scenes.py:zero_shot --set steps=2000 seed=1 --out runs/zero-shot
 
+The experiment file is executed as Python, with all your rights: run only files that you trust, as with any program.
 The same command goes on where it stopped; a folder of another config is refused. On several hosts, run it on every one,
 with MASKCLIP_COORDINATOR and its companions set, or --cluster where JAX finds the hosts by itself (TPU pods, Slurm).
 """
@@ -15,7 +16,7 @@ from maskclip_jax.commands import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", help="FILE.py or FILE.py:VARIANT; the file is run as Python")
+    parser.add_argument("experiment", help="FILE.py or FILE.py:VARIANT; the file is executed: use files you trust")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend", help="changes to its config"
     )

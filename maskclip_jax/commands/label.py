@@ -2,6 +2,7 @@
 
     python run.py label photos --classes "dog, sofa, window" --out labels
     python run.py label photos --classes voc20 --out labels --shard 0/4        (on the first of four machines)
+    python run.py label photos --model runs/scenes --out labels                (a student of `distill`)
 
 DATA is a folder of images (with all folders in it), or anything `evaluate` takes. Writes labels/NAME.png, the tree of
 the images mirrored, or with --format records a TFDS data set of array_record shards; shards/ and manifest.json hold
@@ -45,7 +46,7 @@ def share(text: str) -> tuple[int, int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="the images")
-    parser.add_argument("--classes", required=True, help="what to look for, as in segment")
+    parser.add_argument("--classes", help="what to look for, as in segment (a student knows its own)")
     parser.add_argument("--out", type=common.place, required=True, help="folder to write to, the same one on all hosts")
     parser.add_argument("--format", choices=("png", "records"), default="png", help="files, or a TFDS data set")
     parser.add_argument("--confidence", action="store_true", help="also each pixel's confidence, 0..255")
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
     from maskclip_jax.data.vocabulary import parse_classes
     from maskclip_jax.data.whole_files import locked
     from maskclip_jax.distill.hosts import wait_for_all
+    from maskclip_jax.distill.layout import is_run
     from maskclip_jax.segment import label, label_files, label_records
     from maskclip_jax.segment.predict import prediction_settings
 
@@ -89,14 +91,22 @@ def run(args: argparse.Namespace) -> None:
     options = label.LabelOptions(
         args.format, args.confidence, args.top_k or 0, args.features, args.shard_size, args.on_error
     )
-    classes = parse_classes(args.classes)
     corpus = open_corpus(args.data)
     _check_apart(args, corpus)
-    settings = prediction_settings(classes, common.load_model(args), **common.reading_options(args))
-    label.check_options(settings, options)
+    if is_run(args.model):
+        settings, classes = _student(args), []
+    elif args.classes is None:
+        raise UserError("a CLIP must be told what to look for, but --classes is missing: name it")
+    else:
+        classes = [list(entry) for entry in parse_classes(args.classes)]
+        model = common.load_model(args)
+        settings = prediction_settings(parse_classes(args.classes), model, **common.reading_options(args))
+        label.check_options(settings, options)
     out = common.output_folder(args.out)
     record = {name: value for name, value in vars(args).items() if name not in PLACE}
-    record |= {"classes": [list(entry) for entry in classes], "images": corpus.identity()}
+    record |= {"classes": classes, "images": corpus.identity()}
+    if not classes:  # a run may go on after its masks were made
+        record |= {"classes": list(settings.names), "step": settings.step}
     label_files.begin(out, record)
     shards = label.shard_count(corpus, options)
     part = list(range(worker, shards, workers))
@@ -134,6 +144,17 @@ def run(args: argparse.Namespace) -> None:
         label_records.write_tfds_metadata(out, shards, features, settings.names)
     counts = label_files.finish(out, shards, record)["counts"]
     print(f"{out} holds the masks of {counts['images']} images ({counts['skipped']} skipped): {out / 'manifest.json'}")
+
+
+def _student(args: argparse.Namespace):
+    from maskclip_jax.distill.predict import StudentLabeller
+    from maskclip_jax.distill.workdir import load_student
+
+    refused = ("classes", "templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
+    refused += ("background_threshold", "protocol", "scales", "flip", "top_k", "features", "tokenizer", "dense_stride")
+    common.refuse_for_students(args, (*refused, *common.METHOD_OPTIONS))
+    trained = load_student(args.model)
+    return StudentLabeller(trained, short_side=args.short_side, batch_size=args.batch_size)
 
 
 def _check_apart(args: argparse.Namespace, corpus) -> None:

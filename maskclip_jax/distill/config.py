@@ -14,7 +14,9 @@ from typing import Any
 
 from maskclip_jax.clip.attentions import METHODS
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes
+from maskclip_jax.data.whole_files import cut
 from maskclip_jax.distill.students import StudentConfig
+from maskclip_jax.distill.students.student import check_ranges
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate import IGNORE as IGNORE
 
@@ -32,6 +34,20 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", "float64"),
     "optimizer": ("sgd", "adamw"),
 }
+
+# What a number may be: beyond these a run fails later, or asks for more memory than there is anywhere.
+RANGES = {
+    "steps": (1, 10**9), "batch_size": (1, 2**16), "accumulate": (1, 2**16), "crop_size": (8, 2**14),
+    "guided_steps": (0, 10**9), "evaluate_every": (1, 10**12), "checkpoint_every": (1, 10**12),
+    "log_every": (1, 10**12), "keep_last": (1, 10**6), "seed": (0, 2**32 - 1), "learning_rate": (0, 1e3),
+    "min_learning_rate": (0, 1e3), "backbone_rate": (0, 1e3), "power": (0, 100), "momentum": (0, 1),
+    "weight_decay": (0, 100), "image_mean": (-1e3, 1e3), "image_std": (1e-6, 1e3), "dense_stride": (8, 32),
+}  # fmt: skip
+AUGMENT_RANGES = {
+    "short_side": (1, 2**16), "long_side": (1, 2**16), "scale": (1e-3, 100), "crop_retries": (0, 10**4),
+    "brightness": (0, 255), "contrast": (1e-6, 100), "saturation": (1e-6, 100), "hue": (0, 360),
+}  # fmt: skip
+MOST_PIXELS = 2**34  # of a micro-batch, over all devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +86,7 @@ class AugmentConfig:
     hue: float = 36.0
 
     def __post_init__(self):
+        check_ranges(self, AUGMENT_RANGES, "augmentation.")
         for name in ("scale", "contrast", "saturation"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
@@ -186,11 +203,13 @@ class DistillConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 options = ", ".join(map(str, allowed))
-                raise UserError(f"{name} is one of {options}, but {getattr(self, name)!r} came: choose one of them")
-        for name in ("steps", "batch_size", "accumulate", "crop_size", "evaluate_every", "checkpoint_every",
-                     "log_every", "keep_last"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is at least 1, but {getattr(self, name)} came")
+                raise UserError(f"{name} is one of {options}, but {cut(getattr(self, name))} came: choose one of them")
+        check_ranges(self, RANGES)
+        if (pixels := self.batch_size * self.crop_size**2 // self.accumulate) > MOST_PIXELS:
+            raise UserError(
+                f"a micro-batch has at most {MOST_PIXELS:,} pixels, but batch_size {self.batch_size} and crop_size "
+                f"{self.crop_size} make {pixels:,}: lower one, or raise accumulate"
+            )
         for name in ("prompt_denoising", "key_smoothing", "conf_thresh"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
@@ -210,7 +229,9 @@ class DistillConfig:
             raise UserError(f"labels are classes below {UNLABELLED}, but there are {self.num_classes}: use fewer")
         unknown = sorted(set(self.unseen) - {str(name) for name in self.class_names})
         if unknown or len(set(self.unseen)) != len(self.unseen):
-            raise UserError(f"unseen names classes, each once, but {unknown or list(self.unseen)} came: correct them")
+            raise UserError(
+                f"unseen names classes, each once, but {cut(unknown or list(self.unseen))} came: correct them"
+            )
         splits = self.mode in ("zero-shot", "finetuned-clip")
         if splits and not 0 < len(self.unseen) < len(self.class_names):
             raise UserError(f"{self.mode} needs some unseen classes, not none or all: name them in unseen")
@@ -310,12 +331,13 @@ class DistillConfig:
 
 def _read(cls: type, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} is a set of keys, but {values!r} came")
-    if cls is StudentConfig:
-        return StudentConfig.from_dict(dict(values))
+        raise UserError(f"{where} is a set of keys, but {cut(values)} came")
     hints = typing.get_type_hints(cls)
+    if cls is StudentConfig:
+        typed = {k: _value(hints[k], v, f"{where}.{k}") if k in hints else v for k, v in values.items()}
+        return StudentConfig.from_dict(typed)
     if unknown := sorted(set(values) - set(hints)):
-        raise UserError(f"{where} has unknown keys {unknown}: known are {sorted(hints)}")
+        raise UserError(f"{where} has unknown keys {cut(unknown)}: known are {sorted(hints)}")
     fields = dataclasses.fields(cls)
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING and f.name not in values]
     if needed:
@@ -339,4 +361,4 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         elif isinstance(arm, type) and isinstance(value, arm) and (arm is bool or not isinstance(value, bool)):
             return value
     wanted = getattr(hint, "__name__", str(hint)) if not arms else str(hint)
-    raise UserError(f"{where} is {wanted}, but {value!r} came: correct it")
+    raise UserError(f"{where} is {wanted}, but {cut(value)} came: correct it")

@@ -1,6 +1,7 @@
 """Experiment files and `--set key=value`: Python that ends in a `DistillConfig`, and typed changes to it.
 
-An experiment file defines `config(name="…") -> DistillConfig`; `FILE.py:NAME` asks for one of its variants.
+An experiment file defines `config(name="…") -> DistillConfig`; `FILE.py:NAME` asks for one of its variants. The file
+is executed, with all rights of who runs it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from maskclip_jax.data.whole_files import cut, reason
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.errors import UserError
 
@@ -48,7 +50,7 @@ def with_overrides(config: DistillConfig, overrides: Sequence[str]) -> DistillCo
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"a change is key=value, but {override!r} came: for example batch_size=8")
+            raise UserError(f"a change is key=value, but {cut(override)!r} came: for example batch_size=8")
         _assign(DistillConfig, values, key.strip(), key.strip(), text.strip())
     return DistillConfig.from_dict(values)
 
@@ -57,15 +59,15 @@ def _assign(cls: type, values: dict[str, Any], key: str, where: str, text: str) 
     name, dot, rest = key.partition(".")
     hints = typing.get_type_hints(cls)
     if name not in hints:
-        raise UserError(f"{where} is no key of the config: known are {', '.join(hints)}")
+        raise UserError(f"{cut(where)} is no key of the config: known are {', '.join(hints)}")
     hint = hints[name]
     if dataclasses.is_dataclass(hint):
         if not dot:
             inner = ", ".join(f"{name}.{field}" for field in list(typing.get_type_hints(hint))[:4])
-            raise UserError(f"{where} has keys of its own: set one of {inner}, …")
+            raise UserError(f"{cut(where)} has keys of its own: set one of {inner}, …")
         _assign(hint, values[name], rest, where, text)
     elif dot:
-        raise UserError(f"{where} is no key of the config: {name} has no keys of its own")
+        raise UserError(f"{cut(where)} is no key of the config: {cut(name)} has no keys of its own")
     else:
         values[name] = _parsed(hint, text, where)
 
@@ -81,7 +83,7 @@ def _parsed(hint: Any, text: str, where: str) -> Any:
         if found:
             return value
     names = " or ".join("null" if arm is type(None) else getattr(arm, "__name__", str(arm)) for arm in arms)
-    raise UserError(f"{where} takes {names}, but {text!r} came: correct it")
+    raise UserError(f"{where} takes {names}, but {cut(text)!r} came: correct it")
 
 
 def _as(arm: Any, text: str) -> tuple[bool, Any]:
@@ -99,7 +101,7 @@ def _as(arm: Any, text: str) -> tuple[bool, Any]:
         return fits and all(found for found, _ in parsed), [value for _, value in parsed]
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # "((((…"
         return False, None
     if arm is float and type(value) in (int, float):
         return True, float(value)
@@ -119,8 +121,9 @@ def _run_file(path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the experiment {path} does not run ({type(error).__name__}: {reason}): correct it") from error
+        raise UserError(
+            f"the experiment {path} does not run ({type(error).__name__}: {reason(error)}): correct it"
+        ) from error
     finally:
         sys.path[:] = before
     return module

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from maskclip_jax.data.preprocess import Preprocess, prepare
+from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.distill.views import Reader
 from maskclip_jax.distill.workdir import TrainedStudent
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.predict import Image, Segmentation, chunks, in_order, segmentation_of
-from maskclip_jax.segment.upsample import label_pixels
+from maskclip_jax.segment.upsample import PixelMaps, label_pixels
 
 LOOKAHEAD = 64  # images whose sizes are looked at together, at most
 
@@ -76,6 +76,33 @@ def iter_student_segmentations(
             yield segmentation_of(maps, [names[label] for label in chosen])
 
 
+class StudentLabeller:
+    """A trained student as what `segment.label` labels with: its own classes, on this host's first device."""
+
+    def __init__(self, trained: TrainedStudent, *, short_side: int | None, batch_size: int):
+        self.names, self.batch_size, self.step = trained.config.label_names, batch_size, trained.step
+        self._reader = student_reader(trained.config)
+        self._preprocess = self._reader.preprocess
+        if short_side is not None:
+            self._preprocess = dataclasses.replace(self._preprocess, short_side=short_side, long_side=None, within=None)
+        self._variables = jax.device_put({"student": trained.variables, "text": trained.text})
+
+    def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> PreparedImage:
+        return prepare(image, self._preprocess, least=self._reader.least)
+
+    def scores(self, images: Sequence[tuple], wanted: set[int], *, top_k: int, features: bool) -> Iterator[tuple]:
+        del top_k, features  # of a CLIP's cells; the command refuses them
+        prepared = [one for _, one in images]
+        for row, upsampled in _prepared_scores(prepared, self._reader, self._variables, self.batch_size, wanted):
+            yield row, upsampled, {}
+
+    def maps(self, upsampled: tuple[np.ndarray, np.ndarray, np.ndarray]) -> PixelMaps:
+        return label_pixels(*upsampled, np.arange(len(self.names)), scale=np.float32(1), smoothed=False, least=0.0)
+
+    def geometry(self, prepared: PreparedImage) -> dict[str, Any]:
+        return {"valid": prepared.valid, "original": prepared.original}
+
+
 def chosen_labels(config: DistillConfig, classes: Sequence[str] | None) -> list[int]:
     """Label values of the classes asked for, and the background's. Raises UserError for a class it does not know."""
     names = config.label_names
@@ -98,19 +125,30 @@ def _scores(
     preprocess: Preprocess,
     batch_size: int,
 ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """(index, (scores of the cells, the two upsampling matrices)) of every image, size by size."""
+    """(index, (scores of the cells, the two upsampling matrices)) of every image, padded size by padded size."""
+    prepared = [prepare(image, preprocess, least=reader.least) for image in images]
+    yield from _prepared_scores(prepared, reader, variables, batch_size, set(range(len(prepared))))
+
+
+def _prepared_scores(
+    prepared: Sequence[PreparedImage], reader: Reader, variables: Any, batch_size: int, wanted: set[int]
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """The same of the wanted ones; batches are made of all, so that they are the same whatever is wanted."""
     groups: dict[tuple[int, ...], list] = defaultdict(list)
-    for index, image in enumerate(images):
-        one = prepare(image, preprocess, least=reader.least)
+    for index, one in enumerate(prepared):
         groups[one.pixels.shape].append((index, one))
     for members in groups.values():
         size = batch_size if 2 * len(members) > batch_size else 1  # two programs for a size at most
         for start in range(0, len(members), size):
             part = members[start : start + size]
+            if wanted.isdisjoint(index for index, _ in part):
+                continue
             pixels = np.zeros((size, *part[0][1].pixels.shape), np.float32)
             pixels[: len(part)] = [one.pixels for _, one in part]
             scores = np.asarray(_apply(reader, variables, pixels), np.float32)
             for row, (index, one) in enumerate(part):
+                if index not in wanted:
+                    continue
                 sides = zip(scores.shape[1:3], one.valid, one.original, strict=True)
                 yield index, (scores[row], *(reader.matrix(*side) for side in sides))
 

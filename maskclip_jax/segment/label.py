@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,14 +25,11 @@ from maskclip_jax.data.corpus import Corpus, Read
 from maskclip_jax.data.preprocess import PreparedImage
 from maskclip_jax.data.whole_files import is_count
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.label_cells import Devices, whole_cells
 from maskclip_jax.segment.label_files import damaged_shards, read_shard, undo_shard, write_shard
 from maskclip_jax.segment.label_store import Entry, FileStore, Labelled, PartGone, RecordStore, Store
+from maskclip_jax.segment.labellers import Labeller, labeller_of
 from maskclip_jax.segment.pixelwise import needs_every_pixel
-from maskclip_jax.segment.predict import labelled_pixels
 from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.whole import Upsampled
-from maskclip_jax.segment.windowed import window_scores
 
 BATCHES_OF_A_BLOCK = 8  # a block is this many batches' worth of images: few are half empty, and it fits memory
 FORMS = ("png", "records")
@@ -82,7 +78,7 @@ def check_options(settings: PredictionSettings, options: LabelOptions) -> None:
 
 def label_shard(
     corpus: Corpus,
-    settings: PredictionSettings,
+    settings: PredictionSettings | Labeller,
     options: LabelOptions,
     out: Path,
     shard: int,
@@ -94,6 +90,7 @@ def label_shard(
     """Labels what of one shard is not labelled yet, and writes the shard's JSON, which it returns.
 
     Args:
+      settings: how a CLIP reads them, or what else labels.
       corpus: all images. The shard is images `shard · shard_size` … of it.
       scratch: folder where records wait until their shard is whole; None is in `out`.
       made_with: `settings_digest` of what the folder was begun with.
@@ -102,26 +99,26 @@ def label_shard(
     Raises:
       UserError: an image is damaged and `on_error` is "stop", two have one name, or nothing can be written.
     """
-    shards = shard_count(corpus, options)
+    labeller, shards = labeller_of(settings), shard_count(corpus, options)
     indices = range(len(corpus))[shard * options.shard_size : (shard + 1) * options.shard_size]
     if options.form == "records":
-        wanted = record_features(settings, options)
-        store: Store = RecordStore(out, scratch or out, settings.names, shard, shards, wanted)
+        wanted = record_features(labeller, options)
+        store: Store = RecordStore(out, scratch or out, labeller.names, shard, shards, wanted)
     else:
         cells = bool(options.top_k or options.features)
-        store = FileStore(out, settings.names, confidence=options.confidence, cells=cells)
+        store = FileStore(out, labeller.names, confidence=options.confidence, cells=cells)
     entries: dict[str, Entry] = {}
     skipped: dict[int, tuple[str, str]] = {}
-    size = BATCHES_OF_A_BLOCK * settings.batch_size
-    devices, names = _devices(settings), {}
+    size = BATCHES_OF_A_BLOCK * labeller.batch_size
+    names: dict[int, str] = {}
     blocks = [indices[start : start + size] for start in range(0, len(indices), size)]
     workers = min(os.cpu_count() or 1, 16)
     saving: collections.deque[tuple[str, Future[Entry]]] = collections.deque()
     with ThreadPoolExecutor(workers, "read") as readers, ThreadPoolExecutor(workers, "write") as writers:
         try:
-            for block, reading in _read_ahead(corpus, settings, options, store, blocks, readers, entries, names):
+            for block, reading in _read_ahead(corpus, labeller, options, store, blocks, readers, entries, names):
                 shared = entries, skipped, names, saving, 4 * workers
-                _label_block(corpus, block, reading, settings, options, devices, store, writers, *shared)
+                _label_block(corpus, block, reading, labeller, options, store, writers, *shared)
                 if progress is not None:
                     progress(len(entries) + len(skipped))
             for name, future in saving:
@@ -141,13 +138,13 @@ def label_shard(
             raise UserError(f"records that waited for shard {shard} have gone: run the same command again") from error
         store.clear()
         return found
-    pixels = sum((entries[name].pixels for name in done), np.zeros(len(settings.names), np.int64))
+    pixels = sum((entries[name].pixels for name in done), np.zeros(len(labeller.names), np.int64))
     found = {
         "shard": shard,
         "first": indices.start,
         "images": len(done),
         "bytes": sum(entries[name].size for name in done),
-        "pixels": dict(zip(settings.names, pixels.tolist(), strict=True)),
+        "pixels": dict(zip(labeller.names, pixels.tolist(), strict=True)),
         "skipped": [{"name": name, "reason": reason, "index": i} for i, (name, reason) in sorted(skipped.items())],
         "settings": made_with,
         "files": sealed or {path: digest for name in done for path, digest in entries[name].files.items()},
@@ -159,7 +156,7 @@ def label_shard(
 
 def review(
     corpus: Corpus,
-    settings: PredictionSettings,
+    settings: PredictionSettings | Labeller,
     options: LabelOptions,
     out: Path,
     mine: Sequence[int],
@@ -169,7 +166,7 @@ def review(
 
     `progress` is called with the number of shards looked at.
     """
-    shards, read = shard_count(corpus, options), _reader(corpus, settings, options)
+    shards, read = shard_count(corpus, options), _reader(corpus, labeller_of(settings), options)
     again = set(damaged_shards(out, mine, shards, progress))
     for shard in mine:
         skipped = (read_shard(out, shard, shards) or {"skipped": []})["skipped"]
@@ -181,19 +178,14 @@ def review(
     return [shard for shard in mine if read_shard(out, shard, shards) is None]
 
 
-@functools.lru_cache(maxsize=1)  # shard after shard: the variables are copied to the devices once
-def _devices(settings: PredictionSettings) -> Devices:
-    return Devices(settings)
-
-
 def shard_count(corpus: Corpus, options: LabelOptions) -> int:
     """How many shards there are."""
     return -(-len(corpus) // options.shard_size)
 
 
-def record_features(settings: PredictionSettings, options: LabelOptions) -> dict[str, Any]:
+def record_features(settings: Any, options: LabelOptions) -> dict[str, Any]:
     """Arguments of `label_records.tfds_features`."""
-    width = settings.config.embed_dim if options.features else None
+    width = labeller_of(settings).settings.config.embed_dim if options.features else None
     return {"confidence": options.confidence, "top_k": options.top_k, "width": width}
 
 
@@ -201,16 +193,16 @@ Reading = list[Future]  # of (Read, PreparedImage | None), or of the Exception t
 
 
 def _reader(
-    corpus: Corpus, settings: PredictionSettings, options: LabelOptions
+    corpus: Corpus, labeller: Any, options: LabelOptions
 ) -> Callable[[int], tuple[Read, PreparedImage | None] | Exception]:
-    encoded, whole = options.form == "records", settings.windows is None
+    encoded = options.form == "records"
 
     def read(index: int) -> tuple[Read, PreparedImage | None] | Exception:
         try:
             found = corpus.read(index, encoded=encoded)
-            if not whole:
+            prepared = labeller.prepare(found.image)
+            if prepared is None:
                 return found, None
-            prepared = settings.prepare(found.image)
             return found._replace(image=np.empty((0, 0, 3), np.uint8)), prepared  # pixels of photos fill memory
         except Exception as error:  # decoders raise anything on a damaged file; the caller names the image
             return error
@@ -220,7 +212,7 @@ def _reader(
 
 def _read_ahead(
     corpus: Corpus,
-    settings: PredictionSettings,
+    labeller: Any,
     options: LabelOptions,
     store: Store,
     blocks: Sequence[range],
@@ -233,7 +225,7 @@ def _read_ahead(
     def known(index: int) -> tuple[str, Entry | None]:
         return corpus.name(index), store.recall(corpus.name(index))
 
-    read = _reader(corpus, settings, options)
+    read = _reader(corpus, labeller, options)
     waiting: collections.deque[tuple[range, Reading]] = collections.deque()
     for block in blocks:
         if corpus.knows_names:
@@ -252,9 +244,8 @@ def _label_block(
     corpus: Corpus,
     block: range,
     reading: Reading,
-    settings: PredictionSettings,
+    labeller: Any,
     options: LabelOptions,
-    devices: Devices,
     store: Store,
     writers: ThreadPoolExecutor,
     entries: dict[str, Entry],
@@ -279,15 +270,10 @@ def _label_block(
             raise UserError(f"{names[index]} cannot be labelled: {reason} (--on-error skip goes on)") from found
         skipped[index] = names[index], reason
     wanted = {row for row, (found, _) in enumerate(images) if found.name not in entries}
-    if settings.windows is None:
-        cells = {"top_k": options.top_k, "with_features": options.features}
-        results = whole_cells([prepared for _, prepared in images], settings, devices, wanted, **cells)
-    else:
-        whole = window_scores([found.image for found, _ in images], settings)
-        results = ((row, upsampled, {}) for row, upsampled in whole if row in wanted)
+    results = labeller.scores(images, wanted, top_k=options.top_k, features=options.features)
 
-    def save(found: Read, prepared: PreparedImage | None, upsampled: Upsampled, cells: dict) -> Entry:
-        return store.save(_labelled(found, prepared, upsampled, cells, settings, options))
+    def save(found: Read, prepared: PreparedImage | None, upsampled: Any, cells: dict) -> Entry:
+        return store.save(_labelled(found, prepared, upsampled, cells, labeller, options))
 
     for row, upsampled, cells in results:
         found, prepared = images[row]
@@ -300,16 +286,14 @@ def _label_block(
 def _labelled(
     found: Read,
     prepared: PreparedImage | None,
-    upsampled: Upsampled,
+    upsampled: Any,
     cells: dict[str, np.ndarray],
-    settings: PredictionSettings,
+    labeller: Any,
     options: LabelOptions,
 ) -> Labelled:
-    maps = labelled_pixels(upsampled, settings)
+    maps = labeller.maps(upsampled)
     confidence = np.rint(255 * maps.confidence.clip(0, 1)).astype(np.uint8) if options.confidence else None
     if "classes" in cells:
-        cells["classes"] = cells["classes"].astype(np.uint8 if len(settings.names) <= 256 else np.uint16)
+        cells["classes"] = cells["classes"].astype(np.uint8 if len(labeller.names) <= 256 else np.uint16)
         cells["probabilities"] = cells["probabilities"].astype(np.float16)
-    geometry = {} if prepared is None else {"valid": prepared.valid, "original": prepared.original}
-    geometry["stride"] = settings.config.stride
-    return Labelled(found.name, found.encoded, maps.labels, confidence, cells, geometry)
+    return Labelled(found.name, found.encoded, maps.labels, confidence, cells, labeller.geometry(prepared))

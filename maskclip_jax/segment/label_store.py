@@ -15,12 +15,11 @@ processes on one shard write the same bytes to the same names.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,16 +165,12 @@ class RecordStore:
             raise UserError(f"records hold at most 255 classes, but {len(names)} came: use --format png")
         self.out, self.scratch, self.classes = out, scratch, len(names)
         self.shard, self.shards = shard, shards
-        self._features = features
-        self._parts = f"{PARTIAL}/shard-{shard:05d}"
-
-    @functools.cached_property
-    def serialize(self) -> Callable[[dict[str, Any]], bytes]:
-        """An example as the bytes of its record. Made when it is needed: importing TFDS takes seconds."""
+        # Here and not in a writer's thread: while TFDS is imported, imports of other threads (JAX's) go wrong.
         from maskclip_jax.data.datasets import stable_record
 
-        features = tfds_features(**self._features)
-        return lambda example: stable_record(features.serialize_example(example))
+        serializer = tfds_features(**features)
+        self._serialize = lambda example: stable_record(serializer.serialize_example(example))
+        self._parts = f"{PARTIAL}/shard-{shard:05d}"
 
     def recall(self, name: str) -> Entry | None:
         try:
@@ -190,7 +185,7 @@ class RecordStore:
             example["confidence"] = stored_label(found.confidence)
         for name, array in found.cells.items():
             example[name] = array.view(np.uint16) if name == "features" else array
-        record = self.serialize(example)
+        record = self._serialize(example)
         pixels = np.bincount(found.labels.ravel(), minlength=self.classes).astype(np.int64)
         head = json.dumps(_part_head(pixels.tolist(), record)).encode()
         write_whole(self.scratch, self._part(found.name), head + b"\n" + record)

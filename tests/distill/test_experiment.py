@@ -121,12 +121,68 @@ def test_changes_have_the_fields_type(change, key, value):
         ("batch_size", "a change is key=value"),
         ("=4", "a change is key=value"),
         ("mode=magic", "mode is one of"),
+        ("seed=-1", r"seed is within 0\.\."),
+        ("seed=99999999999999999999999", r"seed is within 0\.\."),
+        ("steps=-5", "steps is within 1"),
+        ("batch_size=0", "batch_size is within 1"),
+        ("batch_size=1000000000", "batch_size is within 1..65536, but 1000000000 came"),
+        ("crop_size=1000000000", "crop_size is within"),
+        ("accumulate=-1", "accumulate is within 1"),
+        ("learning_rate=1e999", "learning_rate is within"),
+        ("learning_rate=-1", "learning_rate is within"),
+        ("weight_decay=-0.1", "weight_decay is within"),
+        ("momentum=7", "momentum is within"),
+        ("image_std=0,1,1", "image_std is within"),
+        ("keep_last=0", "keep_last is within"),
+        ("dense_stride=-8", "dense_stride is within"),
+        ("guided_steps=-1", "guided_steps is within"),
+        ("student.width=-1", "student.width is within 1..65536, but -1 came"),
+        ("student.width=10000000", "student.width is within"),
+        ("student.layers=1,1,1,0", "student.layers is within"),
+        ("student.layers=1000000000,1,1,1", "student.layers is within"),
+        ("student.rates=0", "student.rates is within"),
+        ("student.rates=()", "student.rates is 1 to 64 numbers"),
+        ("student.base_width=0", "student.base_width is within"),
+        ("student.dropout=1.5", "dropout"),
+        ("augmentation.short_side=0", "augmentation.short_side is within"),
+        ("augmentation.crop_retries=1000000000", "augmentation.crop_retries is within"),
+        ("augmentation.hue=-1", "augmentation.hue is within"),
+        ("batch_size=" + "(" * 5000, "batch_size takes int"),
+        ("batch_size=" + "9" * 5000, "batch_size (takes int|is within)"),
+        ("x" * 100_000 + "=1", "x … is no key of the config"),
+        ("mode=" + "x" * 100_000, "mode is one of .*x …"),
+        ("y" * 100_000, "a change is key=value"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_one_line_for_changes_that_cannot_be(change, why):
     with pytest.raises(UserError, match=why) as error:
         with_overrides(CONFIG, [change])
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1500
+
+
+def test_batches_that_fit_nowhere_are_refused_together():
+    with pytest.raises(UserError, match="a micro-batch has at most 17,179,869,184 pixels, but batch_size 65536"):
+        with_overrides(CONFIG, ["batch_size=65536", "crop_size=1024"])
+    assert with_overrides(CONFIG, ["batch_size=65536", "crop_size=1024", "accumulate=16"]).batch_size == 65536
+
+
+def test_config_files_with_wrong_types():
+    values = CONFIG.to_dict()
+    for key, wrong in (
+        ("student", None), ("student", []), ("student", {"width": "a"}), ("student", {"width": 1.5}),
+        ("student", {"width": True}), ("student", {"width": 8, "layers": [1, 2]}),
+        ("student", {"width": 8, "rates": 3}),
+        ("student", {"width": 8, "dtype": 7}), ("student", {"width": 8, "backbone": ["small"]}),
+        ("augmentation", 3), ("augmentation", {"scale": "ab"}), ("augmentation", {"flip": None}),
+        ("classes", 5), ("classes", [1, 2]), ("steps", "8"), ("steps", None), ("steps", 1e30), ("seed", [0]),
+        ("image_mean", [1, 2]), ("image_std", ["a", "b", "c"]), ("mode", {}), ("x" * 10**5, 1),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as error:
+            DistillConfig.from_dict(values | {key: wrong})
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 1500
 
 
 def test_changes_are_made_together():

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from tiny_run import arrays_of, run_config, train, write_data
 
+from maskclip_jax.cli import run_command
 from maskclip_jax.commands import common
+from maskclip_jax.data.images import read_label_png
 from maskclip_jax.data.sources import open_source
 from maskclip_jax.distill import hosts
 from maskclip_jax.distill.checkpoint import Checkpoints
@@ -20,6 +22,7 @@ from maskclip_jax.distill.experiment import with_overrides
 from maskclip_jax.distill.layout import is_run
 from maskclip_jax.distill.loop import train_and_evaluate
 from maskclip_jax.distill.metrics import read_metrics
+from maskclip_jax.distill.predict import iter_student_segmentations
 from maskclip_jax.distill.workdir import keep_text, load_student, read_config
 from maskclip_jax.errors import UserError
 
@@ -243,6 +246,34 @@ def test_one_run_at_a_time(whole, tmp_path):
 
     same(arrays_of(train(config, tmp_path, wrap=failing_at(2, another))), state)
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_student_labels_a_corpus(whole, tmp_path):
+    """`label --model RUN` writes the masks that `segment` finds, mends them, and refuses options of a CLIP."""
+    config, workdir, _ = whole
+    arguments = [
+        "label",
+        config.train_data,
+        "--model",
+        str(workdir),
+        "--out",
+        str(tmp_path / "out"),
+        "--batch-size",
+        "2",
+    ]
+    for _ in range(2):
+        assert run_command(arguments) == 0
+        images = [open_source(config.train_data)[i].image for i in range(11)]
+        found = list(iter_student_segmentations(images, load_student(workdir), batch_size=2))
+        for i, segmentation in enumerate(found):
+            labels = read_label_png(tmp_path / "out" / "labels" / f"{i:06d}.png")
+            assert (labels == segmentation.labels).mean() > 0.99
+        assert len(np.unique([s.labels for s in found])) > 1
+        (tmp_path / "out" / "labels" / "000003.png").write_bytes(b"")
+    settings = json.loads((tmp_path / "out" / "label.json").read_text())
+    assert settings["classes"] == list(config.label_names)
+    assert run_command([*arguments, "--classes", "dog, cat"]) == 2
+    assert run_command([*arguments, "--features"]) == 2
 
 
 def test_a_loss_that_is_no_number_stops(whole, tmp_path):
