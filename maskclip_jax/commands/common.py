@@ -152,8 +152,8 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
 
     import jax
 
-    settings = {k: as_text(v) if isinstance(v, str | Path) else v for k, v in vars(args).items()}
-    settings = {k: [as_text(x) for x in v] if isinstance(v, list) else v for k, v in settings.items()}
+    text = lambda value: as_text(value) if isinstance(value, str | Path) else value  # noqa: E731
+    settings = {k: [*map(text, v)] if isinstance(v, list | tuple) else text(v) for k, v in vars(args).items()}
     versions = {"jax": jax.__version__, "flax": metadata.version("flax"), "device": jax.devices()[0].device_kind}
     return {"command": args.command, "settings": settings, "versions": versions}
 
