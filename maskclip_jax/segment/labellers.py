@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from maskclip_jax.data.corpus import Read
-from maskclip_jax.data.preprocess import PreparedImage, prepare
+from maskclip_jax.data.preprocess import PreparedImage
 from maskclip_jax.segment.label_cells import Devices, whole_cells
 from maskclip_jax.segment.predict import labelled_pixels
 from maskclip_jax.segment.settings import PredictionSettings
@@ -48,7 +48,7 @@ class ClipLabeller:
     def prepare(self, image: np.ndarray) -> PreparedImage | None:
         if self.settings.windows is not None:
             return None
-        return prepare(image, self.settings.preprocess, self.settings.config.multiple)
+        return self.settings.prepare(image)
 
     def scores(
         self, images: Sequence[tuple[Read, PreparedImage | None]], wanted: set[int], *, top_k: int, features: bool
