@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from experiments import ablations, annotation_free, fine_grained, robustness, successors, transforms, zero_shot
-from experiments.cells import (
+from experiments.harness.figures import Figure
+from experiments.harness.records import (
     ROOT,
     Found,
     Settings,
@@ -33,8 +33,8 @@ from experiments.cells import (
     settings_from,
     with_errors,
 )
-from experiments.figures import Figure
-from maskclip_jax.commands.common import output_folder, progress
+from experiments.tables import ablations, annotation_free, fine_grained, robustness, successors, transforms, zero_shot
+from maskclip_jax.cli.common import output_folder, progress
 from maskclip_jax.data.images import atomic_path
 
 EXPERIMENTS: tuple[ModuleType, ...] = (

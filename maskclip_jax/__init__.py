@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskclip_jax.clip.config import Fidelity as Fidelity
-    from maskclip_jax.clip.load import Pretrained as Pretrained
-    from maskclip_jax.clip.load import load_clip as load_clip
+    from maskclip_jax.checkpoints.load import Pretrained as Pretrained
+    from maskclip_jax.checkpoints.load import load_clip as load_clip
+    from maskclip_jax.encoders.config import Fidelity as Fidelity
     from maskclip_jax.errors import UserError as UserError
     from maskclip_jax.segment.predict import Segmentation as Segmentation
     from maskclip_jax.segment.predict import segment_images as segment_images

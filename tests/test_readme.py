@@ -14,10 +14,10 @@ from maskclip_jax import cli
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
-NOT_HERE = ("openai/", "run.py serve")  # needs a network; never ends (tests/commands/test_serve.py starts it)
+NOT_HERE = ("openai/", "run.py serve")  # needs a network; never ends (tests/cli/test_serve.py starts it)
 OFFLINE = [c for c in COMMANDS if c.startswith("python run.py") and not any(name in c for name in NOT_HERE)]
 HUB = [c for c in COMMANDS if c.startswith("python run.py") and any(name in c for name in NOT_HERE)]
-CURL = [c for c in COMMANDS if c.startswith("curl ")]  # run by tests/web/test_app.py
+CURL = [c for c in COMMANDS if c.startswith("curl ")]  # run by tests/web/test_server.py
 
 
 def test_every_command_is_known_here():
@@ -73,6 +73,6 @@ def test_files_and_tests_it_names_exist():
 
 
 def test_scores_are_those_of_the_committed_results():
-    from experiments.embedded import report
+    from experiments.toy_world import report
 
     assert report.with_table(README, report.load_results()) == README

@@ -1,153 +1,73 @@
-"""Ours: each case makes a function that does the work once and waits for it, and says how much work that is."""
+"""Which rivals meet in each section, at full length and quickly."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from experiments.benchmark.interleave import Rival
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from experiments.benchmark import flops
-from maskclip_jax.clip.config import variant
-from maskclip_jax.clip.model import CLIP, fold
-from maskclip_jax.segment.dense import dense_logits
-from maskclip_jax.segment.refine import key_smoothing
-
-CLASSES = 59  # Pascal Context's
+SECTIONS = ("dense", "smoothing", "train", "label")
 
 
-class Case(NamedTuple):
-    """Work to be timed.
+def groups(section: str, *, quick: bool, torch: str | None, dtypes: list[str], model: str | None, batch: int | None,
+           images: int) -> dict[str, list[Rival]]:  # fmt: skip
+    """Title -> the rivals that take turns, the first one being what the others are compared with.
 
-    Fields:
-      run: does it once, to the end.
-      flops: operations that it must do.
-      images: how many it handles.
-      facts: what else is worth telling once it has run, e.g. the memory that the program asks for.
+    Args:
+      quick: fewer and smaller cases.
+      torch: the interpreter of PyTorch's side, or None.
+      dtypes: what ours computes in; the first is the one compared.
+      model, batch: of `dense`, instead of the standard ones.
+      images: of `label`.
     """
-
-    run: Callable[[], Any]
-    flops: float
-    images: int
-    facts: dict[str, Any]
-
-
-def random_clip(name: str, dtype: str) -> tuple[CLIP, Any]:
-    """One of OpenAI's architectures with random weights of the real shapes, value path folded as `load_clip` does."""
-    model = CLIP(variant(name), jnp.dtype(dtype))
-    return model, jax.tree.map(jnp.asarray, fold(model.config, random_variables(model)))
+    return {
+        "dense": lambda: _dense(quick, torch, dtypes, model, batch),
+        "smoothing": lambda: _smoothing(torch),
+        "train": lambda: _train(quick, torch, dtypes),
+        "label": lambda: _label(dtypes[0], images, model or "ViT-B/16"),
+    }[section]()
 
 
-def random_variables(model: CLIP) -> Any:
-    side = model.config.vision.image_size
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
-    rng = np.random.default_rng(0)
-
-    def draw(path: Any, leaf: Any) -> np.ndarray:
-        name = path[-1].key
-        if name == "logit_scale":
-            return np.float32(np.log(100))
-        if name in ("scale", "var"):
-            return np.ones(leaf.shape, np.float32)
-        if name in ("bias", "mean"):
-            return np.zeros(leaf.shape, np.float32)
-        return rng.standard_normal(leaf.shape, np.float32) / np.sqrt(max(1, np.prod(leaf.shape[:-1])), dtype=np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+def _dense(quick: bool, torch: str | None, dtypes: list[str], model: str | None, batch: int | None) -> dict:
+    out = {}
+    for name in [model] if model else ["ViT-B/16", "RN50"]:
+        for size in [batch] if batch else [1] if quick else [1, 8]:
+            options = {"model": name, "batch": size}
+            rivals = [Rival(f"ours, {d}", "dense", options | {"dtype": d}) for d in dtypes]
+            if torch and name.startswith("ViT"):
+                rivals.append(Rival("PyTorch, released code's work", "dense", options | {"work": "released"}, torch))
+                rivals.append(Rival("PyTorch, this work, fused attention", "dense", options, torch))
+            elif torch:
+                rivals.append(Rival("PyTorch", "dense", options, torch))
+                rivals.append(Rival("PyTorch, channels last", "dense", options | {"work": "channels_last"}, torch))
+            out[f"dense {name}, 512², batch {size}"] = rivals
+    return out
 
 
-def unit_rows(rows: int, width: int) -> np.ndarray:
-    x = np.random.default_rng(1).standard_normal((rows, width), np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+def _smoothing(torch: str | None) -> dict:
+    out = {}
+    for length, times in ((1024, 16), (4096, 4)):
+        rivals = [
+            Rival("ours", "smoothing", {"length": length, "times": times}),
+            Rival("L×L product", "smoothing", {"length": length, "order": "all pairs", "times": times}),
+        ]
+        if torch:
+            rivals.append(Rival("PyTorch, L×L", "smoothing", {"length": length, "times": times}, torch))
+        out[f"key smoothing, L = {length}, {times} times"] = rivals
+    return out
 
 
-def compiled(function: Callable, *args: Any) -> tuple[Callable[[], None], dict[str, Any]]:
-    """The function on these arguments, compiled when it is first run, and facts that are known from then on."""
-    lowered, facts, held = jax.jit(function).lower(*args), {}, []
-
-    def run() -> None:
-        if not held:
-            held.append(lowered.compile())
-            memory = held[0].memory_analysis()
-            if memory is not None:
-                facts["temporaries_mib"] = memory.temp_size_in_bytes / 2**20
-        jax.block_until_ready(held[0](*args))
-
-    return run, facts
+def _train(quick: bool, torch: str | None, dtypes: list[str]) -> dict:
+    rivals = [Rival(f"ours, {d}", "train", {"dtype": d}) for d in dtypes]
+    if not quick:
+        rivals.append(Rival("ours, memory not kept", "train", {"dtype": dtypes[0]}, keep_memory=False))
+    if torch:
+        rivals.append(Rival("PyTorch, channels last", "train", {}, torch))
+        if not quick:
+            rivals.append(Rival("PyTorch, channels first", "train", {"work": "channels_first"}, torch))
+    return {"train ResNet-101 DeepLabv2, 256², batch 2": rivals}
 
 
-def dense(model: str = "ViT-B/16", batch: int = 1, size: int = 512, dtype: str = "float32") -> Case:
-    """MaskCLIP's dense logits for a batch of square images: the whole image tower, and the classifier."""
-    clip, variables = random_clip(model, dtype)
-    variables = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "text"}}
-    images = jnp.asarray(np.random.default_rng(2).standard_normal((batch, size, size, 3), np.float32))
-    text = jnp.asarray(unit_rows(CLASSES, clip.config.embed_dim))
-    run, facts = compiled(lambda v, x, t: dense_logits(clip, v, x, t).logits, variables, images, text)
-    return Case(run, batch * flops.dense(clip.config, size, size, CLASSES), batch, facts)
-
-
-def smoothing(length: int = 4096, width: int = 768, order: str = "cheaper", times: int = 1) -> Case:
-    """Key smoothing of one image, in the cheaper order of products or by way of the L×L matrix of all pairs."""
-    rng = np.random.default_rng(0)
-    keys = jnp.asarray(rng.standard_normal((1, length, width), np.float32))
-    p = jax.nn.softmax(jnp.asarray(rng.standard_normal((1, length, CLASSES), np.float32)))
-    function = functools.partial(key_smoothing, threshold=1.0) if order == "cheaper" else all_pairs
-    once, facts = compiled(function, p, keys)
-
-    def run() -> None:
-        for _ in range(times):
-            once()
-
-    return Case(run, times * flops.smoothing(length, width, CLASSES), times, facts)
-
-
-def all_pairs(p: jax.Array, keys: jax.Array) -> jax.Array:
-    """The same sum as the paper writes it: every position's cosine with every other."""
-    keys = keys * jax.lax.rsqrt(jnp.maximum(jnp.square(keys).sum(-1, keepdims=True), 1e-24))
-    mixed = jnp.einsum("bld,bmd->blm", keys, keys) @ p
-    return jnp.where(p.max(-1, keepdims=True) < 1, mixed, p)
-
-
-def train(
-    backbone: str = "resnet101", batch: int = 2, size: int = 256, width: int = 512, dtype: str = "float32"
-) -> Case:
-    """One optimiser step of the student, by the program that `distill` runs; labels are given, so no teacher works."""
-    from maskclip_jax.distill.config import DistillConfig
-    from maskclip_jax.distill.step import create_train_state, make_train_step, replicate
-    from maskclip_jax.distill.students import StudentConfig, create_student
-    from maskclip_jax.distill.teacher import Frozen
-
-    config = DistillConfig(
-        "context59",
-        StudentConfig(width, backbone=backbone),
-        mode="supervised",
-        batch_size=batch,
-        crop_size=size,
-        steps=1000,
-        dtype=dtype,
-    )
-    student = create_student(config.student_config)
-    text = unit_rows(CLASSES, width)
-    state = replicate(create_train_state(config, student, text, jax.random.key(0)))
-    frozen = replicate(Frozen({}, jnp.asarray(text)))
-    rng = np.random.default_rng(3)
-    data = {
-        "image": rng.integers(0, 256, (1, batch, size, size, 3), np.uint8),
-        "label": rng.integers(0, CLASSES, (1, batch, size, size)).astype(np.uint8),
-    }
-    step = make_train_step(config, student, None)
-    held = [state]
-
-    def run() -> None:
-        held[0], metrics = step(held[0], frozen, data)
-        jax.block_until_ready((held[0], metrics))
-
-    return Case(run, batch * flops.deeplab_v2(config.student_config, size, size, CLASSES)[1], batch, {})
-
-
-def nothing(dtype: str = "float32") -> Case:
-    """No work: only the machine's rate is of interest."""
-    return Case(lambda: None, 0, 0, {})
+def _label(dtype: str, images: int, model: str) -> dict:
+    options = {"images": images, "dtype": dtype, "model": model}
+    bare = Rival("the model alone", "label", options | {"part": "bare"})
+    whole = Rival("from file to file", "label", options)
+    return {f"label {images} JPEGs of 500×375, {model}, short side 512": [bare, whole]}

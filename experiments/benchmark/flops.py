@@ -6,9 +6,9 @@ with padding) is its own loss. Norms, activations and softmax are left out, as i
 
 from __future__ import annotations
 
-from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, ViTConfig
-from maskclip_jax.distill.students import StudentConfig
-from maskclip_jax.distill.students.resnet import STAGES
+from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, ViTConfig
+from maskclip_jax.students import StudentConfig
+from maskclip_jax.students.resnet import STAGES
 
 
 def taps(size: int, kernel: int, stride: int, dilation: int) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark import cases
+from experiments.benchmark import work
 from maskclip_jax.data.images import write_json
 
 sys.path.insert(0, str(Path(__file__).parent))  # torch_worker imports its neighbour by its bare name
@@ -29,7 +29,7 @@ def rivals(model: str, batch: int, dtype: str, compiled: bool) -> dict[str, Call
     import torch
     import torch_worker
 
-    ours = cases.dense(model, batch, 512, dtype)
+    ours = work.dense(model, batch, 512, dtype)
     out = {"ours": ours.run}
 
     def finished(run: Callable[[], None]) -> Callable[[], None]:
@@ -79,7 +79,7 @@ def main() -> None:
         if time.monotonic() - began > args.budget:
             print(f"{model}, batch {batch}: not measured, the budget is spent")
             continue
-        work = cases.dense(model, batch, 512, args.dtype).flops
+        flops = work.dense(model, batch, 512, args.dtype).flops
         runs = rivals(model, batch, args.dtype, args.compiled)
         for run in runs.values():  # compile, then once warm
             run(), run()
@@ -89,7 +89,7 @@ def main() -> None:
                 times[name].append(timed(run))
         for name, all_times in times.items():
             seconds = statistics.median(all_times)
-            row = {"model": model, "batch": batch, "rival": name, "seconds": seconds, "share": work / seconds / rate}
+            row = {"model": model, "batch": batch, "rival": name, "seconds": seconds, "share": flops / seconds / rate}
             row |= {"fastest": min(all_times), "slowest": max(all_times)}
             rows.append(row)
             print(

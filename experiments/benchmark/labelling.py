@@ -12,17 +12,17 @@ import numpy as np
 from PIL import Image
 
 from experiments.benchmark import flops
-from experiments.benchmark.cases import Case, random_clip, unit_rows
-from maskclip_jax.clip.folders import Reading
-from maskclip_jax.clip.load import Pretrained
-from maskclip_jax.data.corpus import FileCorpus
+from experiments.benchmark.work import Case, random_clip, unit_rows
+from maskclip_jax.checkpoints.folders import Reading
+from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.data.images import read_image
 from maskclip_jax.data.preprocess import Preprocess, prepare, resize_shape
 from maskclip_jax.data.vocabulary import parse_classes
-from maskclip_jax.segment.label import BATCHES_OF_A_BLOCK, LabelOptions, label_shard
-from maskclip_jax.segment.label_cells import Devices, cell_batches, compute_cells
-from maskclip_jax.segment.settings import PredictionSettings, prediction_settings
-from maskclip_jax.segment.whole import padded_batch
+from maskclip_jax.label.batches import Devices, cell_batches, compute_cells
+from maskclip_jax.label.corpus import FileCorpus
+from maskclip_jax.label.run import BATCHES_OF_A_BLOCK, LabelOptions, label_shard
+from maskclip_jax.segment.images import padded_batch
+from maskclip_jax.segment.options import PredictionSettings, prediction_settings
 
 SHAPES = ((375, 500), (375, 500), (375, 500), (500, 375))  # VOC's usual sizes, a quarter of them upright
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from experiments.benchmark.protocol import read_spec, serve
-from maskclip_jax.commands.memory import keep_memory
+from experiments.benchmark.worker_pipe import read_spec, serve
+from maskclip_jax.cli.allocator import keep_memory
 
 
 def matrix_rate(dtype: str, side: int) -> Callable[[], tuple[float, float]]:
@@ -39,9 +39,9 @@ def main() -> None:
         keep_memory()
     import jax
 
-    from experiments.benchmark.cases import dense, nothing, smoothing, train
     from experiments.benchmark.labelling import label
-    from maskclip_jax.segment.compiles import count_compiles
+    from experiments.benchmark.work import dense, nothing, smoothing, train
+    from maskclip_jax.ops.compile_count import count_compiles
 
     options = spec["options"]
     rate = matrix_rate(options.get("dtype", "float32"), spec["side"])

@@ -23,11 +23,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
-from maskclip_jax.clip.orbax_io import quiet_orbax, remove_surely
+from maskclip_jax.checkpoints.orbax_io import quiet_orbax, remove_surely
 from maskclip_jax.data.sums import SUMS, damaged_files, read_sums, write_sums
 from maskclip_jax.data.whole_files import read_json, reason
-from maskclip_jax.distill import hosts
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops import hosts
 
 FOLDER, DAMAGED = "checkpoints", "damaged"
 SCORE = "mIoU"

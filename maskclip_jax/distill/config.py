@@ -12,13 +12,13 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from maskclip_jax.clip.attentions import METHODS
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes
 from maskclip_jax.data.whole_files import cut
-from maskclip_jax.distill.students import StudentConfig
-from maskclip_jax.distill.students.student import check_ranges
+from maskclip_jax.encoders.dense import METHODS
 from maskclip_jax.errors import UserError
-from maskclip_jax.evaluate import IGNORE as IGNORE
+from maskclip_jax.evaluate.metrics import IGNORE as IGNORE
+from maskclip_jax.students import StudentConfig
+from maskclip_jax.students.model import check_ranges
 
 UNLABELLED = 254
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -130,7 +130,7 @@ class DistillConfig:
         Context59 runs saw); "none" uses no annotation at all.
       background: class 0 is the background, a learnable embedding; never a pseudo label.
       teacher, teacher_fidelity, dense_stride: arguments of `load_clip`.   templates: of `text_classifier`.
-      teacher_method: how the teacher's last blocks are read (`maskclip_jax.clip.attentions.METHODS`).
+      teacher_method: how the teacher's last blocks are read (`maskclip_jax.encoders.dense.METHODS`).
       prompt_denoising, key_smoothing: thresholds of the teacher's refinement; None is off.
       conf_thresh: pseudo labels less probable than this (softmax over the candidate classes) become 255; None is off.
       labels_from: "online" (the teacher inside the step), a folder of masks made before (`run.py label`: its labels/),

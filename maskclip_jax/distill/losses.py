@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from maskclip_jax.clip.products import in_full_precision
 from maskclip_jax.distill.config import IGNORE, UNLABELLED
+from maskclip_jax.ops.matmul import in_full_precision
 
 
 class LossSum(NamedTuple):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Integer
 
 from maskclip_jax.distill.config import IGNORE, UNLABELLED, DistillConfig
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.dense import to_probabilities
+from maskclip_jax.segment.scores import to_probabilities
 
 
 def training_annotation(

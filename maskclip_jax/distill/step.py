@@ -22,17 +22,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from maskclip_jax.clip.load import load_clip
-from maskclip_jax.clip.products import full_precision
+from maskclip_jax.checkpoints.load import load_clip
 from maskclip_jax.distill import pseudo_labels
 from maskclip_jax.distill.config import UNLABELLED, DistillConfig
 from maskclip_jax.distill.losses import LossSum, cross_entropy, feature_l1, has_loss, valid_positions
-from maskclip_jax.distill.schedule import descent_direction, learning_rate, scaled_step
-from maskclip_jax.distill.students import Student
-from maskclip_jax.distill.students.layers import resize_bilinear
-from maskclip_jax.distill.students.weights import backbone_from_clip, load_backbone_weights
+from maskclip_jax.distill.optimizer import descent_direction, learning_rate, scaled_step
 from maskclip_jax.distill.teacher import Frozen, Teacher, normalise
-from maskclip_jax.evaluate import confusion_matrix
+from maskclip_jax.evaluate.metrics import confusion_matrix
+from maskclip_jax.ops.matmul import full_precision
+from maskclip_jax.students import Student
+from maskclip_jax.students.layers import resize_bilinear
+from maskclip_jax.students.weights import backbone_from_clip, load_backbone_weights
 
 AXIS = "batch"  # of the devices: gradients and batch statistics are summed over it
 _NEVER = -1e9  # logit of a class that is no answer

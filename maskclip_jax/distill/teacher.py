@@ -15,15 +15,15 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from maskclip_jax.clip.attentions import MASKCLIP, DenseMethod, dense_method
-from maskclip_jax.clip.load import Pretrained, load_clip
-from maskclip_jax.clip.model import CLIP
-from maskclip_jax.clip.products import full_precision
+from maskclip_jax.checkpoints.load import Pretrained, load_clip
 from maskclip_jax.distill.config import DistillConfig
-from maskclip_jax.distill.students.layers import apply_separable
+from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod, dense_method
+from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.ops.matmul import full_precision
 from maskclip_jax.segment.classifier import text_classifier
-from maskclip_jax.segment.dense import predict_scores, probability_scale
-from maskclip_jax.segment.upsample import pixel_matrix
+from maskclip_jax.segment.pixels import pixel_matrix
+from maskclip_jax.segment.scores import predict_scores, probability_scale
+from maskclip_jax.students.layers import apply_separable
 
 
 class Frozen(NamedTuple):

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from maskclip_jax.clip.config import TextConfig
-from maskclip_jax.clip.load import Pretrained
-from maskclip_jax.clip.model import CLIP, IMAGE_TOWER_ALONE
-from maskclip_jax.clip.tokenizer import Tokenizer
+from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.checkpoints.tokenizer import Tokenizer
 from maskclip_jax.data.images import atomic_path
 from maskclip_jax.data.names import shown
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes, prompt_templates
+from maskclip_jax.encoders.config import TextConfig
+from maskclip_jax.encoders.model import CLIP, IMAGE_TOWER_ALONE
 from maskclip_jax.errors import UserError
 
 CACHE_VARIABLE = "MASKCLIP_JAX_CACHE"

@@ -8,13 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from maskclip_jax.data.corpus import Read
 from maskclip_jax.data.preprocess import PreparedImage
-from maskclip_jax.segment.label_cells import Devices, whole_cells
+from maskclip_jax.label.batches import Devices, whole_cells
+from maskclip_jax.label.corpus import Read
+from maskclip_jax.segment.options import PredictionSettings
+from maskclip_jax.segment.pixels import PixelMaps
 from maskclip_jax.segment.predict import labelled_pixels
-from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.upsample import PixelMaps
-from maskclip_jax.segment.windowed import window_scores
+from maskclip_jax.segment.windows import window_scores
 
 
 @runtime_checkable

@@ -19,20 +19,20 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, Float32, Integer, UInt8
 
-from maskclip_jax.clip.attentions import DenseMethod
-from maskclip_jax.clip.load import Pretrained
+from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.data.images import read_image
+from maskclip_jax.encoders.dense import DenseMethod
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import Classes, Templates
-from maskclip_jax.segment.dense import dense_logits as dense_logits
-from maskclip_jax.segment.dense import predict_probabilities as predict_probabilities
-from maskclip_jax.segment.dense import predict_scores as predict_scores
-from maskclip_jax.segment.pixelwise import needs_every_pixel, pixel_maps
-from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.settings import prediction_settings as prediction_settings
-from maskclip_jax.segment.upsample import PixelMaps, label_pixels
-from maskclip_jax.segment.whole import Upsampled, whole_scores
-from maskclip_jax.segment.windowed import window_scores
+from maskclip_jax.segment.images import Upsampled, whole_scores
+from maskclip_jax.segment.options import PredictionSettings
+from maskclip_jax.segment.options import prediction_settings as prediction_settings
+from maskclip_jax.segment.pixels import PixelMaps, label_pixels
+from maskclip_jax.segment.scores import dense_logits as dense_logits
+from maskclip_jax.segment.scores import predict_probabilities as predict_probabilities
+from maskclip_jax.segment.scores import predict_scores as predict_scores
+from maskclip_jax.segment.views import needs_every_pixel, pixel_maps
+from maskclip_jax.segment.windows import window_scores
 
 Image = np.ndarray | str | os.PathLike
 LOOKAHEAD = 256  # images whose sizes are looked at together, at most
@@ -108,7 +108,7 @@ def segment_images(
       progress: called with (images done, images in all).
       return_probabilities: also return the probability of every class at every pixel, in float32.
       method: how CLIP's last blocks are read: "maskclip", "sclip", "clearclip", "naclip", "clip_surgery", "gem", … or a
-        `DenseMethod` (`maskclip_jax.clip.attentions`).
+        `DenseMethod` (`maskclip_jax.encoders.dense`).
       synonyms: a class is the "mean" of its synonyms' prompts, or the most probable of them, each a row of its own
         ("max": then a given `classifier` has a row for every synonym).
       probability_scale: what cosines are multiplied by before a softmax; None takes the model's own.

@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from maskclip_jax.clip.products import in_full_precision
+from maskclip_jax.ops.matmul import in_full_precision
 
 Arrays = Array | np.ndarray
 DROPPED = -100.0  # the logit of a denoised class; a cosine is never below -1

@@ -1,79 +1,174 @@
-"""Sliding windows: where they lie, and how their grids become pixels of the original image.
-
-Windows form a grid of rows and columns, and upsampling, averaging where they overlap, and resizing to the original
-size are all linear and separable. So the cells of all windows, laid side by side, are one larger grid with a matrix per
-axis, and from here on a windowed image is like any other.
-"""
+"""Sliding windows over images: crops of many images -> batches of one shape -> scores of every cell of every window."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float, Float32
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32, Int, UInt8
 
-from maskclip_jax.data.preprocess import interpolation_matrix
-from maskclip_jax.errors import UserError
+from maskclip_jax.data.buckets import Shape
+from maskclip_jax.data.preprocess import prepare, resize_shape, round_up
+from maskclip_jax.encoders.config import CLIPConfig
+from maskclip_jax.encoders.dense import DenseMethod
+from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.segment.images import Upsampled, batch_size_for, padded_batch
+from maskclip_jax.segment.options import PredictionSettings
+from maskclip_jax.segment.pixels import pixel_matrix
+from maskclip_jax.segment.refine import class_confidence
+from maskclip_jax.segment.scores import dense_logits, flat_mask, probability_scale, refined
+from maskclip_jax.segment.window_layout import AxisWindows, axis_windows, side_by_side, window_matrix
 
-MOST_OVERLAP = 8  # windows over one pixel, along one axis
+
+class Plan(NamedTuple):
+    """Where the windows of one image lie, and the sizes they lead to and from."""
+
+    rows: AxisWindows
+    columns: AxisWindows
+    valid: Shape
+    original: Shape
+
+    @property
+    def count(self) -> int:
+        """Windows in all."""
+        return len(self.rows.starts) * len(self.columns.starts)
 
 
-class AxisWindows(NamedTuple):
-    """The windows along one axis of an image, in pixels of the resized image."""
+class WindowLogits(NamedTuple):
+    """Of one window, padding included."""
 
-    starts: tuple[int, ...]
-    size: int
+    logits: Float32[np.ndarray, "h w C"]
+    keys: Float32[np.ndarray, "L D"] | None
+    confidence: Float32[np.ndarray, "C"]  # noqa: UP037
 
 
-def check_windows(window: int | None, stride: int | None) -> tuple[int, int] | None:
-    """(window, stride) in pixels; the stride is half the window unless given; None without windows."""
-    if window is None:
-        if stride is not None:
-            raise UserError(f"a stride ({stride}) belongs to a window, but no window came: give both or neither")
-        return None
-    stride = max(1, window // 2) if stride is None else stride
-    if window < 1 or not 1 <= stride <= window:
-        raise UserError(
-            f"windows are at least 1 pixel and the stride at most the window, but {window} and {stride} came: "
-            "try --window 224 --stride 112"
+def window_scores(
+    images: Sequence[UInt8[np.ndarray, "_H _W 3"]], settings: PredictionSettings
+) -> Iterator[tuple[int, Upsampled]]:
+    """(index, result) of every image, in order. All windows have one padded shape: one program (two when refined)."""
+    plans = [plan_windows(image.shape[:2], settings) for image in images]
+    side = window_side(settings)
+    size = batch_size_for(settings, (side, side), sum(plan.count for plan in plans))
+    crops = ((i, crop) for i, plan in enumerate(plans) for crop in window_crops(images[i], plan, settings))
+    found: dict[int, list[WindowLogits]] = defaultdict(list)
+    while part := list(itertools.islice(crops, size)):
+        pixels, grid = padded_batch([crop for _, crop in part], size, (side, side), settings.config)
+        logits, keys, confidence = jax.device_get(
+            _window_logits(
+                settings.model,
+                settings.variables,
+                pixels,
+                settings.classifier,
+                grid,
+                naive=settings.naive,
+                method=settings.method,
+                with_keys=settings.smoothing is not None,
+            )
         )
-    if stride * MOST_OVERLAP < window:
-        raise UserError(
-            f"at most {MOST_OVERLAP} windows overlap, so a window of {window} has a stride of at least "
-            f"{-(-window // MOST_OVERLAP)}, but {stride} came: use a larger stride"
-        )
-    return window, stride
+        for row, (i, _) in enumerate(part):
+            found[i].append(WindowLogits(logits[row], None if keys is None else keys[row], confidence[row]))
+            if len(found[i]) == plans[i].count:
+                yield i, stitched(found.pop(i), plans[i], size, settings)
 
 
-def axis_windows(length: int, window: int, stride: int) -> AxisWindows:
-    """Windows that cover `length` pixels; the last one is moved back to end at the border (as mmsegmentation does)."""
-    size = min(window, length)
-    count = max(length - window + stride - 1, 0) // stride + 1
-    return AxisWindows(tuple(min(i * stride, length - size) for i in range(count)), size)
+def window_side(settings: PredictionSettings) -> int:
+    """The padded side that all windows share, in pixels."""
+    return round_up(settings.windows[0], settings.config.stride)
 
 
-def window_matrix(
-    windows: AxisWindows, up: Float32[np.ndarray, "size cells"], valid: int, original: int
-) -> Float32[np.ndarray, "original n"]:
-    """Cells of all windows of an axis, side by side -> pixels of the original image (n is windows × cells).
-
-    Each window is upsampled to its own pixels (by `up`), windows are averaged where they overlap, and the image that
-    results is resized bilinearly to the original size.
-
-    Args:
-      valid, original: pixels of the resized and of the original image.
-    """
-    size, cells = up.shape
-    stitched = np.zeros((valid, len(windows.starts), cells), np.float32)
-    count = np.zeros((valid, 1, 1), np.float32)
-    for i, start in enumerate(windows.starts):
-        stitched[start : start + size, i] += up
-        count[start : start + size] += 1
-    matrix = (stitched / count).reshape(valid, -1)
-    return matrix if valid == original else interpolation_matrix(valid, original) @ matrix
+def plan_windows(original: Shape, settings: PredictionSettings) -> Plan:
+    """The windows of an image of that size."""
+    p = settings.preprocess
+    valid = resize_shape(*original, short_side=p.short_side, long_side=p.long_side, within=p.within)
+    return Plan(*(axis_windows(length, *settings.windows) for length in valid), valid, original)
 
 
-def side_by_side(scores: Float[np.ndarray, "n h w C"], rows: int, columns: int) -> Float[np.ndarray, "R K C"]:
-    """The grids of `rows × columns` windows (in reading order) as one grid of rows·h by columns·w cells."""
-    _, h, w, classes = scores.shape
-    return scores.reshape(rows, columns, h, w, classes).swapaxes(1, 2).reshape(rows * h, columns * w, classes)
+def window_crops(
+    image: UInt8[np.ndarray, "H W 3"], plan: Plan, settings: PredictionSettings
+) -> Iterator[Float32[np.ndarray, "_h _w 3"]]:
+    """Windows in reading order, each padded as an image by itself is."""
+    prepared = prepare(image, settings.preprocess, 1).pixels
+    height, width = plan.rows.size, plan.columns.size
+    padding = [(0, settings.config.padded(n) - n) for n in (height, width)]
+    for y, x in itertools.product(plan.rows.starts, plan.columns.starts):
+        yield np.pad(prepared[y : y + height, x : x + width], (*padding, (0, 0)))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "naive", "method", "with_keys"))
+def _window_logits(
+    model: CLIP,
+    variables: Any,
+    images: Float[Array, "B H W 3"],
+    classifier: Float[Array, "C E"],
+    grid: Int[Array, "B 2"],
+    *,
+    naive: bool,
+    method: DenseMethod,
+    with_keys: bool,
+) -> tuple[Float[Array, "B h w C"], Float[Array, "B L D"] | None, Float[Array, "B C"]]:
+    logits, keys = dense_logits(model, variables, images, classifier, grid=grid, naive=naive, method=method)
+    flat = logits.reshape(logits.shape[0], -1, logits.shape[-1])
+    valid = flat_mask(grid, logits.shape[1:3], model.config)
+    confidence = class_confidence(flat, scale=probability_scale(model, variables), valid=valid)
+    return logits, keys if with_keys else None, confidence
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _refine_windows(
+    logits: Float[Array, "B h w C"],
+    keys: Float[Array, "B L D"] | None,
+    confidence: Float[Array, "B C"],
+    grid: Int[Array, "B 2"],
+    scale: ArrayLike,
+    denoising: ArrayLike | None,
+    smoothing: ArrayLike | None,
+    *,
+    config: CLIPConfig,
+) -> Float[Array, "B h w C"]:
+    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3], config)
+    return refined(flat, keys, confidence, config.fidelity, scale, denoising, smoothing, valid).reshape(logits.shape)
+
+
+def stitched(windows: list[WindowLogits], plan: Plan, size: int, settings: PredictionSettings) -> Upsampled:
+    """Refines the windows of one image, `size` at a time, and lays them side by side."""
+    config = settings.config
+    grid = [config.padded(axis.size) // config.multiple for axis in plan[:2]]
+    h, w = map(config.cells, grid)
+    # A class is in the image when one of its windows says so: a window alone would drop what its neighbour sees.
+    confidence = np.max([window.confidence for window in windows], axis=0)
+    scores = []
+    for start in range(0, len(windows), size):
+        part = windows[start : start + size]
+        logits = _stacked([window.logits for window in part], size)
+        if settings.denoising is not None or settings.smoothing is not None:
+            keys = None if part[0].keys is None else _stacked([window.keys for window in part], size)
+            logits = np.asarray(
+                _refine_windows(
+                    logits,
+                    keys,
+                    np.broadcast_to(confidence, (size, len(confidence))),
+                    np.broadcast_to(np.array(grid, np.int32), (size, 2)),
+                    settings.scale,
+                    settings.denoising,
+                    settings.smoothing,
+                    config=config,
+                )
+            )
+        scores.append(logits[: len(part), :h, :w])
+    matrices = (
+        window_matrix(axis, pixel_matrix(config, cells, axis.size, axis.size), valid, original)
+        for axis, cells, valid, original in zip(plan[:2], (h, w), plan.valid, plan.original, strict=True)
+    )
+    together = side_by_side(np.concatenate(scores), len(plan.rows.starts), len(plan.columns.starts))
+    return Upsampled(together, *matrices)
+
+
+def _stacked(arrays: list[np.ndarray], size: int) -> np.ndarray:
+    """[size, …]: the last array repeated where there are too few, so that one program serves the remainder too."""
+    return np.stack(arrays + [arrays[-1]] * (size - len(arrays)))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import jax
 
-from maskclip_jax.clip.config import ViTConfig
 from maskclip_jax.data.buckets import Shape
 from maskclip_jax.data.preprocess import resize_shape, round_up
+from maskclip_jax.encoders.config import ViTConfig
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.kept import window_side
-from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.whole import attention_bytes
-from maskclip_jax.segment.windowed import plan_windows
+from maskclip_jax.segment.feature_cache import window_side
+from maskclip_jax.segment.images import attention_bytes
+from maskclip_jax.segment.options import PredictionSettings
+from maskclip_jax.segment.windows import plan_windows
 
 MOST_WINDOWS = 256  # of one image: others wait meanwhile
 MOST_SIDE = 8192  # pixels of the resized image's long side

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskclip_jax.data import corruptions
-from maskclip_jax.data.corruptions import CORRUPTIONS, LEVELS, corrupt, corrupt_batch
-from maskclip_jax.data.jpeg import quantisation_tables
+from maskclip_jax.data.corruptions.corrupt import CORRUPTIONS, LEVELS, corrupt, corrupt_batch
+from maskclip_jax.data.corruptions.corrupt import corrupt as corruptions
+from maskclip_jax.data.corruptions.jpeg import quantisation_tables
 from maskclip_jax.errors import UserError
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "corruptions.npz", allow_pickle=False)

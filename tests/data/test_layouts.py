@@ -13,8 +13,8 @@ from maskclip_jax.data.datasets import BUILDERS, SKIPPED, Voc2012
 from maskclip_jax.data.masks import value_table
 from maskclip_jax.data.sources import open_source, tfds_source
 from maskclip_jax.data.vocabulary import class_set, unseen_classes
-from maskclip_jax.distill.views import known_labels
 from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate.engine import known_labels
 
 H, W = 6, 9
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from maskclip_jax.commands.segment import find_images
+from maskclip_jax.cli.segment import find_images
 from maskclip_jax.data.archives import Archive, Member
-from maskclip_jax.data.corpus import open_corpus
 from maskclip_jax.data.decode import FORMATS, SUFFIXES
 from maskclip_jax.data.folders import find_pairs
 from maskclip_jax.data.sources import open_source
 from maskclip_jax.data.walk import files_by_name, walk
+from maskclip_jax.label.corpus import open_corpus
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -7,8 +7,8 @@ import pytest
 from tiny_distill import CLASSES, STUDENT, config_of
 
 from maskclip_jax.distill.config import AugmentConfig, DistillConfig
-from maskclip_jax.distill.students import StudentConfig, create_student
 from maskclip_jax.errors import UserError
+from maskclip_jax.students import StudentConfig, create_student
 
 
 def test_json_round_trip():

@@ -12,9 +12,9 @@ from tiny_distill import config_of
 from maskclip_jax.data.sources import open_source
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.experiment import load_experiment, with_overrides
-from maskclip_jax.distill.students import create_student
-from maskclip_jax.distill.students.weights import load_backbone_weights
 from maskclip_jax.errors import UserError
+from maskclip_jax.students import create_student
+from maskclip_jax.students.weights import load_backbone_weights
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CONFIG = config_of()
@@ -69,7 +69,7 @@ def test_the_papers_runs():
 
 
 def test_every_target_has_a_config():
-    from experiments.paper_configs import TARGETS, config
+    from experiments.configs.paper import TARGETS, config
 
     assert all(config(name).steps > 0 for name in TARGETS)
 

@@ -9,14 +9,16 @@ from PIL import Image
 from tiny_distill import CLASSES, SIDE, config_of, pretrained_clip, text_rows
 from tiny_run import run_config, train
 
-from maskclip_jax.data.corpus import FileCorpus
 from maskclip_jax.data.images import read_label_png
 from maskclip_jax.data.sources import ArraySource, open_source
-from maskclip_jax.distill.metrics import read_metrics
-from maskclip_jax.distill.pipeline import train_batch, train_example
+from maskclip_jax.distill.input_pipeline import train_batch, train_example
+from maskclip_jax.distill.run_log import read_metrics
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment import label, label_files, label_records
-from maskclip_jax.segment.settings import prediction_settings
+from maskclip_jax.label import folder as label_files
+from maskclip_jax.label import records as label_records
+from maskclip_jax.label import run as label
+from maskclip_jax.label.corpus import FileCorpus
+from maskclip_jax.segment.options import prediction_settings
 
 COUNT = 6
 

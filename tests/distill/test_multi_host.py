@@ -15,7 +15,7 @@ from tiny_run import HERE, child_environment, run_config, write_noise
 
 from maskclip_jax.distill.checkpoint import Checkpoints
 from maskclip_jax.distill.config import AugmentConfig
-from maskclip_jax.distill.metrics import read_metrics
+from maskclip_jax.distill.run_log import read_metrics
 
 
 def free_port() -> int:

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from tiny_distill import on_devices, quickly
 
-from maskclip_jax.clip.folders import Reading
-from maskclip_jax.clip.load import IMAGENET_MEAN, IMAGENET_STD, Pretrained, load_visual
+from maskclip_jax.checkpoints.folders import Reading
+from maskclip_jax.checkpoints.load import IMAGENET_MEAN, IMAGENET_STD, Pretrained, load_visual
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.distill.config import DistillConfig
-from maskclip_jax.distill.schedule import descent_direction
+from maskclip_jax.distill.optimizer import descent_direction
 from maskclip_jax.distill.step import TrainState, _forward, _loss, _target, make_train_step
-from maskclip_jax.distill.students import StudentConfig, create_student
-from maskclip_jax.distill.students.weights import convert_state_dict
 from maskclip_jax.distill.teacher import normalise, teacher_from
+from maskclip_jax.students import StudentConfig, create_student
+from maskclip_jax.students.weights import convert_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODES = {

@@ -33,9 +33,9 @@ from maskclip_jax.distill.step import (
     make_eval_step,
     replicate,
 )
-from maskclip_jax.distill.students import create_student
 from maskclip_jax.errors import UserError
-from maskclip_jax.evaluate import confusion_matrix
+from maskclip_jax.evaluate.metrics import confusion_matrix
+from maskclip_jax.students import create_student
 
 
 def upsampled(x, side=SIDE):

@@ -26,8 +26,8 @@ from tiny_distill import (
 )
 
 from maskclip_jax.distill.step import create_train_state, make_train_step
-from maskclip_jax.distill.students import create_student
 from maskclip_jax.distill.teacher import teacher_from
+from maskclip_jax.students import create_student
 
 LEARNED = dataclasses.replace(STUDENT, classifier="learned", num_classes=len(CLASSES))
 

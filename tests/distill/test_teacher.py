@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tiny_distill import CLASSES, config_of, dense, pretrained_clip, text_rows
 
-from maskclip_jax.clip.attentions import METHODS
-from maskclip_jax.clip.config import Fidelity
-from maskclip_jax.clip.model import CLIP
 from maskclip_jax.data.preprocess import interpolation_matrix
 from maskclip_jax.distill.teacher import teacher_from
+from maskclip_jax.encoders.config import Fidelity
+from maskclip_jax.encoders.dense import METHODS
+from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment import refine
 

@@ -1,7 +1,6 @@
 """The benchmark's counts against programs, its table, and a tiny run of it from end to end."""
 
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -9,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # experiments are run from a checkout and are not installed
+from experiments.benchmark import __main__ as benchmarks
+from experiments.benchmark import cases, flops, interleave, labelling, table, work
+from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.encoders.model import CLIP, fold
+from maskclip_jax.segment.scores import dense_logits
+from maskclip_jax.students import StudentConfig, create_student
 
-from experiments import benchmarks  # noqa: E402
-from experiments.benchmark import cases, duel, flops, labelling, plans, table  # noqa: E402
-from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig  # noqa: E402
-from maskclip_jax.clip.model import CLIP, fold  # noqa: E402
-from maskclip_jax.distill.students import StudentConfig, create_student  # noqa: E402
-from maskclip_jax.segment.dense import dense_logits  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 TEXT = TextConfig(8, 4, 8, 1, 1, 8)
 
@@ -35,7 +33,7 @@ def program_flops(function, *args) -> float:
 def test_dense_counts_are_those_of_a_program(vision):
     config = CLIPConfig(vision, TEXT, 48)
     model = CLIP(config)
-    variables = fold(config, cases.random_variables(model))
+    variables = fold(config, work.random_variables(model))
     images, text = jnp.zeros((1, 128, 96, 3)), jnp.zeros((11, 48))
     counted = flops.dense(config, 128, 96, 11)
     program = program_flops(lambda v, x, t: dense_logits(model, v, x, t).logits, variables, images, text)
@@ -65,14 +63,14 @@ def test_both_orders_of_smoothing_agree():
     rng = np.random.default_rng(0)
     p = jax.nn.softmax(jnp.asarray(rng.standard_normal((1, 30, 4)), jnp.float32))
     keys = jnp.asarray(rng.standard_normal((1, 30, 5)), jnp.float32)
-    np.testing.assert_allclose(cases.all_pairs(p, keys), cases.key_smoothing(p, keys), atol=1e-5)
+    np.testing.assert_allclose(work.all_pairs(p, keys), work.key_smoothing(p, keys), atol=1e-5)
 
 
 def test_a_run_from_end_to_end(monkeypatch, tmp_path, capsys):
     tiny = {
         "smoothing": [
-            duel.Rival("ours", "smoothing", {"length": 64, "width": 8}, side=128),
-            duel.Rival("all | pairs", "smoothing", {"length": 64, "width": 8, "order": "all pairs"}, side=128),
+            interleave.Rival("ours", "smoothing", {"length": 64, "width": 8}, side=128),
+            interleave.Rival("all | pairs", "smoothing", {"length": 64, "width": 8, "order": "all pairs"}, side=128),
         ]
     }
     monkeypatch.setattr(benchmarks, "groups", lambda section, **_: tiny)
@@ -89,7 +87,9 @@ def test_a_run_from_end_to_end(monkeypatch, tmp_path, capsys):
 
 
 def test_a_worker_that_dies_is_one_line(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(benchmarks, "groups", lambda section, **_: {"x": [duel.Rival("a", "smoothing", {"no": 1})]})
+    monkeypatch.setattr(
+        benchmarks, "groups", lambda section, **_: {"x": [interleave.Rival("a", "smoothing", {"no": 1})]}
+    )
     monkeypatch.setattr(benchmarks, "machine_rates", lambda dtypes: [])
     assert benchmarks.main(["smoothing", "--out", str(tmp_path / "b")]) == 2
     assert "the process of 'a' ended with status 1" in capfd.readouterr().err
@@ -105,8 +105,8 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys):
 
 def test_every_section_has_rivals_and_a_table():
     options = {"torch": "python", "dtypes": ["float32", "bfloat16"], "model": None, "batch": None, "images": 500}
-    for section in plans.SECTIONS:
-        quick, full = (plans.groups(section, quick=q, **options) for q in (True, False))
+    for section in cases.SECTIONS:
+        quick, full = (cases.groups(section, quick=q, **options) for q in (True, False))
         assert set(quick) <= set(full)
         assert all(group[0].python is None for group in full.values())
     row = {"name": "ours", "min_seconds": 0.5, "median_seconds": 1.0, "rounds": 3, "images": 2, "times_first": 1.0}
@@ -116,7 +116,7 @@ def test_every_section_has_rivals_and_a_table():
 
 def test_labelling_and_its_bare_model(monkeypatch):
     """Both parts run, and count the same work."""
-    monkeypatch.setattr(cases, "variant", lambda _: CLIPConfig(ViTConfig(64, 32, 64, 1, 2, 128), TEXT, 48))
+    monkeypatch.setattr(work, "variant", lambda _: CLIPConfig(ViTConfig(64, 32, 64, 1, 2, 128), TEXT, 48))
     whole, bare = (labelling.label(part, images=5, batch=2) for part in ("all", "bare"))
     whole.run()
     whole.run()  # nothing of the first is left to find

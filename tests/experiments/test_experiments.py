@@ -1,6 +1,5 @@
 """The parts of the experiments that compute something of their own, on inputs worked out by hand."""
 
-import sys
 from pathlib import Path
 
 import jax
@@ -8,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # experiments are run from a checkout and are not installed
+from experiments.harness import scoring
+from experiments.harness.records import Missing, Settings
+from experiments.tables import ablations, fine_grained, robustness, transforms
+from maskclip_jax.data.corruptions.corrupt import corrupt
+from maskclip_jax.data.scene_classes import SCENE_CLASSES
+from maskclip_jax.data.sources import ArraySource
 
-from experiments import ablations, fine_grained, robustness, scoring, transforms  # noqa: E402
-from experiments.cells import Missing, Settings  # noqa: E402
-from maskclip_jax.data.corruptions import corrupt  # noqa: E402
-from maskclip_jax.data.scene_classes import SCENE_CLASSES  # noqa: E402
-from maskclip_jax.data.sources import ArraySource  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_truth_of_coloured_things():

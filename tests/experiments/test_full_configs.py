@@ -2,31 +2,29 @@
 
 import dataclasses
 import functools
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_distill import SIDE, WIDTH, drawn, on_devices, pretrained_clip, quickly, text_rows
+
+from experiments.configs import paper as paper_configs
+from experiments.configs import scenes as distill_scenes
+from maskclip_jax.checkpoints.load import load_clip
+from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.experiment import load_experiment
+from maskclip_jax.distill.optimizer import descent_direction
+from maskclip_jax.distill.pseudo_labels import training_annotation
+from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step
+from maskclip_jax.distill.teacher import teacher_from
+from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.errors import UserError
+from maskclip_jax.students import StudentConfig, create_student
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "distill")]  # experiments are run from a checkout
-
-from tiny_distill import SIDE, WIDTH, drawn, on_devices, pretrained_clip, quickly, text_rows  # noqa: E402
-
-from experiments import distill_scenes, paper_configs  # noqa: E402
-from maskclip_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig  # noqa: E402
-from maskclip_jax.clip.load import load_clip  # noqa: E402
-from maskclip_jax.clip.model import CLIP  # noqa: E402
-from maskclip_jax.distill.config import DistillConfig  # noqa: E402
-from maskclip_jax.distill.experiment import load_experiment  # noqa: E402
-from maskclip_jax.distill.pseudo_labels import training_annotation  # noqa: E402
-from maskclip_jax.distill.schedule import descent_direction  # noqa: E402
-from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step  # noqa: E402
-from maskclip_jax.distill.students import StudentConfig, create_student  # noqa: E402
-from maskclip_jax.distill.teacher import teacher_from  # noqa: E402
-from maskclip_jax.errors import UserError  # noqa: E402
 
 NAMES = paper_configs.names()
 ONE_TEACHER = [name for name in NAMES if name.endswith("/r50")]  # a teacher changes widths, and they are reduced

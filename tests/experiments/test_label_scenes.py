@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import label_scenes
-from experiments.label_scenes import CANDIDATES, Labeller, View, balancing_bias, read_view, read_views, surest
+from experiments.toy_world import label_scenes
+from experiments.toy_world.label_scenes import CANDIDATES, Labeller, View, balancing_bias, read_view, read_views, surest
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.sources import open_source
-from maskclip_jax.distill.views import Reader
+from maskclip_jax.evaluate.engine import Reader
 
 
 def test_of_every_class_the_surest_share_stays():

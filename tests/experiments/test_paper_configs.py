@@ -1,18 +1,17 @@
 """All full-size configs beside a table of the released ones (chongzhou96/MaskCLIP): facts, no code; `-s` prints it."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)]  # experiments are run from a checkout
+from experiments.configs import paper as paper_configs
+from experiments.harness.records import Settings
+from experiments.harness.scoring import DATASETS
+from experiments.tables import ablations, zero_shot
+from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.evaluate.models import student_reader
 
-from experiments import ablations, paper_configs, zero_shot  # noqa: E402
-from experiments.cells import Settings  # noqa: E402
-from experiments.scoring import DATASETS  # noqa: E402
-from maskclip_jax.distill.config import DistillConfig  # noqa: E402
-from maskclip_jax.distill.evaluation import student_reader  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 # What differs from data set to data set: label values without background, size, crop, iterations, unseen label values.
 WITHOUT = {

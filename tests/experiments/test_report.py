@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 import types
 from pathlib import Path
 
@@ -12,16 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "distill")]  # experiments are run from a checkout
+from experiments import report
+from experiments.configs.paper import TARGETS
+from experiments.harness import records, scoring
+from experiments.harness.records import Cell, Missing, Settings, find, run, table
+from experiments.tables import ablations, annotation_free, fine_grained, transforms
+from maskclip_jax import cli
+from maskclip_jax.distill.experiment import load_experiment
+from maskclip_jax.errors import UserError
+from maskclip_jax.segment.scores import predict_scores
 
-from experiments import ablations, annotation_free, cells, fine_grained, report, scoring, transforms  # noqa: E402
-from experiments.cells import Cell, Missing, Settings, find, run, table  # noqa: E402
-from experiments.paper_configs import TARGETS  # noqa: E402
-from maskclip_jax import cli  # noqa: E402
-from maskclip_jax.distill.experiment import load_experiment  # noqa: E402
-from maskclip_jax.errors import UserError  # noqa: E402
-from maskclip_jax.segment.dense import predict_scores  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_readme_says_what_is_committed():
@@ -87,7 +87,7 @@ def test_a_small_report(tmp_path, monkeypatch):
     scores = cells_of["scenes/resnet/MaskCLIP"]["scores"]
     assert scores["images"] == 2
     assert f"| MaskCLIP | {scores['mIoU']:.1f} | – |" in text
-    assert "experiments/distill_scenes.py:large --out" in text
+    assert "experiments/configs/scenes.py:large --out" in text
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"<td>{scores['mIoU']:.1f}" in page
     assert "data:image/png;base64," in page
@@ -110,14 +110,14 @@ def test_the_full_report_shows_what_was_published(tmp_path):
     for value in TARGETS.values():
         assert f"{value} / –" in text
     assert (
-        "python run.py distill experiments/paper_configs.py:voc20/zero_shot/r50 --out runs/voc20_zero_shot_r50-0"
+        "python run.py distill experiments/configs/paper.py:voc20/zero_shot/r50 --out runs/voc20_zero_shot_r50-0"
         in text
     )
 
 
 def test_every_command_that_is_shown_can_be_given():
-    settings = {scale: Settings(scale=scale) for scale in cells.SCALES}
-    for scale in cells.SCALES:
+    settings = {scale: Settings(scale=scale) for scale in records.SCALES}
+    for scale in records.SCALES:
         for experiment in report.EXPERIMENTS:
             for cell in experiment.cells(settings[scale]):
                 if cell.command.startswith("python run.py"):
@@ -132,10 +132,10 @@ def test_another_count_does_not_replace_what_is_committed():
     import argparse
 
     parser = argparse.ArgumentParser()
-    cells.add_arguments(parser)
+    records.add_arguments(parser)
     with pytest.raises(UserError, match="name another folder"):
-        cells.settings_from(parser.parse_args(["--count", "4"]))
-    assert cells.settings_from(parser.parse_args(["--count", "4", "--results", "x"])).scenes(500) == 4
+        records.settings_from(parser.parse_args(["--count", "4"]))
+    assert records.settings_from(parser.parse_args(["--count", "4", "--results", "x"])).scenes(500) == 4
 
 
 def test_tables_and_their_html():

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import sys
 import zipfile
 from pathlib import Path
 
@@ -11,13 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # experiments are run from a checkout and are not installed
-
-from experiments.embedded import make_scenes  # noqa: E402
-from experiments.embedded.backgrounds import SIDE, Ground, draw_ground, sample_ground  # noqa: E402
-from experiments.embedded.glyphs import EMOJI, GLYPH_SIDE, IN_STYLE, STYLES, TRAIN_STYLES  # noqa: E402
-from experiments.embedded.scenes import (  # noqa: E402
+from experiments.toy_world import make_scenes
+from experiments.toy_world.backgrounds import SIDE, Ground, draw_ground, sample_ground
+from experiments.toy_world.glyphs import EMOJI, GLYPH_SIDE, IN_STYLE, STYLES, TRAIN_STYLES
+from experiments.toy_world.scenes import (
     TINTS,
     VISIBLE_PX,
     Layout,
@@ -28,7 +24,9 @@ from experiments.embedded.scenes import (  # noqa: E402
     sample_layout,
     tint_glyph,
 )
-from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_OBJECTS, SCENE_STUFF  # noqa: E402
+from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_OBJECTS, SCENE_STUFF
+
+ROOT = Path(__file__).resolve().parents[2]
 
 DOG, CAR, GRASS, SKY = (SCENE_CLASSES.index(name) for name in ("dog", "car", "grass", "sky"))
 PLAIN = (0.0, 1.0, 0.0, 0.0)  # a finish that changes nothing

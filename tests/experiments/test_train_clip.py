@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.embedded.prompts import CLASSES, PHRASES
-from experiments.embedded.train_clip import Training, both_readings, draw_batch, multi_positive, uniformity, unnamed
-from maskclip_jax.clip.config import CLIPConfig, TextConfig, ViTConfig
-from maskclip_jax.clip.model import CLIP
+from experiments.toy_world.prompts import CLASSES, PHRASES
+from experiments.toy_world.train_clip import Training, both_readings, draw_batch, multi_positive, uniformity, unnamed
+from maskclip_jax.encoders.config import CLIPConfig, TextConfig, ViTConfig
+from maskclip_jax.encoders.model import CLIP
 
 
 @pytest.fixture(scope="module")

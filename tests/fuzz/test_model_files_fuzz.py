@@ -4,22 +4,19 @@ import json
 import random
 import resource
 import shutil
-import sys
 import warnings
 from pathlib import Path
 
+import clip_checkpoints
 import numpy as np
 import pytest
 
-from maskclip_jax.clip.load import load_clip
-from maskclip_jax.clip.orbax_io import save_converted
-from maskclip_jax.clip.weights import to_names
+from maskclip_jax.checkpoints.load import load_clip
+from maskclip_jax.checkpoints.orbax_io import save_converted
+from maskclip_jax.checkpoints.weights import to_names
 from maskclip_jax.errors import UserError
 
 TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS / "clip"))
-import clip_checkpoints  # noqa: E402
-
 ROUNDS = 80  # of every file
 MEMORY = 2**30  # bytes that all of them together may take
 ODD = (

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskclip_jax.clip.config import CLIPConfig, Fidelity, ResNetConfig, TextConfig, ViTConfig
-from maskclip_jax.clip.folders import Reading
-from maskclip_jax.clip.load import Pretrained
-from maskclip_jax.clip.model import CLIP
+from maskclip_jax.checkpoints.folders import Reading
+from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.encoders.config import CLIPConfig, Fidelity, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.encoders.model import CLIP
 
 VISION = {
     "vit": ViTConfig(image_size=32, patch_size=8, width=16, layers=2, heads=2, mlp_width=32),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops.compile_count import count_compiles
 from maskclip_jax.segment import classifier as module
 from maskclip_jax.segment.classifier import classifier_from_embeddings, text_classifier, trimmed
-from maskclip_jax.segment.compiles import count_compiles
 
 TEMPLATES = ("a photo of a {}.", "there is a {} in the scene.", "{} at night in a street with many other things")
 CLASSES = ["dog", "sofa,couch", ("fire truck", "engine", "red car")]

@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 from pixel_loops import CLASSES, settings_of, softmax, upsampled
 
-from maskclip_jax.clip.load import load_visual
+from maskclip_jax.checkpoints.load import load_visual
 from maskclip_jax.data.preprocess import interpolation_matrix, prepare, upsample_matrix
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment import whole
+from maskclip_jax.ops.compile_count import count_compiles
+from maskclip_jax.segment import images as whole
 from maskclip_jax.segment.classifier import text_classifier
-from maskclip_jax.segment.compiles import count_compiles
+from maskclip_jax.segment.images import batch_size_for, bucket_shapes
+from maskclip_jax.segment.pixels import pixel_matrix
 from maskclip_jax.segment.predict import (
     chunks,
     in_order,
@@ -25,8 +27,6 @@ from maskclip_jax.segment.predict import (
     predict_scores,
     segment_images,
 )
-from maskclip_jax.segment.upsample import pixel_matrix
-from maskclip_jax.segment.whole import batch_size_for, bucket_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskclip_jax.clip.load import load_visual
+from maskclip_jax.checkpoints.load import load_visual
 from maskclip_jax.segment.refine import class_confidence, drop_classes, key_smoothing, prompt_denoising
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -16,17 +16,17 @@ import pytest
 from PIL import Image
 
 from maskclip_jax import load_clip, segment_images
-from maskclip_jax.clip.config import Fidelity
 from maskclip_jax.data.images import read_image
 from maskclip_jax.data.preprocess import sized
 from maskclip_jax.data.sources import Example
-from maskclip_jax.distill.evaluation import evaluate_teacher
+from maskclip_jax.encoders.config import Fidelity
 from maskclip_jax.errors import UserError
-from maskclip_jax.evaluate import confusion_matrix, mean_iou
+from maskclip_jax.evaluate.metrics import confusion_matrix, mean_iou
+from maskclip_jax.evaluate.models import evaluate_teacher
 from maskclip_jax.segment.classifier import text_classifier
+from maskclip_jax.segment.images import whole_scores
+from maskclip_jax.segment.pixels import pixel_matrix
 from maskclip_jax.segment.predict import prediction_settings
-from maskclip_jax.segment.upsample import pixel_matrix
-from maskclip_jax.segment.whole import whole_scores
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {"voc": {"short_side": 512}, "context": {"within": (520, 520)}}

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from maskclip_jax.clip.load import load_clip
-from maskclip_jax.web.desk import Desk
-from maskclip_jax.web.shelf import Shelf
+from maskclip_jax.checkpoints.load import load_clip
+from maskclip_jax.web.models import Shelf
+from maskclip_jax.web.session import Desk
 
 MOST_UPLOAD = 2**20
 
@@ -30,8 +30,8 @@ def server(shelf):
     reason = "the web extra is not installed: pip install -r requirements-web.txt"
     pytest.importorskip("uvicorn", reason=reason)
     pytest.importorskip("starlette", reason=reason)
-    from maskclip_jax.web.app import make_app
     from maskclip_jax.web.intake import make_server
+    from maskclip_jax.web.server import make_app
 
     desk = Desk(shelf, most_pixels=1_000_000)
     app = make_app(desk, most_upload=MOST_UPLOAD)

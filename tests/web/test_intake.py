@@ -20,7 +20,7 @@ from web_calls import call
 
 from maskclip_jax.errors import UserError
 from maskclip_jax.web import intake
-from maskclip_jax.web.app import STATUS
+from maskclip_jax.web.server import STATUS
 
 LARGE = 2**23  # more than a socket's buffers hold
 

@@ -1,6 +1,6 @@
 """What is kept, and what is forgotten."""
 
-from maskclip_jax.web.memory import Memory
+from maskclip_jax.web.cache import Memory
 
 
 def test_the_longest_unused_goes_first():

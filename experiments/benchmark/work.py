@@ -1,0 +1,153 @@
+"""Ours: each case makes a function that does the work once and waits for it, and says how much work that is."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmark import flops
+from maskclip_jax.encoders.config import variant
+from maskclip_jax.encoders.model import CLIP, fold
+from maskclip_jax.segment.refine import key_smoothing
+from maskclip_jax.segment.scores import dense_logits
+
+CLASSES = 59  # Pascal Context's
+
+
+class Case(NamedTuple):
+    """Work to be timed.
+
+    Fields:
+      run: does it once, to the end.
+      flops: operations that it must do.
+      images: how many it handles.
+      facts: what else is worth telling once it has run, e.g. the memory that the program asks for.
+    """
+
+    run: Callable[[], Any]
+    flops: float
+    images: int
+    facts: dict[str, Any]
+
+
+def random_clip(name: str, dtype: str) -> tuple[CLIP, Any]:
+    """One of OpenAI's architectures with random weights of the real shapes, value path folded as `load_clip` does."""
+    model = CLIP(variant(name), jnp.dtype(dtype))
+    return model, jax.tree.map(jnp.asarray, fold(model.config, random_variables(model)))
+
+
+def random_variables(model: CLIP) -> Any:
+    side = model.config.vision.image_size
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        name = path[-1].key
+        if name == "logit_scale":
+            return np.float32(np.log(100))
+        if name in ("scale", "var"):
+            return np.ones(leaf.shape, np.float32)
+        if name in ("bias", "mean"):
+            return np.zeros(leaf.shape, np.float32)
+        return rng.standard_normal(leaf.shape, np.float32) / np.sqrt(max(1, np.prod(leaf.shape[:-1])), dtype=np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def unit_rows(rows: int, width: int) -> np.ndarray:
+    x = np.random.default_rng(1).standard_normal((rows, width), np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def compiled(function: Callable, *args: Any) -> tuple[Callable[[], None], dict[str, Any]]:
+    """The function on these arguments, compiled when it is first run, and facts that are known from then on."""
+    lowered, facts, held = jax.jit(function).lower(*args), {}, []
+
+    def run() -> None:
+        if not held:
+            held.append(lowered.compile())
+            memory = held[0].memory_analysis()
+            if memory is not None:
+                facts["temporaries_mib"] = memory.temp_size_in_bytes / 2**20
+        jax.block_until_ready(held[0](*args))
+
+    return run, facts
+
+
+def dense(model: str = "ViT-B/16", batch: int = 1, size: int = 512, dtype: str = "float32") -> Case:
+    """MaskCLIP's dense logits for a batch of square images: the whole image tower, and the classifier."""
+    clip, variables = random_clip(model, dtype)
+    variables = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "text"}}
+    images = jnp.asarray(np.random.default_rng(2).standard_normal((batch, size, size, 3), np.float32))
+    text = jnp.asarray(unit_rows(CLASSES, clip.config.embed_dim))
+    run, facts = compiled(lambda v, x, t: dense_logits(clip, v, x, t).logits, variables, images, text)
+    return Case(run, batch * flops.dense(clip.config, size, size, CLASSES), batch, facts)
+
+
+def smoothing(length: int = 4096, width: int = 768, order: str = "cheaper", times: int = 1) -> Case:
+    """Key smoothing of one image, in the cheaper order of products or by way of the L×L matrix of all pairs."""
+    rng = np.random.default_rng(0)
+    keys = jnp.asarray(rng.standard_normal((1, length, width), np.float32))
+    p = jax.nn.softmax(jnp.asarray(rng.standard_normal((1, length, CLASSES), np.float32)))
+    function = functools.partial(key_smoothing, threshold=1.0) if order == "cheaper" else all_pairs
+    once, facts = compiled(function, p, keys)
+
+    def run() -> None:
+        for _ in range(times):
+            once()
+
+    return Case(run, times * flops.smoothing(length, width, CLASSES), times, facts)
+
+
+def all_pairs(p: jax.Array, keys: jax.Array) -> jax.Array:
+    """The same sum as the paper writes it: every position's cosine with every other."""
+    keys = keys * jax.lax.rsqrt(jnp.maximum(jnp.square(keys).sum(-1, keepdims=True), 1e-24))
+    mixed = jnp.einsum("bld,bmd->blm", keys, keys) @ p
+    return jnp.where(p.max(-1, keepdims=True) < 1, mixed, p)
+
+
+def train(
+    backbone: str = "resnet101", batch: int = 2, size: int = 256, width: int = 512, dtype: str = "float32"
+) -> Case:
+    """One optimiser step of the student, by the program that `distill` runs; labels are given, so no teacher works."""
+    from maskclip_jax.distill.config import DistillConfig
+    from maskclip_jax.distill.step import create_train_state, make_train_step, replicate
+    from maskclip_jax.distill.teacher import Frozen
+    from maskclip_jax.students import StudentConfig, create_student
+
+    config = DistillConfig(
+        "context59",
+        StudentConfig(width, backbone=backbone),
+        mode="supervised",
+        batch_size=batch,
+        crop_size=size,
+        steps=1000,
+        dtype=dtype,
+    )
+    student = create_student(config.student_config)
+    text = unit_rows(CLASSES, width)
+    state = replicate(create_train_state(config, student, text, jax.random.key(0)))
+    frozen = replicate(Frozen({}, jnp.asarray(text)))
+    rng = np.random.default_rng(3)
+    data = {
+        "image": rng.integers(0, 256, (1, batch, size, size, 3), np.uint8),
+        "label": rng.integers(0, CLASSES, (1, batch, size, size)).astype(np.uint8),
+    }
+    step = make_train_step(config, student, None)
+    held = [state]
+
+    def run() -> None:
+        held[0], metrics = step(held[0], frozen, data)
+        jax.block_until_ready((held[0], metrics))
+
+    return Case(run, batch * flops.deeplab_v2(config.student_config, size, size, CLASSES)[1], batch, {})
+
+
+def nothing(dtype: str = "float32") -> Case:
+    """No work: only the machine's rate is of interest."""
+    return Case(lambda: None, 0, 0, {})

@@ -1,0 +1,102 @@
+"""The bars of the embedded CLIPs: mIoU on 500 held-out scenes, 66 names as prompts, in style and redrawn in Twemoji.
+
+    python -m experiments.toy_world.score --model embedded --out experiments/toy_world/results/resnet.json
+
+Needs only what is in the repository (`heldout.zip`), no fonts. Thresholds of prompt denoising are swept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from maskclip_jax import load_clip
+from maskclip_jax.cli.common import progress
+from maskclip_jax.cli.demo import score as percentages
+from maskclip_jax.data.images import write_json
+from maskclip_jax.segment.classifier import text_classifier
+from maskclip_jax.segment.predict import segment_images
+
+ARCHIVE = Path(__file__).with_name("heldout.zip")
+READINGS = {
+    "naive": {"naive": True},
+    "MaskCLIP": {},
+    **{f"PD {t}": {"prompt_denoising": t} for t in (0.2, 0.3, 0.4, 0.5, 0.7, 0.8)},
+    "KS": {"key_smoothing": True},
+    "PD 0.3 + KS": {"prompt_denoising": 0.3, "key_smoothing": True},
+}
+
+
+def load_split(split: str, count: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+    """Images, label maps and class names of `heldout` or `heldout_twemoji`."""
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        names = json.loads(archive.read("classes.json"))
+        read = lambda name: np.asarray(Image.open(io.BytesIO(archive.read(name))))  # noqa: E731
+        images = [read(f"{split}/images/{i:04d}.jpg") for i in range(count)]
+        labels = [read(f"{split}/labels/{i:04d}.png") for i in range(count)]
+    return images, labels, names
+
+
+def read_scenes(pretrained, scenes, classifier, title: str, **options) -> dict[str, float]:
+    """mIoU (all, objects, stuff) and pixel accuracy in % of one reading of `load_split`'s scenes."""
+    images, labels, names = scenes
+    with progress(title, len(images)) as report:
+        found = segment_images(
+            images,
+            names,
+            pretrained,
+            classifier=classifier,
+            batch_size=25,
+            progress=lambda done, total: report(done),
+            **options,
+        )
+    found = percentages(labels, [one.labels for one in found], names)
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+def score(pretrained, split: str, count: int, readings=READINGS) -> dict[str, dict[str, float]]:
+    """`read_scenes`, and seconds, of every reading."""
+    scenes = load_split(split, count)
+    classifier = text_classifier(pretrained, scenes[2])
+    out = {}
+    for reading, options in readings.items():
+        began = time.monotonic()
+        out[reading] = read_scenes(pretrained, scenes, classifier, f"{split} {reading}", **options)
+        out[reading]["seconds"] = round(time.monotonic() - began, 1)
+        print(f"{split:<16} {reading:<12} " + "  ".join(f"{k} {v}" for k, v in out[reading].items()), flush=True)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    pretrained = load_clip(args.model)
+    result = {
+        "model": args.model,
+        "scenes": args.count,
+        "protocol": f"short side {pretrained.preprocess.short_side}, stride {pretrained.config.stride}, 66 names, "
+        f"templates {pretrained.reading.templates}",
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "heldout": score(pretrained, "heldout", args.count),
+        "heldout_twemoji": score(
+            pretrained, "heldout_twemoji", args.count, {k: READINGS[k] for k in ("naive", "MaskCLIP", "PD 0.3")}
+        ),
+    }
+    if args.out:
+        write_json(args.out, result)
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

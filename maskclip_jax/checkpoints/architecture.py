@@ -1,0 +1,205 @@
+"""Which architecture a checkpoint is: from transformers' config or from the arrays' shapes alone.
+
+For open_clip's config see `open_clip.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from maskclip_jax.checkpoints.config_rules import CONTEXT, EPSILON, LAYERS, MLP, SIDE, VOCABULARY, WIDTH, checked
+from maskclip_jax.checkpoints.open_clip import from_open_clip as from_open_clip
+from maskclip_jax.checkpoints.open_clip import to_open_clip as to_open_clip
+from maskclip_jax.data import schema
+from maskclip_jax.data.whole_files import cut
+from maskclip_jax.encoders.config import NO_TEXT as NO_TEXT
+from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.errors import UserError
+
+Shapes = Mapping[str, tuple[int, ...]]
+WIDER_HEADS = {1280: 80, 1408: 88, 1664: 104}  # width of the ViT -> of a head, in H/14, g/14 and bigG/14
+
+
+_HF_TOWER = {
+    "hidden_size": WIDTH,
+    "intermediate_size": MLP,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": WIDTH,
+    "hidden_act": schema.one_of("quick_gelu", "gelu"),
+    "layer_norm_eps": EPSILON,
+}
+_HF_RULES = {
+    "vision_config": _HF_TOWER
+    | {
+        "num_channels": schema.Rule("3, for RGB", lambda x: x if x == 3 else schema.UNFIT),
+        "image_size": schema.square(SIDE),
+        "patch_size": schema.square(SIDE),
+    },
+    "text_config": _HF_TOWER
+    | {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": CONTEXT,
+        "eos_token_id": schema.optional(schema.whole(0, 2**24)),
+    },
+}
+_HF_DEFAULTS = {  # transformers' own, which files leave out
+    "vision_config": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "image_size": 224,
+        "patch_size": 32,
+    },
+    "text_config": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+        "eos_token_id": 49407,
+    },
+}
+
+
+def from_hf(config: Mapping[str, Any]) -> CLIPConfig:
+    """From the dict of a `config.json` of transformers' `CLIPModel`; keys it leaves out are transformers' defaults."""
+    check_model_type(config)
+    v, t = (_hf_tower(config, name) for name in ("vision_config", "text_config"))
+    vision = ViTConfig(
+        v["image_size"],
+        v["patch_size"],
+        v["hidden_size"],
+        v["num_hidden_layers"],
+        v["num_attention_heads"],
+        v["intermediate_size"],
+        v["hidden_act"],
+        v["layer_norm_eps"],
+    )
+    text = TextConfig(
+        t["vocab_size"],
+        t["max_position_embeddings"],
+        t["hidden_size"],
+        t["num_hidden_layers"],
+        t["num_attention_heads"],
+        t["intermediate_size"],
+        t["hidden_act"],
+        t["layer_norm_eps"],
+        # transformers wrote 2 by mistake into every early CLIP, and has since taken it to mean "the highest id".
+        None if t["eos_token_id"] == 2 else t["eos_token_id"],
+    )
+    embed_dim = schema.fields(config, {"projection_dim": WIDTH}, "config.json").get("projection_dim", 512)
+    return checked(CLIPConfig(vision, text, embed_dim), "config.json")
+
+
+def _hf_tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One tower's keys; an older `…_config_dict` replaces the newer object, as in transformers."""
+    older = config.get(f"{name}_dict")
+    given = config.get(name, {}) if older is None else older
+    given = {} if given is None else given
+    return _HF_DEFAULTS[name] | schema.fields(given, _HF_RULES[name], f"config.json: {name}")
+
+
+def to_hf(config: CLIPConfig) -> dict[str, Any]:
+    """`config` as transformers' `config.json`: what `from_hf` reads back. ViTs only."""
+    v, t = config.vision, config.text
+    if isinstance(v, ResNetConfig):
+        raise UserError("transformers' CLIP has no ResNet: write an open_clip folder")
+    widths = lambda c: {  # noqa: E731
+        "hidden_size": c.width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "intermediate_size": c.mlp_width,
+        "hidden_act": c.activation,
+        "layer_norm_eps": c.layer_norm_eps,
+        "projection_dim": config.embed_dim,
+    }
+    vision = {"image_size": v.image_size, "patch_size": v.patch_size, "num_channels": 3}
+    text = {
+        "vocab_size": t.vocab_size,
+        "max_position_embeddings": t.context_length,
+        "eos_token_id": 2 if t.eot_token_id is None else t.eot_token_id,
+    }
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.embed_dim,
+        "vision_config": widths(v) | vision,
+        "text_config": widths(t) | text,
+    }
+
+
+def check_model_type(config: Mapping[str, Any]) -> None:
+    """Raises UserError unless a `config.json` is of transformers' `CLIPModel`."""
+    came = config.get("model_type")
+    if came != "clip":
+        raise UserError(
+            f"config.json must be of model_type 'clip', not {cut(repr(came), 60)}: only CLIP's own architecture is read"
+        )
+
+
+def from_shapes(shapes: Shapes) -> CLIPConfig:
+    """From OpenAI-named arrays' shapes, by OpenAI's own rules: 64 channels to a head, and QuickGELU.
+
+    Nothing in the shapes tells QuickGELU from GELU: weights trained with GELU need a config.
+    """
+    vision, embed_dim = vision_from_shapes(shapes)
+    vocab_size, width = _shape(shapes, "token_embedding.weight", 2)
+    context_length, _ = _shape(shapes, "positional_embedding", 2)
+    layers = _count(shapes, r"transformer\.resblocks\.(\d+)\.")
+    mlp_width, _ = _shape(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 2)
+    text = TextConfig(vocab_size, context_length, width, layers, _heads(width), mlp_width)
+    return checked(CLIPConfig(vision, text, embed_dim), "the weights")
+
+
+def vision_from_shapes(shapes: Shapes) -> tuple[ViTConfig | ResNetConfig, int]:
+    """The image tower and the joint embedding's width E, from the shapes of OpenAI-named `visual.…` arrays."""
+    if "visual.proj" in shapes:
+        width, _, _, patch = _shape(shapes, "visual.conv1.weight", 4)
+        if width in WIDER_HEADS:  # 64 divides these too, and would be silently wrong
+            raise UserError(
+                f"a ViT of width {width} is not OpenAI's: its heads are {WIDER_HEADS[width]} wide, and its arrays do "
+                "not tell its activation: put its open_clip_config.json (or config.json) beside the weights"
+            )
+        image_size = _side(_shape(shapes, "visual.positional_embedding", 2)) * patch
+        layers = _count(shapes, r"visual\.transformer\.resblocks\.(\d+)\.")
+        mlp_width, _ = _shape(shapes, "visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
+        vit = ViTConfig(image_size, patch, width, layers, _heads(width), mlp_width)
+        return vit, _shape(shapes, "visual.proj", 2)[1]
+    width = _shape(shapes, "visual.layer1.0.conv1.weight", 4)[0]
+    side = _side(_shape(shapes, "visual.attnpool.positional_embedding", 2))
+    layers = tuple(_count(shapes, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    embed_dim = _shape(shapes, "visual.attnpool.c_proj.weight", 2)[0]
+    return ResNetConfig(side * 32, width, layers, _heads(width * 32)), embed_dim
+
+
+def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
+    if name not in shapes:
+        raise UserError(f"an OpenAI-named CLIP needs {name}, which is missing: give both towers' arrays")
+    if len(shapes[name]) != rank:
+        raise UserError(f"{name} must have {rank} dimensions, but its shape is {shapes[name]}: check the weights")
+    return shapes[name]
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    return len({match[1] for match in map(re.compile(pattern).match, shapes) if match})
+
+
+def _side(shape: tuple[int, ...]) -> int:
+    side = round((shape[0] - 1) ** 0.5)
+    if side < 1 or side**2 + 1 != shape[0]:
+        raise UserError(f"a position embedding has a square grid and one more row, not {shape[0]}: check the weights")
+    return side
+
+
+def _heads(width: int) -> int:
+    if width % 64:
+        raise UserError(f"OpenAI's heads are 64 wide, but the width is {width}: give a folder with a config")
+    return width // 64

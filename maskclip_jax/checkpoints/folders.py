@@ -1,0 +1,190 @@
+"""What a checkpoint folder holds: which file is the weights, which config describes them, and what lies beside."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from maskclip_jax.checkpoints import architecture
+from maskclip_jax.checkpoints.files import read_arrays, shapes_of
+from maskclip_jax.checkpoints.tokenizer import MissingTokenizer, load_tokenizer, openai_tokenizer
+from maskclip_jax.checkpoints.torch_files import TorchFile
+from maskclip_jax.checkpoints.weights import naming_of, plain_names
+from maskclip_jax.data import schema
+from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.whole_files import read_json
+from maskclip_jax.encoders.config import NO_TEXT, CLIPConfig, with_activation
+from maskclip_jax.errors import UserError
+
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SMALL_FILES = ("*.json", "merges.txt")  # configs, tokenizer, the index of shards
+WEIGHTS = {  # in order of preference
+    "config.json": (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "flax_model.msgpack",
+        "pytorch_model.bin",
+    ),
+    "open_clip_config.json": (
+        "open_clip_model.safetensors",
+        "model.safetensors",
+        "open_clip_pytorch_model.bin",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a checkpoint is best read, from its optional `maskclip.json`; every key may be left out.
+
+    Fields:
+      dense_stride: pixels from one dense feature to the next (for ResNets to choose: 8, 16 or 32).
+      short_side: pixels that the image's short side is resized to.
+      prompt_denoising: threshold in 0..1, or None for none.
+      templates: name of a template set, or None for the library's default.
+    """
+
+    dense_stride: int | None = None
+    short_side: int = 512
+    prompt_denoising: float | int | None = None
+    templates: str | None = None
+
+
+_READING = {
+    "dense_stride": schema.optional(schema.whole(1, 2**14)),
+    "short_side": schema.whole(1, 4096)._replace(words="a number of pixels from 1 to 4096"),
+    "prompt_denoising": schema.optional(schema.number(0, 1)._replace(words="in 0..1")),
+    "templates": schema.optional(schema.text()._replace(words="the name of a template set")),
+}
+
+
+class Parts(NamedTuple):
+    """A checkpoint as it lies on disk. `arrays` have someone's names; read them with `weights.to_variables`."""
+
+    arrays: Mapping[str, Any]
+    config: CLIPConfig
+    tokenizer: Callable
+    preprocess: Preprocess
+    reading: Reading
+    note: str | None = None  # what was assumed, where nothing in the checkpoint says it
+
+
+def from_mapping(arrays: Mapping[str, Any]) -> Parts:
+    """A mapping of OpenAI-named arrays, of both towers or of the image tower alone (`visual.…`, maybe `logit_scale`).
+
+    Statistics are OpenAI's, and so is the tokenizer where the vocabulary is.
+    """
+    names = plain_names(arrays)
+    if naming_of(names) != "openai":
+        raise UserError("a mapping has OpenAI's names, but transformers' came: give the folder with its config.json")
+    if all(name.startswith("visual.") or name == "logit_scale" for name in names):
+        shapes = shapes_of(arrays)
+        vision, embed_dim = architecture.vision_from_shapes({name: shapes[key] for name, key in names.items()})
+        missing = MissingTokenizer("a mapping of arrays")
+        return Parts(arrays, CLIPConfig(vision, NO_TEXT, embed_dim), missing, openai_preprocess(), Reading())
+    config, note = _from_arrays(arrays, "a mapping of arrays")
+    tokenizer = openai_tokenizer(config.text) or MissingTokenizer("a mapping of arrays")
+    return Parts(arrays, config, tokenizer, openai_preprocess(), Reading(), note)
+
+
+def from_file(path: Path) -> Parts:
+    """A weight file; configs and tokenizer are looked for beside it. OpenAI's names need no config."""
+    folder, arrays = path.parent, read_arrays(path)
+    if naming_of(plain_names(arrays)) != "openai":
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{path} has transformers' names, which need config.json beside them: put it there")
+        return _parts(arrays, architecture.from_hf(read_json(folder / "config.json")), folder, _hf_preprocess(folder))
+    if (folder / "open_clip_config.json").is_file():
+        config, preprocess = _open_clip(folder)
+        return _parts(arrays, config, folder, preprocess)
+    config, note = _from_arrays(arrays, path.name)
+    return _parts(arrays, config, folder, openai_preprocess())._replace(note=note)
+
+
+def from_folder(folder: Path) -> Parts:
+    """A Hugging Face or open_clip folder."""
+    config_name, names = candidates(folder)
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} holds {config_name} but no weights: add one of {', '.join(names)}")
+    arrays = read_arrays(file)
+    naming = naming_of(plain_names(arrays))
+    if (naming == "openai") != (config_name == "open_clip_config.json"):
+        raise UserError(
+            f"{file} has names of the {naming} kind, but {config_name} describes others: take matching files"
+        )
+    if naming == "openai":
+        config, preprocess = _open_clip(folder)
+        return _parts(arrays, config, folder, preprocess)
+    return _parts(arrays, architecture.from_hf(read_json(folder / config_name)), folder, _hf_preprocess(folder))
+
+
+def candidates(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """The config that describes `folder`'s weights, and the names these may have, the best first.
+
+    Raises UserError when there is no config of a CLIP. Some folders hold transformers' files and open_clip's; some a
+    timm `config.json` that is no CLIP's.
+    """
+    hf, open_clip = folder / "config.json", folder / "open_clip_config.json"
+    if hf.is_file():
+        content = read_json(hf)
+        if content.get("model_type") == "clip" or not open_clip.is_file():
+            architecture.check_model_type(content)
+            return hf.name, WEIGHTS[hf.name]
+    if open_clip.is_file():
+        return open_clip.name, WEIGHTS[open_clip.name]
+    raise UserError(f"a checkpoint folder holds config.json or open_clip_config.json, {folder} neither: add one")
+
+
+def openai_preprocess() -> Preprocess:
+    """OpenAI's statistics: also transformers' and open_clip's defaults, for checkpoints that bring none."""
+    return Preprocess(OPENAI_MEAN, OPENAI_STD)
+
+
+def read_reading(folder: Path) -> Reading:
+    """`maskclip.json` of a folder, or the defaults where there is none. Raises UserError for unknown keys."""
+    path = folder / "maskclip.json"
+    if not path.is_file():
+        return Reading()
+    return Reading(**schema.fields(read_json(path), _READING, str(path), only=True))
+
+
+def _parts(arrays: Mapping[str, Any], config: CLIPConfig, folder: Path, preprocess: Preprocess) -> Parts:
+    return Parts(arrays, config, load_tokenizer(folder, config.text), preprocess, read_reading(folder))
+
+
+def _from_arrays(arrays: Mapping[str, Any], name: str) -> tuple[CLIPConfig, str | None]:
+    """The architecture, and a note where its activation is only assumed: no array's shape tells it."""
+    shapes = shapes_of(arrays)
+    config = architecture.from_shapes({plain: shapes[key] for plain, key in plain_names(arrays).items()})
+    known = arrays.activation if isinstance(arrays, TorchFile) else None
+    if known is not None:
+        return with_activation(config, known), None
+    return config, (
+        f"{name} does not say its activation: QuickGELU was assumed, as in OpenAI's models; for weights trained with "
+        "GELU (most of open_clip's) give --activation gelu (load_clip(…, activation='gelu')), or put their "
+        "open_clip_config.json beside them"
+    )
+
+
+def _open_clip(folder: Path) -> tuple[CLIPConfig, Preprocess]:
+    file = folder / "open_clip_config.json"
+    rules = {"model_cfg": schema.OBJECT, "preprocess_cfg": schema.OBJECT}
+    content = schema.fields(read_json(file), rules, str(file), needed=("model_cfg",))
+    config = architecture.from_open_clip(content["model_cfg"])
+    if "preprocess_cfg" not in content:
+        return config, openai_preprocess()
+    return config, Preprocess.from_open_clip(content["preprocess_cfg"])
+
+
+def _hf_preprocess(folder: Path) -> Preprocess:
+    older, newer = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if older.is_file():
+        return Preprocess.from_hf(read_json(older))
+    if newer.is_file():  # transformers 5 writes image processor and tokenizer settings into one file
+        content = read_json(newer)
+        if "image_processor" in content:
+            return Preprocess.from_hf(content["image_processor"])
+    return openai_preprocess()

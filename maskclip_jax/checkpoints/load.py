@@ -1,0 +1,217 @@
+"""`load_clip`: a hub id, folder, file or mapping of arrays -> everything a CLIP needs to see and to read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskclip_jax.checkpoints import orbax_io
+from maskclip_jax.checkpoints.files import SUFFIXES
+from maskclip_jax.checkpoints.folders import SMALL_FILES, Parts, Reading, from_file, from_folder, from_mapping
+from maskclip_jax.checkpoints.hub import download, snapshot
+from maskclip_jax.checkpoints.tokenizer import TOKENIZER_FILES, MissingTokenizer, OwnTokenizer, load_tokenizer
+from maskclip_jax.checkpoints.weights import check_scale, plain_names, to_variables
+from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.whole_files import cut
+from maskclip_jax.encoders import model as clip_model
+from maskclip_jax.encoders.config import CLIPConfig, Fidelity, ViTConfig, with_activation
+from maskclip_jax.encoders.layers import Dtype
+from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.errors import UserError
+
+EMBEDDED = {"embedded": "clip_resnet", "embedded-vit": "clip_vit"}  # the checkpoints in maskclip_jax/assets
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPENAI_LOGIT_SCALE = float(np.log(100.0))  # where OpenAI's models end up: their training clips it there
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint, ready: `p.model.apply(p.variables, images, method="encode_dense")`.
+
+    Fields:
+      model: the module; holds no arrays.
+      variables: `params` (float32), for ResNets `batch_stats`, and (unless `fold=False`) `folded`.
+      config: architecture and fidelity.
+      tokenizer: prompts -> int32 ids [N, T].
+      preprocess: statistics and sizes for `maskclip_jax.data.preprocess.prepare`.
+      reading: the checkpoint's recommended settings; its `dense_stride` is the one the model has.
+    """
+
+    model: CLIP
+    variables: dict[str, Any]
+    config: CLIPConfig
+    tokenizer: Callable
+    preprocess: Preprocess
+    reading: Reading
+
+
+def load_clip(
+    source: str | Path | Mapping[str, Any],
+    *,
+    fidelity: str | Fidelity = "clip",
+    dense_stride: int | None = None,
+    dtype: Dtype = jnp.float32,
+    fold: bool = True,
+    tokenizer: str | Path | Callable | None = None,
+    activation: str | None = None,
+) -> Pretrained:
+    """Loads a CLIP from wherever it is.
+
+    Args:
+      source: one of
+        "embedded" (ResNet) or "embedded-vit", the small CLIPs that ship with the project;
+        a hub id ("openai/clip-vit-base-patch16", "timm/resnet50_clip.openai");
+        a folder: Hugging Face's, open_clip's, or one that `orbax_io.save_converted` wrote;
+        a file: `.safetensors`, `.msgpack`, `.bin`, `.pth`, OpenAI's `.pt` (configs and tokenizer may lie beside it);
+        a mapping of OpenAI-named arrays; of the image tower alone (`visual.…`) it makes a model that needs
+        `classifier=` wherever names are given, since `encode_text` refuses.
+      fidelity: "clip", "released" or a `Fidelity`; its image statistics go into `preprocess`.
+      dense_stride: pixels between dense features of a ResNet, 8, 16 or 32; None takes the checkpoint's `maskclip.json`,
+        else 32. A ViT has its patch size.
+      dtype: what the towers compute in.
+      fold: multiply the value path's two projections into one (`maskclip_jax.encoders.model.fold`).
+      tokenizer: a folder or hub id to take tokenizer files from ("openai/clip-vit-base-patch32" is OpenAI's), or a
+        function prompts -> ids [N, T]; None takes the checkpoint's own, else OpenAI's where the vocabulary is its.
+      activation: "quick_gelu" or "gelu", of the transformers; None takes what the checkpoint's config says. Bare
+        weights have none: QuickGELU is assumed, as in OpenAI's models, and the logger "maskclip_jax" says so.
+
+    Raises:
+      UserError: one line on what is missing, broken, unknown or does not fit.
+    """
+    fidelity = Fidelity.named(fidelity)
+    variables = None
+    if isinstance(source, Mapping):
+        parts = from_mapping(source)
+    else:
+        path = _located(source)
+        if orbax_io.is_converted(path):
+            parts, variables = orbax_io.load_converted(path)
+        else:
+            parts = from_folder(path) if path.is_dir() else from_file(path)
+    if activation is not None:
+        parts = parts._replace(config=with_activation(parts.config, activation))
+    elif parts.note is not None:
+        logging.getLogger("maskclip_jax").warning(parts.note)
+    if variables is None:
+        variables = _variables(parts.arrays, parts.config)
+    config = dataclasses.replace(parts.config, fidelity=fidelity)
+    config = with_stride(config, parts.reading.dense_stride if dense_stride is None else dense_stride)
+    if fold:
+        variables = folded(config, variables)
+    return Pretrained(
+        CLIP(config, dtype),
+        variables,
+        config,
+        parts.tokenizer if tokenizer is None else _other_tokenizer(tokenizer, config),
+        _preprocess(parts, config),
+        dataclasses.replace(parts.reading, dense_stride=config.stride),
+    )
+
+
+def load_visual(
+    arrays: Mapping[str, Any], *, fidelity: str | Fidelity = "clip", dense_stride: int | None = None, fold: bool = True
+) -> tuple[CLIP, dict[str, Any]]:
+    """A model and its variables from an image tower alone (OpenAI-named `visual.…` arrays).
+
+    `encode_image` and `encode_dense` work, `encode_text` does not. `logit_scale` is OpenAI's, log 100.
+    """
+    found = load_clip(arrays, fidelity=fidelity, dense_stride=dense_stride, fold=fold)
+    return found.model, found.variables
+
+
+def _variables(arrays: Mapping[str, Any], config: CLIPConfig) -> dict[str, Any]:
+    if config.has_text:
+        return to_variables(arrays, config)
+    # An image tower alone was normally cut out of a CLIP without its temperature.
+    scale = next((arrays[key] for name, key in plain_names(arrays).items() if name == "logit_scale"), None)
+    tower = {name: arrays[key] for name, key in plain_names(arrays).items() if name != "logit_scale"}
+    variables = to_variables(tower, config, towers=("visual",))
+    scale = OPENAI_LOGIT_SCALE if scale is None else np.asarray(scale, np.float32).reshape(())
+    check_scale(scale)
+    variables["params"]["logit_scale"] = jnp.asarray(scale, jnp.float32)
+    return variables
+
+
+def with_stride(config: CLIPConfig, dense_stride: int | None) -> CLIPConfig:
+    """`config` read out at `dense_stride` pixels; None leaves it. Raises UserError where the tower cannot."""
+    if dense_stride is None or dense_stride == config.stride:
+        return config
+    if isinstance(config.vision, ViTConfig):
+        raise UserError(
+            f"a ViT reads out at its patch size, {config.stride}, not at {dense_stride}: leave the stride out"
+        )
+    if dense_stride not in (8, 16, 32):
+        raise UserError(f"a ResNet reads out at stride 8, 16 or 32, not {dense_stride}: choose one of them")
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, dense_stride=dense_stride))
+
+
+def folded(config: CLIPConfig, variables: dict[str, Any]) -> dict[str, Any]:
+    """`encoders.model.fold` in full precision, which TPUs and GPUs would otherwise cut: it happens once."""
+    with jax.default_matmul_precision("highest"):
+        return clip_model.fold(config, variables)
+
+
+def _preprocess(parts: Parts, config: CLIPConfig) -> Preprocess:
+    changes: dict[str, Any] = {"multiple": config.multiple, "short_side": parts.reading.short_side}
+    if config.fidelity.image_statistics == "imagenet":
+        changes |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    if config.fidelity.image_resize == "opencv":
+        changes["interpolation"] = "opencv"
+    return dataclasses.replace(parts.preprocess, **changes)
+
+
+def _located(source: str | Path) -> Path:
+    if source in EMBEDDED:
+        folder = Path(str(resources.files("maskclip_jax") / "assets" / EMBEDDED[source]))
+        if not folder.is_dir():
+            raise UserError(f"the embedded checkpoint {folder} is missing: install the package again")
+        return folder
+    path = _existing(source)
+    if path is not None:
+        return path
+    if _hub_id(str(source)):
+        return download(str(source))
+    raise UserError(
+        f"a model is {', '.join(EMBEDDED)}, a hub id (owner/name), or a folder or file that exists, "
+        f"but {cut(repr(str(source)), 120)} came: check the spelling"
+    )
+
+
+def _existing(source: str | Path) -> Path | None:
+    """`source` as a path when there is such a file or folder."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # a name too long, an unknown ~user, a null character
+        path = Path(source).expanduser()
+        if str(source) and path.exists():
+            return path
+    return None
+
+
+def _hub_id(name: str) -> bool:
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not name.endswith(SUFFIXES)
+
+
+def _other_tokenizer(tokenizer: str | Path | Callable, config: CLIPConfig) -> Callable:
+    if callable(tokenizer):
+        return OwnTokenizer(tokenizer, config.text)
+    folder = _existing(tokenizer)
+    if folder is not None and folder.name in TOKENIZER_FILES:
+        folder = folder.parent
+    if folder is None or not folder.is_dir():
+        if not _hub_id(str(tokenizer)):
+            came = cut(repr(str(tokenizer)), 120)
+            raise UserError(f"a tokenizer is a folder, a hub id or a function, but {came} is none of these")
+        folder = snapshot(str(tokenizer), SMALL_FILES)
+    found = load_tokenizer(folder, config.text)
+    if isinstance(found, MissingTokenizer):
+        raise UserError(f"{folder} has no tokenizer.json, nor vocab.json and merges.txt: give another tokenizer")
+    return found

@@ -1,0 +1,101 @@
+"""The command line: finds the command, runs it, and turns every error a person can mend into one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+import sys
+import warnings
+
+from maskclip_jax.cli.allocator import keep_memory
+from maskclip_jax.cli.common import MOST_MESSAGE, complain
+from maskclip_jax.data.whole_files import cut
+from maskclip_jax.errors import UserError
+
+COMMANDS = {
+    "segment": "masks for your images from a list of words",
+    "label": "masks for a whole corpus, over all hosts and devices, resumable",
+    "prepare": "a data set you downloaded as TFDS records",
+    "demo": "the shipped scenes, segmented by the shipped model, with a table of scores",
+    "evaluate": "mIoU of a model on images with masks",
+    "distill": "train a student on the masks (MaskCLIP+)",
+    "convert": "any supported checkpoint into one that loads fast",
+    "serve": "a page to try your own photo and words in the browser",
+}
+RESUMED = ("label", "distill", "demo")  # what was done before Ctrl-C is kept
+STARTS_AGAIN = "nothing is kept to go on from, the same command starts from the beginning"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"error: {cut(message, MOST_MESSAGE)} (see: {self.prog} --help)\n")
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser with the arguments of one command (all of them when None: for tests and documentation)."""
+    parser = _Parser(prog=os.path.basename(sys.argv[0]) if sys.argv[0].endswith("run.py") else "maskclip")
+    parser.description = "Name what you want to see and get a mask for it: MaskCLIP and MaskCLIP+ in JAX."
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_line in COMMANDS.items():
+        module = importlib.import_module(f"maskclip_jax.cli.{name}")
+        sub = commands.add_parser(name, help=help_line, description=module.__doc__, formatter_class=_Help)
+        if command in (None, name):
+            module.add_arguments(sub)
+    return parser
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The module's docstring as it is written, and every default there is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command; exits 2 with one line on bad input, 130 on Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    keep_memory()
+    try:
+        try:
+            status = run_command(argv)
+        finally:
+            sys.stdout.flush()  # here, so that a reader who has gone away is noticed here
+    except BrokenPipeError:  # `| head` has what it wanted: nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    sys.exit(status)
+
+
+def run_command(argv: list[str]) -> int:
+    """The exit code of one command. Raises SystemExit for `--help` and arguments that cannot be read."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what the terminal cannot show
+    try:
+        args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: complain(message, "warning")
+            module = importlib.import_module(f"maskclip_jax.cli.{args.command}")
+            if getattr(args, "max_pixels", None) is None:
+                return module.run(args) or 0
+            from maskclip_jax.data.decode import pixel_limit  # only here: --help needs no NumPy
+
+            with pixel_limit(args.max_pixels):
+                return module.run(args) or 0
+    except UserError as error:
+        complain(error)
+    except KeyboardInterrupt:
+        kept = bool(argv) and argv[0] in RESUMED
+        print(f"stopped: {'run the same command again to go on' if kept else STARTS_AGAIN}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        raise
+    except MemoryError as error:
+        complain(
+            f"the work must fit into memory, but it does not ({error or 'no more'}): smaller images, or less at once"
+        )
+    except OSError as error:  # a full disk, a folder nobody may write to: the system's own words say which
+        complain(error)
+    return 2

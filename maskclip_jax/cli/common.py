@@ -1,0 +1,261 @@
+"""What several commands share: the model's arguments, how to read it densely, progress, and the record of a run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskclip_jax.data.whole_files import as_text as as_text
+from maskclip_jax.data.whole_files import cut
+from maskclip_jax.errors import UserError
+
+MOST_MESSAGE = 2000  # characters: what somebody sent in may be a megabyte
+METHOD_OPTIONS = ("method", "synonyms", "probability_scale", "pamr")
+
+
+def unit(text: str) -> float:
+    """An argument above 0 and up to 1."""
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"a number above 0 and up to 1, not {text!r}")
+
+
+def positive(text: str) -> int:
+    """An argument of at least 1."""
+    with contextlib.suppress(ValueError):
+        if (value := int(text)) >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
+
+
+def place(text: str) -> Path:
+    """An argument that is a path: an empty one would be the working folder."""
+    if text.strip():
+        return Path(text)
+    raise argparse.ArgumentTypeError(f"a path, not {text!r} (the folder you are in is '.')")
+
+
+def complain(message: Exception | str, kind: str = "error") -> None:
+    """One line on stderr, whatever the message holds (file names may hold line breaks)."""
+    print(f"{kind}:", cut(str(message), MOST_MESSAGE), file=sys.stderr)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="embedded", help="embedded, embedded-vit, a hub id, or a checkpoint's folder or file"
+    )
+    parser.add_argument(
+        "--checkpoint", type=checkpoint, metavar="WHICH", help="of a run: latest (default), a step, or best (eval data)"
+    )
+    parser.add_argument("--fidelity", choices=("clip", "released"), default="clip", help="whose habits to follow")
+    parser.add_argument("--tokenizer", help="folder or hub id of a tokenizer, for checkpoints that bring none")
+    parser.add_argument(
+        "--activation", choices=("quick_gelu", "gelu"), help="of weights that come without a config (quick_gelu)"
+    )
+    parser.add_argument("--dense-stride", type=int, choices=(8, 16, 32), help="where a ResNet is read out")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="what the towers compute in"
+    )
+
+
+def checkpoint(text: str) -> str | int:
+    """An argument that says which checkpoint of a run: latest, best or a step."""
+    if text in ("latest", "best"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"latest, best, or a step, not {text!r}")
+
+
+def load_run(args: argparse.Namespace):
+    """The `TrainedStudent` of a run's folder, `--model`; says which checkpoint it is and how it was chosen."""
+    from maskclip_jax.distill.run_folder import load_student
+
+    trained = load_student(args.model, args.checkpoint or "latest")
+    print(trained.origin)
+    return trained
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-pixels", type=positive, metavar="N", help="refuse images of more; 89,478,485 unless given"
+    )
+
+
+def load_model(args: argparse.Namespace):
+    """The `Pretrained` that `add_model_arguments` describe."""
+    import jax.numpy as jnp
+
+    from maskclip_jax.checkpoints.load import load_clip
+
+    if getattr(args, "checkpoint", None) is not None:
+        raise UserError(f"--checkpoint chooses among a run's, but {args.model} is no folder of a run: leave it out")
+    say_notes()
+    return load_clip(
+        args.model,
+        fidelity=args.fidelity,
+        dense_stride=args.dense_stride,
+        dtype=jnp.dtype(args.dtype),
+        tokenizer=args.tokenizer,
+        activation=args.activation,
+    )
+
+
+def say_notes() -> None:
+    """From now on the library's log, what it assumes of a checkpoint, is lines on stderr: "note: …"."""
+    log = logging.getLogger("maskclip_jax")
+    if not any(isinstance(handler, _Notes) for handler in log.handlers):
+        log.addHandler(_Notes(logging.WARNING))
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage(), "note")
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--templates", help="maskclip (85), imagenet (80), scene (5), single, or a template with {}")
+    add_size_arguments(parser)
+    parser.add_argument("--naive", action="store_true", help="the paper's baseline: the unmodified last layer")
+    parser.add_argument(
+        "--prompt-denoising", type=unit, metavar="T", help="drop classes that are nowhere more probable than T"
+    )
+    parser.add_argument(
+        "--key-smoothing", type=unit, nargs="?", const=1.0, metavar="T", help="smooth positions less sure than T (1)"
+    )
+    parser.add_argument("--window", type=positive, help="side of sliding windows in pixels of the resized image")
+    parser.add_argument("--stride", type=positive, help="distance of sliding windows")
+    parser.add_argument("--background", help="words that compete and become one class, background")
+    parser.add_argument("--background-threshold", type=unit, metavar="P", help="less sure pixels become background")
+    parser.add_argument("--batch-size", type=positive, default=8, help="images or windows at once")
+    add_method_arguments(parser)
+    parser.add_argument("--scales", type=float, nargs="+", help="sizes whose probabilities are averaged (1.0)")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+
+
+def add_size_arguments(parser: argparse.ArgumentParser) -> None:
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--short-side", type=positive, help="pixels the short side is resized to (long side at most 2048)"
+    )
+    size.add_argument(
+        "--within", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="instead: the largest size that fits"
+    )
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", help="how CLIP's last blocks are read: maskclip, sclip, clearclip, naclip, gem, …")
+    parser.add_argument("--protocol", help="a paper's sizes, windows, templates, scale and method; yours go first")
+    parser.add_argument(
+        "--synonyms", choices=("mean", "max"), help="a class is its synonyms' mean, or the best of them"
+    )
+    parser.add_argument("--probability-scale", type=float, metavar="S", help="of the softmax over classes")
+    parser.add_argument("--pamr", type=int, metavar="N", help="steps that pull masks to the image's edges (paper: 10)")
+
+
+def with_protocol(args: argparse.Namespace, options: dict[str, Any], *, background: bool) -> dict[str, Any]:
+    """`options` and those of `add_method_arguments`, gaps (None) filled by `--protocol`, and then by the defaults."""
+    from maskclip_jax.segment.protocols import protocol_options
+
+    options = options | {name: getattr(args, name) for name in METHOD_OPTIONS}
+    if args.protocol is not None:
+        preset = protocol_options(args.protocol, background=background)
+        if options.get("naive"):
+            preset["method"] = None
+        if options.get("window") is not None:  # a window of one's own comes with its own stride
+            preset["stride"] = None
+        if options.get("short_side") is not None or options.get("within") is not None:  # one's own size, of either kind
+            preset["short_side"] = preset["within"] = None
+        options |= {name: value for name, value in preset.items() if options.get(name) is None}
+    defaults = {"method": "maskclip", "synonyms": "mean", "pamr": 0, "scales": (1.0,)}
+    return options | {name: value for name, value in defaults.items() if options.get(name) is None}
+
+
+def template_option(args: argparse.Namespace) -> str | tuple[str] | None:
+    """`--templates`: the name of a set, or one template of the user's own."""
+    return (args.templates,) if args.templates is not None and "{" in args.templates else args.templates
+
+
+def reading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """`add_reading_arguments` as keyword arguments of `segment_images`."""
+    names = ("short_side", "within", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
+    names += ("background_threshold", "batch_size", "scales", "flip")
+    options = {"templates": template_option(args)} | {name: getattr(args, name) for name in names}
+    return with_protocol(args, options, background=args.background is not None)
+
+
+def refuse_for_students(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Raises UserError where an option of the given ones was set: a student is read as it was trained."""
+    if refused := [name for name in (*names, "activation") if getattr(args, name)]:
+        option = f"--{refused[0].replace('_', '-')}"
+        raise UserError(f"a student is read as it was trained, but {option} came: leave it out")
+
+
+def record(args: argparse.Namespace) -> dict[str, Any]:
+    """The run's settings, for the output folder."""
+    from importlib import metadata
+
+    import jax
+
+    settings = {name: _recorded(value) for name, value in vars(args).items()}
+    versions = {"jax": jax.__version__, "flax": metadata.version("flax"), "device": jax.devices()[0].device_kind}
+    return {"command": args.command, "settings": settings, "versions": versions}
+
+
+def _recorded(value: Any) -> Any:
+    """An argument's value as JSON holds it."""
+    if isinstance(value, list | tuple):
+        return [_recorded(one) for one in value]
+    return as_text(value) if isinstance(value, str | os.PathLike) else value
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on a device: another image may fit."""
+    from jax.errors import JaxRuntimeError
+
+    return isinstance(error, MemoryError) or (isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with a rate and an ETA on stderr (plain lines where that is no terminal): call it with the number done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+    class Rate(ProgressColumn):
+        def render(self, task):
+            return f"{task.speed:.1f}/s" if task.speed else "-/s"
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def output_folder(path: Path, option: str = "--out") -> Path:
+    """The folder results go to, made when missing. Raises UserError, naming `option`, where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{option} is a folder, but {path} is, or lies in, a file: choose another") from error
+    except OSError as error:
+        raise UserError(f"{option} must be a folder that can be written, {path} can not ({error.strerror})") from error
+    return path
+
+
+def output_file(path: Path, inputs: Sequence[str | Path], option: str = "--out") -> Path:
+    """The file a result goes to, checked before the work. Raises UserError where it cannot be, or is an input."""
+    if path.is_dir():
+        raise UserError(f"{option} is a file, but {path} is a folder: name a file in it")
+    if path.exists() and any(os.path.exists(one) and os.path.samefile(one, path) for one in inputs):
+        raise UserError(f"{option} is a file of its own, but {path} is an input: choose another")
+    output_folder(path.parent, option)
+    return path

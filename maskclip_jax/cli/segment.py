@@ -1,0 +1,280 @@
+"""Masks for your images from a list of words.
+
+    python run.py segment photo.jpg --classes "dog, sofa, window" --out out
+
+IMAGE is a file, or a folder, which is looked through with all folders in it (hidden files apart). Results never replace
+an image or a file of yours: where a name is taken, they are NAME-2 and so on; results of earlier runs are no images.
+
+Writes, for every image: NAME_overlay.png (the masks on the image, with a legend), NAME_labels.png (an indexed PNG: the
+pixel is the number of the class) and NAME.json (area and confidence of every class); prints the largest classes.
+
+--classes is a list separated by commas; a class set (voc20, context59, coco-stuff171, ade20k150, cityscapes19,
+scenes66, …); or a text file with a class on each line. With semicolons between classes, commas separate synonyms:
+"sofa, couch; dog". Quotes keep a comma in a name: '"dog, big", cat'. Masks of more than 255 classes are 16-bit grey.
+
+--model is a CLIP, or the folder of a run of `distill`: a trained student, which knows the classes it was trained on.
+Without --classes it looks for all of them, with --classes for those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from maskclip_jax.cli import common
+from maskclip_jax.errors import UserError
+
+STUDENTS_REFUSE = (
+    *("templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background"),
+    *("within", "protocol", "scales", "flip", *common.METHOD_OPTIONS),
+)
+TRAILS = ("_overlay.png", "_labels.png", ".json")  # of the files of one image
+LONGEST = 200  # bytes of an output's name before its suffix: systems take 255 in all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=common.place, metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--classes", help="what to look for (a student knows its own)")
+    parser.add_argument("--out", type=common.place, required=True, help="folder to write to")
+    common.add_model_arguments(parser)
+    common.add_reading_arguments(parser)
+    common.add_image_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from maskclip_jax.data.images import read_image, write_json
+
+    paths, skipped, written = list(dict.fromkeys(find_images(args.images, args.out))), [], 0
+    segmenter = make_segmenter(args)
+    out = common.output_folder(args.out)
+    if not _is_own(out / "segment.json", {"command", "settings", "versions", "skipped"}):
+        raise UserError(f"--out has a segment.json, but {out}'s is not by `segment`: choose another folder, or move it")
+    names = output_names(paths, out)
+
+    def skip(path: Path, error: Exception) -> None:  # the others go on; the exit code tells
+        skipped.append(common.as_text(path))
+        common.complain(error)
+
+    def readable() -> Iterator[tuple[Path, object]]:
+        for path in paths:
+            try:
+                image = read_image(path)
+            except (UserError, OSError) as error:
+                skip(path, error)
+            else:
+                yield path, image
+
+    try:
+        with common.progress("segmenting", len(paths)) as report:
+            for path, image, result in answers(segmenter, readable()):
+                try:
+                    if isinstance(result, Exception):
+                        raise result
+                    write_result(out, names[path], path, image, result)
+                except MemoryError as error:
+                    skip(path, _too_large(path, error))
+                except Unanswered as error:
+                    skip(path, error)
+                else:
+                    written += 1
+                    print_result(path, result)
+                report(written + len(skipped))
+    except KeyboardInterrupt:
+        whole = f"{written} of {len(paths)} images are in {out}"
+        print(f"stopped: {whole}; the same command starts with the first again", file=sys.stderr)
+        return 130
+    write_json(out / "segment.json", common.record(args) | {"skipped": skipped})
+    if written:
+        print(f"wrote {written} of {len(paths)} images to {out}")
+    return 2 if skipped else 0
+
+
+class Unanswered(UserError):
+    """An image that was read and cannot be segmented, while others can."""
+
+
+def answers(segmenter: Callable[[Iterable], Iterator], images: Iterable[tuple[Path, object]]) -> Iterator[tuple]:
+    """(path, image, segmentation, or the `Unanswered` in its place) of every image, in order.
+
+    Where one image of those computed together fails, for its size or for lack of memory, each is computed alone.
+    """
+    waiting: collections.deque[tuple[Path, object]] = collections.deque()
+
+    def pixels() -> Iterator[object]:
+        for path, image in images:
+            waiting.append((path, image))
+            yield image
+
+    source, together = pixels(), True
+    while together:
+        together = False
+        try:
+            for result in segmenter(source):
+                yield (*waiting.popleft(), result)
+        except Exception as error:
+            if not _is_of_one_image(error):
+                raise
+            together = True  # the next ones
+        while waiting:
+            path, image = waiting.popleft()
+            try:
+                (result,) = segmenter([image])
+            except Exception as error:
+                if not _is_of_one_image(error):
+                    raise
+                result = error if isinstance(error, UserError) else _too_large(path, error)
+                result = Unanswered(f"{common.as_text(path)} is left out: {result}")
+            yield path, image, result
+
+
+def _is_of_one_image(error: Exception) -> bool:
+    return isinstance(error, UserError) or common.out_of_memory(error)
+
+
+def _too_large(path: Path, error: BaseException) -> Unanswered:
+    reason = " ".join(str(error).split())[:200] or "out of memory"
+    return Unanswered(f"an image must fit into memory, but {common.as_text(path)} does not ({reason}): scale it down")
+
+
+def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
+    """`images -> segmentations`, in order, of the CLIP or the student that the arguments name."""
+    from maskclip_jax.data.vocabulary import parse_classes
+    from maskclip_jax.distill.run_layout import is_run
+
+    if is_run(args.model):
+        from maskclip_jax.students.predict import chosen_labels, iter_student_segmentations
+
+        common.refuse_for_students(args, STUDENTS_REFUSE)
+        trained = common.load_run(args)
+        options = {name: getattr(args, name) for name in ("short_side", "batch_size", "background_threshold")}
+        options["classes"] = None if args.classes is None else [str(c) for c in parse_classes(args.classes)]
+        chosen_labels(trained.config, options["classes"])  # complains before anything is written
+        return lambda images: iter_student_segmentations(images, trained, **options)
+    from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
+
+    if args.classes is None:
+        raise UserError('a CLIP looks for what is named, but --classes is missing: --classes "dog, sofa" (see: --help)')
+    classes = parse_classes(args.classes)
+    settings = prediction_settings(classes, common.load_model(args), **common.reading_options(args))
+    return lambda images: iter_segmentations(images, settings)
+
+
+def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:
+    """The files named, and all images of the folders named, sorted. Raises UserError where a folder has none.
+
+    Of a folder, what an earlier run wrote is left out, and everything below `out` where `out` lies in the folder.
+    """
+    from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
+    from maskclip_jax.data.walk import files_below
+
+    written = None if out is None else os.path.realpath(out)
+    for path in paths:
+        if not os.path.isdir(path):  # Path.is_dir raises where a name is too long
+            yield path
+            continue
+        found = [file for _, file in files_below(path, SUFFIXES)]
+        inside = written is not None and os.path.realpath(path) != written
+        kept = [file for file in found if not _is_result(file) and not (inside and _below(file, written))]
+        if not kept:
+            what = "only results of an earlier run" if found else "none"
+            raise UserError(f"a folder of images holds {SOME_SUFFIXES} files, but {path} has {what}: name another")
+        if len(kept) < len(found):
+            common.complain(f"{len(found) - len(kept)} results of earlier runs in {path} are no images", "note")
+        yield from kept
+
+
+def _below(path: Path, folder: str) -> bool:
+    parent = Path(os.path.realpath(path.parent))
+    return parent == Path(folder) or Path(folder) in parent.parents
+
+
+def _is_result(file: Path) -> bool:
+    """Whether an earlier run wrote this picture."""
+    for trail in TRAILS[:2]:
+        if file.name.endswith(trail):
+            beside = file.with_name(file.name.removesuffix(trail) + TRAILS[2])
+            return beside.exists() and _is_own(beside, {"image", "height", "width", "classes"})
+    return False
+
+
+def _is_own(file: Path, keys: set[str]) -> bool:
+    """Whether a JSON file is one that this command writes, or is not there."""
+    try:
+        if not os.path.lexists(file):
+            return True
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and set(found) == keys
+
+
+def output_names(paths: list[Path], out: Path | None = None) -> dict[Path, str]:
+    """What each image's files are called: its stem, with a number where that is taken.
+
+    It is where another image has it (in any case: some systems take A and a for one), where a file in `out` is one of
+    the images, or where it was not written by an earlier run.
+    """
+    inputs = {os.path.realpath(path) for path in paths}
+    names: dict[Path, str] = {}
+    taken: set[str] = {"segment"}  # segment.json is the run's own record
+    for path in paths:
+        stem = path.stem
+        if len(os.fsencode(stem)) > LONGEST:
+            stem = os.fsencode(stem)[:LONGEST].decode(errors="ignore")
+        name, number = stem, 2
+        while _folded(name) in taken or (out is not None and _is_occupied(out, name, inputs)):
+            name, number = f"{stem}-{number}", number + 1
+        names[path] = name
+        taken.add(_folded(name))
+    return names
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _is_occupied(out: Path, name: str, inputs: set[str]) -> bool:
+    files = [out / (name + trail) for trail in TRAILS]
+    there = [file for file in files if os.path.lexists(file)]
+    if any(os.path.realpath(file) in inputs for file in there):
+        return True
+    return bool(there) and not (files[2] in there and _is_own(files[2], {"image", "height", "width", "classes"}))
+
+
+def write_result(out: Path, name: str, path: Path, image, result) -> None:
+    """The three files of one image."""
+    from maskclip_jax.data.images import write_image, write_json, write_label_png
+    from maskclip_jax.data.vocabulary import class_palette
+    from maskclip_jax.visualize import overlay_with_legend
+
+    palette = class_palette(result.classes)
+    # first: by this file the next run knows that the others are results
+    write_json(out / f"{name}.json", result_record(common.as_text(path), result))
+    write_image(out / f"{name}_overlay.png", overlay_with_legend(image, result.labels, result.classes, palette))
+    write_label_png(out / f"{name}_labels.png", result.labels, palette)
+
+
+def result_record(image: str, result) -> dict:
+    """What NAME.json holds: `image` is what the picture is called."""
+    scores = [
+        {"class": c, "index": i, "area": result.scores[c].area, "confidence": result.scores[c].confidence}
+        for i, c in enumerate(result.classes)
+    ]
+    height, width = result.labels.shape
+    return {"image": image, "height": height, "width": width, "classes": scores}
+
+
+def print_result(path: Path, result, most: int = 8) -> None:
+    """The largest classes of one image, a line each."""
+    present = sorted(((s.area, s.confidence, c) for c, s in result.scores.items() if s.area > 0), reverse=True)
+    print(f"{path}")
+    for area, confidence, name in present[:most]:
+        print(f"  {name:<24} {100 * area:5.1f}% of the image   confidence {confidence:.2f}")
+    if len(present) > most:
+        print(f"  and {len(present) - most} smaller classes")

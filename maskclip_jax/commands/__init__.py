@@ -1,1 +1,0 @@
-"""One module per command: `add_arguments(parser)` and `run(args)`. Heavy imports happen inside `run`."""

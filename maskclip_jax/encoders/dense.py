@@ -1,0 +1,206 @@
+"""Training-free readings of the last blocks: which matrix takes the place of `softmax(q kᵀ s)`, and what is kept.
+
+MaskCLIP reads values alone; its successors let patches look at those that are like them. Every attention here is one
+pure function `(q, k, v, around) -> [B, T, N, d]` of the last block's own queries, keys and values, the class token
+first (in a ResNet's attention pool, the mean token). `s` is `d ** -0.5`, d the width of a head. What a method does to
+the rest of the block (residual, MLP, how many blocks) are switches of `DenseMethod`; published ones are in `METHODS`.
+
+    clip           softmax(q kᵀ s)                             as trained: the paper's baseline
+    maskclip       v                                           Zhou et al., ECCV 2022, equation 4
+    values         v, no residual, no MLP                      MaskCLIP as FeatUp reads it (Fu et al., ICLR 2024)
+    sclip          softmax(q qᵀ s) + softmax(k kᵀ s)           Wang et al., ECCV 2024, equation 5
+    clearclip      softmax(q qᵀ s), no residual, no MLP        Lan et al., ECCV 2024
+    naclip         softmax(k kᵀ s + ω), no residual, no MLP    Hajimiri et al., WACV 2025
+    clip_surgery   softmax(v vᵀ s), 6 blocks, no MLP           Li et al., 2023
+    gem            self-self attention of q, k and v, 6 blocks, no MLP   Bousselham et al., CVPR 2024
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
+from maskclip_jax.encoders.layers import attend
+from maskclip_jax.errors import UserError
+from maskclip_jax.ops.matmul import in_full_precision
+
+Heads = Float[Array, "B T N d"]
+POOL_SHARPNESS = 8  # CLIP Surgery: an attention pool's values are normalised, and their scale is this much larger
+
+
+class Around(NamedTuple):
+    """What an attention may know besides q, k and v.
+
+    Fields:
+      shape: rows and columns of the patch grid; T is 1 + rows · columns.
+      mask: True where a token is image (class token included), of shape [B, 1, 1, T]; None: all are.
+      norm: mean length of the tokens that q, k and v were made from, per image [B] (GEM's temperature).
+      sigma: width of NACLIP's Gaussian, in patches.
+    """
+
+    shape: tuple[int, int]
+    mask: Bool[Array, "B 1 1 T"] | None = None
+    norm: Float[Array, "B"] | None = None  # noqa: UP037
+    sigma: float = 5.0
+
+
+def value(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """Every token looks only at itself (MaskCLIP)."""
+    return v
+
+
+def query_key(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """As CLIP was trained."""
+    return attend(q, k, v, around.mask)
+
+
+def query_query(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """ClearCLIP."""
+    return attend(q, q, v, around.mask)
+
+
+def key_key(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """NACLIP without its neighbourhood."""
+    return attend(k, k, v, around.mask)
+
+
+def query_query_key_key(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """SCLIP's correlative self-attention: a sum of two softmaxes, not their mean."""
+    return attend(q, q, v, around.mask) + attend(k, k, v, around.mask)
+
+
+def value_value(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """CLIP Surgery, as it reads a ViT."""
+    return attend(v, v, v, around.mask)
+
+
+def pool_value_value(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """CLIP Surgery, as it reads a ResNet's attention pool: values of unit length, and a sharper softmax."""
+    unit = _unit(v)
+    return attend(unit * POOL_SHARPNESS, unit, v, around.mask)
+
+
+def key_key_gaussian(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """NACLIP: patches near each other attract each other."""
+    scores = jnp.einsum("bqnd,bknd->bnqk", k * k.shape[-1] ** -0.5, k)
+    scores = in_full_precision(scores) + gaussian_neighbourhood(around.shape, around.sigma)
+    if around.mask is not None:
+        scores = jnp.where(around.mask, scores, jnp.finfo(scores.dtype).min)
+    return jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+def gem(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """GEM: q, k and v are each clustered by one step of attention to themselves, and then each reads the values.
+
+    The inverse temperature is the mean length of the tokens times s: it follows the model's scale.
+    """
+    temperature = around.norm[:, None, None, None].astype(v.dtype)  # times s, which `attend` brings
+    out = jnp.zeros_like(v)
+    for p in (q, k, v):
+        p = _unit(p)
+        p = _unit(attend(p * temperature, p, p, around.mask))
+        out += attend(p * temperature, p, v, around.mask)
+    return out / 3
+
+
+def mean_length(tokens: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"] | None) -> Float[Array, "B"]:  # noqa: UP037
+    """The mean norm of each image's tokens; padding does not count."""
+    length = jnp.linalg.norm(in_full_precision(tokens), axis=-1)
+    return length.mean(axis=1) if mask is None else length.mean(axis=1, where=mask[:, 0, 0])
+
+
+def gaussian_neighbourhood(shape: tuple[int, int], sigma: float) -> Float[np.ndarray, "T T"]:
+    """NACLIP's ω: `exp(−d² / 2σ²)` for patches d apart, and 0 from and to the class token. Made on the host."""
+    along = (np.exp(-((np.arange(n)[:, None] - np.arange(n)) ** 2) / (2 * sigma**2)) for n in shape)
+    return np.pad(np.kron(*along), ((1, 0), (1, 0))).astype(np.float32)
+
+
+ATTENTIONS: dict[str, Callable[[Heads, Heads, Heads, Around], Heads]] = {
+    "value": value,
+    "qk": query_key,
+    "qq": query_query,
+    "kk": key_key,
+    "qq+kk": query_query_key_key,
+    "vv": value_value,
+    "kk+gaussian": key_key_gaussian,
+    "gem": gem,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseMethod:
+    """How the last blocks are read. The default is MaskCLIP.
+
+    Fields:
+      attention: one of `ATTENTIONS`.
+      residual: keep the block's residual connection.
+      mlp: keep the block's MLP.
+      blocks: how many of the last blocks are read this way, on a path of their own beside the tower as it was trained,
+        whose tokens go on making q, k and v.
+      sigma: of "kk+gaussian", in patches.
+
+    A ResNet has one attention (its pool), without residual or MLP: there only `attention` and `sigma` count.
+
+    Raises:
+      UserError: an unknown attention, or numbers that mean nothing.
+    """
+
+    attention: str = "value"
+    residual: bool = True
+    mlp: bool = True
+    blocks: int = 1
+    sigma: float | int = 5.0
+
+    def __post_init__(self):
+        if self.attention not in ATTENTIONS:
+            raise UserError(f"an attention is one of {', '.join(ATTENTIONS)}, not {self.attention!r}: choose one")
+        if self.blocks < 1 or self.sigma <= 0:
+            raise UserError(f"blocks is at least 1 and sigma above 0, but {self.blocks} and {self.sigma} came")
+
+
+MASKCLIP = DenseMethod()
+METHODS = {
+    "maskclip": MASKCLIP,
+    "clip": DenseMethod("qk"),
+    "values": DenseMethod("value", residual=False, mlp=False),
+    "sclip": DenseMethod("qq+kk"),
+    "clearclip": DenseMethod("qq", residual=False, mlp=False),
+    "naclip": DenseMethod("kk+gaussian", residual=False, mlp=False),
+    "clip_surgery": DenseMethod("vv", mlp=False, blocks=6),
+    "gem": DenseMethod("gem", mlp=False, blocks=6),
+}
+
+
+def dense_method(method: str | DenseMethod, config: CLIPConfig) -> DenseMethod:
+    """A preset's name, or a `DenseMethod` as it is, checked against the tower it is to read.
+
+    Six blocks are half of the tower that CLIP Surgery and GEM were made for; a preset takes no more than half of a
+    smaller one. Raises UserError for an unknown name, or more blocks than there are.
+    """
+    if isinstance(method, DenseMethod):
+        check_blocks(method, config.vision)
+        return method
+    if method not in METHODS:
+        raise UserError(f"a method is one of {', '.join(METHODS)}, not {method!r}: choose one of them")
+    preset = METHODS[method]
+    if isinstance(config.vision, ViTConfig) and preset.blocks > 1:
+        preset = dataclasses.replace(preset, blocks=min(preset.blocks, max(1, config.vision.layers // 2)))
+    return preset
+
+
+def check_blocks(method: DenseMethod, vision: object) -> None:
+    """Raises UserError where a ViT has fewer blocks than the method reads."""
+    if isinstance(vision, ViTConfig) and method.blocks > vision.layers:
+        raise UserError(f"the tower has {vision.layers} blocks, but the last {method.blocks} came: use fewer")
+
+
+def _unit(x: Heads) -> Heads:
+    length = jnp.linalg.norm(in_full_precision(x), axis=-1, keepdims=True)
+    return (x / jnp.maximum(length, 1e-12)).astype(x.dtype)

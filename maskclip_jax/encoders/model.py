@@ -1,0 +1,118 @@
+"""`CLIP`: both towers behind `encode_image`, `encode_text` and `encode_dense` (method, sections 1-2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
+from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
+from maskclip_jax.encoders.layers import Dtype, fold_linear
+from maskclip_jax.encoders.resnet import ModifiedResNet
+from maskclip_jax.encoders.text import TextTransformer
+from maskclip_jax.encoders.vit import VisionTransformer
+from maskclip_jax.errors import UserError
+from maskclip_jax.ops.matmul import in_full_precision
+
+IMAGE_TOWER_ALONE = (
+    "texts need a text tower, but this model has an image tower alone: give classifier=rows (a unit vector for each "
+    "word), or load both towers"
+)
+
+
+class DenseFeatures(NamedTuple):
+    """What `encode_dense` reads out: unit features of every position, and the last attention's keys."""
+
+    features: Float[Array, "B h w E"]
+    keys: Float[Array, "B L D"]
+
+
+class CLIP(nn.Module):
+    """CLIP with a dense reading of its image tower. Holds no arrays: call it through `model.apply(variables, …)`.
+
+    `dtype` is what the towers compute in (bfloat16 on TPU and GPU); parameters keep their own.
+    """
+
+    config: CLIPConfig
+    dtype: Dtype = jnp.float32
+
+    def setup(self):
+        c = self.config
+        if isinstance(c.vision, ViTConfig):
+            self.visual = VisionTransformer(c.vision, c.embed_dim, c.fidelity, self.dtype)
+        else:
+            self.visual = ModifiedResNet(c.vision, c.embed_dim, c.multiple, self.dtype)
+        self.text = TextTransformer(c.text, c.embed_dim, self.dtype)
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], ids: Int[Array, "N T"]
+    ) -> tuple[Float[Array, "B E"], Float[Array, "N E"]]:
+        """Both embeddings, for initialisation and training."""
+        return self.encode_image(images), self.text(ids)[0]
+
+    def encode_image(self, images: Float[Array, "B H W 3"], **kwargs) -> Float[Array, "B E"]:
+        """The embedding of whole images, unnormalised, as CLIP gives it. `images` are already normalised.
+
+        ResNets take `train=True` (batch statistics), ViTs `keep` (patches to read); both are for training.
+        """
+        return self.visual(images, **kwargs)[0]
+
+    def encode_text(self, ids: Int[Array, "N T"]) -> Float[Array, "N E"]:
+        """The embedding of tokenised prompts, unnormalised, as CLIP gives it. Raises UserError without a text tower."""
+        if not self.config.has_text:
+            raise UserError(IMAGE_TOWER_ALONE)
+        return self.text(ids)[0]
+
+    def encode_dense(
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        grid: Int[Array, "B 2"] | None = None,
+        naive: bool = False,
+        attention: str = "value",
+        residual: bool = True,
+        mlp: bool = True,
+        blocks: int = 1,
+        sigma: float | int = 5.0,
+    ) -> DenseFeatures:
+        """Features of every position through the last layer's values alone (paper, section 3.1, equation 4).
+
+        Args:
+          images: normalised images whose sides are multiples of `config.multiple`.
+          grid: when images of different sizes share a padded batch, each one's valid rows and columns in units of
+            `config.multiple` pixels; `config.cells` says what features these have. What lies beyond changes nothing
+            inside, and comes out meaningless.
+          naive: the paper's baseline instead, the unmodified last layer (keys are the same).
+          attention, residual, mlp, blocks, sigma: another reading of the last blocks, as `DenseMethod` has them;
+            `**dataclasses.asdict(METHODS["sclip"])` is a published one.
+
+        Returns:
+          features [B, h, w, E] of unit norm and keys [B, h·w, D]. Under `jit`, what is not used is not computed.
+        """
+        method = DenseMethod(attention, residual, mlp, blocks, sigma)
+        if naive and method != MASKCLIP:
+            raise UserError("naive is the unmodified last layer, but another attention came too: give one of the two")
+        features, keys = self.visual.dense(images, grid, naive, method)
+        features = in_full_precision(features)
+        norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
+        return DenseFeatures(features / jnp.maximum(norm, 1e-12), keys)
+
+
+def fold(config: CLIPConfig, variables: dict) -> dict:
+    """`variables` with the value path's two projections multiplied into one matrix (collection "folded").
+
+    ViT: `W_v W_o`; ResNet: `v_proj c_proj`, 2048 → 2048 → E. `encode_dense` uses it when it is there; without it the
+    same values come from the two, and gradients reach them.
+    """
+    visual = variables["params"]["visual"]
+    if isinstance(config.vision, ViTConfig):
+        attention = visual["transformer"][f"resblocks_{config.vision.layers - 1}"]["attn"]
+        value = fold_linear(attention["v_proj"], attention["out_proj"])
+    else:
+        value = fold_linear(visual["attnpool"]["v_proj"], visual["attnpool"]["c_proj"])
+    return {**variables, "folded": {"visual": {"value": value}}}

@@ -1,0 +1,227 @@
+"""From images to a confusion matrix: views, batches of equal shapes, one program per shape, this host's devices.
+
+The engine under `evaluation.py`; it knows neither teachers nor students, only `Reader`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int64, Integer
+
+from maskclip_jax.data.images import IGNORE_16, ignored_label
+from maskclip_jax.data.preprocess import Preprocess, bucket_shape, pad_image, prepare, resize_shape, upsample_matrix
+from maskclip_jax.data.sources import DataSource, Example
+from maskclip_jax.encoders.config import CLIPConfig
+from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate.metrics import confusion_matrix
+from maskclip_jax.segment.pixels import pixel_matrix
+
+CANVAS = 32  # annotations are padded to multiples of this, so that few programs serve many sizes
+MOST_WAITING = 128  # examples that wait for others of their shape: about 1 GB of 512-pixel images
+MOST_SCORES = 2**27  # scores of one program on one device: batches of large images shrink to stay below
+MOST_CLASSES = 10_000  # the confusion matrix has their square in 64-bit numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reader:
+    """A network that scores every position of an image.
+
+    Fields:
+      scores: (variables, pixels [B, H, W, 3], grid [B, 2], or None where nothing is padding) -> [B, h, w, C]; traced.
+      probabilities: (variables, upsampled scores) -> probabilities; traced, used when there are several views.
+      preprocess: size, statistics, and the multiple that sides are padded to.
+      clip: of a CLIP, how pixels become cells and these pixels again, and that images are padded to shape buckets,
+        because padding changes nothing. None is a student, which would see the padding: its images have none.
+      matrix: of a student, (cells, valid, original) -> matrix of one axis from its cells to the image's pixels; None
+        where cells divide the padded pixels.
+      least: pixels that each side has at least.
+    """
+
+    scores: Callable[[Any, Array, Array], Array]
+    probabilities: Callable[[Any, Array], Array]
+    preprocess: Preprocess
+    clip: CLIPConfig | None = None
+    matrix: Callable[[int, int, int], np.ndarray] | None = None
+    least: int = 1
+
+
+class View(NamedTuple):
+    """One view of one image, or stacked, of a batch."""
+
+    pixels: np.ndarray  # [H, W, 3] normalised and padded
+    grid: np.ndarray  # [2] valid size, as `encode_dense` counts it
+    rows: np.ndarray  # [canvas height, h]
+    columns: np.ndarray  # [canvas width, w]
+
+
+Prepared = tuple[tuple[View, ...], Integer[np.ndarray, "H W"]]
+
+
+def read_ahead(source: DataSource, share: range, prepare_one: Callable[[Example], Prepared]) -> Iterator[Prepared]:
+    """The examples of `share`, read and resized ahead of time, in order."""
+    data = grain.MapDataset.source(list(share)).map(lambda index: prepare_one(source[int(index)]))
+    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)))
+
+
+def prepared(
+    counter: Counter,
+    variables: Any,
+    views: Sequence[tuple[float, bool]],
+    example: Example,
+) -> Prepared:
+    """The views (scale, flipped) of an example, and its labels on the canvas. Raises UserError for unusable labels."""
+    classes = counter.classes
+    known = known_labels(example, classes)
+    canvas = tuple(-(-side // CANVAS) * CANVAS for side in known.shape)
+    labels = np.full(canvas, ignored_label(classes), np.int32)
+    labels[: known.shape[0], : known.shape[1]] = known
+    grid_shape = functools.partial(counter.grid_shape, variables)
+    return tuple(_view(counter.reader, grid_shape, example.image, canvas, *view) for view in views), labels
+
+
+def check_amount(classes: int) -> None:
+    """Raises UserError where there are too many classes for a confusion matrix."""
+    if classes > MOST_CLASSES:
+        raise UserError(f"at most {MOST_CLASSES:,} classes are scored, but {classes:,} came: score them in parts")
+
+
+def known_labels(example: Example, classes: int) -> Integer[np.ndarray, "H W"]:
+    """An example's labels: classes, or `ignored_label(classes)`. Raises UserError where there are others, or none."""
+    if example.labels is None:
+        raise UserError(f"scores need annotation, but {example.name} has none: choose data with masks")
+    ignore, labels = ignored_label(classes), example.labels.astype(np.int32)
+    labels[labels == IGNORE_16] = ignore
+    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignore)]
+    if wrong.size:
+        raise UserError(
+            f"labels are 0..{classes - 1} or {ignore}, but {example.name} has {wrong[0]}: check the classes"
+        )
+    return labels
+
+
+def _view(
+    reader: Reader, grid_shape: Callable, rgb: np.ndarray, canvas: tuple[int, ...], scale: float, flipped: bool
+) -> View:
+    preprocess = reader.preprocess
+    if scale != 1:
+        size = {"short_side": preprocess.short_side, "long_side": preprocess.long_side, "within": preprocess.within}
+        height, width = (max(1, round(scale * side)) for side in resize_shape(*rgb.shape[:2], **size))
+        preprocess = dataclasses.replace(preprocess, short_side=None, long_side=None, within=(height, width))
+    rgb, clip = np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb, reader.clip
+    if clip is None:
+        image = prepare(rgb, preprocess, least=reader.least)
+    else:
+        image = prepare(rgb, preprocess, clip.multiple, least=clip.stride)
+        image = pad_image(image, bucket_shape(*image.valid, clip.stride, short_side=preprocess.short_side))
+    cells = grid_shape(image.pixels.shape[:2])
+    matrices, grid = [], []
+    for axis in range(2):
+        valid, original = image.valid[axis], image.original[axis]
+        if clip is None:
+            stride = image.pixels.shape[axis] // cells[axis]
+            grid.append(-(-valid // stride))
+            if reader.matrix is None:
+                matrix = upsample_matrix(grid[-1], stride, valid, original, columns=cells[axis])
+            else:
+                matrix = reader.matrix(cells[axis], valid, original)
+        else:
+            grid.append(clip.padded(valid) // clip.multiple)
+            matrix = pixel_matrix(clip, clip.cells(grid[-1]), valid, original, columns=cells[axis])
+        if flipped and axis == 1:
+            matrix = matrix[::-1]
+        matrices.append(np.pad(matrix, ((0, canvas[axis] - original), (0, 0))))
+    return View(image.pixels, np.asarray(grid, np.int32), *matrices)
+
+
+def batches(examples: Iterator[Prepared], at_once: Callable[[Prepared], int]) -> Iterator[list[Prepared]]:
+    """Examples of equal shapes together; batches are full but the last ones, and where too many shapes wait."""
+    waiting: dict[Any, list[Prepared]] = {}
+    for example in examples:
+        key = tuple(x.shape for x in jax.tree.leaves(example))
+        waiting.setdefault(key, []).append(example)
+        if len(waiting[key]) == at_once(example):
+            yield waiting.pop(key)
+        elif sum(map(len, waiting.values())) > MOST_WAITING:
+            yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
+    yield from waiting.values()
+
+
+class Counter:
+    """Batches -> confusion matrices, on this host's devices (no program here waits for another host)."""
+
+    def __init__(self, reader: Reader, classes: int):
+        check_amount(classes)
+        self.reader, self.classes = reader, classes
+        devices = np.asarray(jax.local_devices())
+        mesh = jax.sharding.Mesh(devices, ("images",))
+        spec = jax.sharding.PartitionSpec
+        self._split, everywhere = (jax.sharding.NamedSharding(mesh, spec(*axes)) for axes in (("images",), ()))
+        self._devices = len(devices)
+        self._everywhere = everywhere
+        self._count = jax.jit(self._traced)
+        self._grid_shapes: dict[tuple[int, int], tuple[int, int]] = {}
+        self._sizes: dict[Any, int] = {}
+
+    def place(self, variables: Any) -> Any:
+        """Variables on all local devices; what training keeps on the devices of all hosts is read back first."""
+        return jax.device_put(jax.tree.map(np.asarray, variables), self._everywhere)
+
+    def grid_shape(self, variables: Any, shape: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the scores of an image of `shape` pixels."""
+        if shape not in self._grid_shapes:
+            pixels = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
+            grid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+            self._grid_shapes[shape] = jax.eval_shape(self.reader.scores, variables, pixels, grid).shape[1:3]
+        return self._grid_shapes[shape]
+
+    def images_at_once(self, batch_size: int) -> Callable[[Prepared], int]:
+        """How many examples like the given one make a batch."""
+        return lambda e: self._devices * max(1, min(batch_size, MOST_SCORES // (e[1].size * self.classes)))
+
+    def __call__(self, variables: Any, batch: list[Prepared]) -> Int64[np.ndarray, "C C"]:
+        """The confusion matrix of one batch; `variables` come from `place`."""
+        views, labels = jax.tree.map(lambda *x: np.stack(x), *batch)
+        # Whole shares for every device, and the size of an earlier batch of these shapes, which has its program.
+        shapes = tuple(x.shape[1:] for x in jax.tree.leaves((views, labels)))
+        size = max(-(-len(labels) // self._devices) * self._devices, self._sizes.get(shapes, 0))
+        self._sizes[shapes] = size
+        missing = size - len(labels)
+        if missing:  # the first image again, labelled "ignore"
+            views = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)]), views)
+            labels = np.concatenate(
+                [labels, np.full((missing, *labels.shape[1:]), ignored_label(self.classes), labels.dtype)]
+            )
+        views, labels = jax.device_put((views, labels), self._split)
+        return np.asarray(self._count(variables, views, labels)).astype(np.int64)
+
+    def _traced(self, variables: Any, views: tuple[View, ...], labels: Array) -> Array:
+        scores = [self.reader.scores(variables, view.pixels, view.grid) for view in views]
+
+        def best(rows: list[Array]) -> Array:
+            """Labels of the pixels that the given rows of the upsampling matrices make."""
+            total = jnp.zeros(())
+            for cells, down, view in zip(scores, rows, views, strict=True):
+                # full precision: TPUs and GPUs would move the borders otherwise
+                found = jnp.einsum("bhwc,byh->bywc", cells, down, precision="highest")
+                found = jnp.einsum("bywc,bxw->byxc", found, view.columns, precision="highest")
+                total += self.reader.probabilities(variables, found) if len(views) > 1 else found
+            return total.argmax(axis=-1)
+
+        rows = [view.rows for view in views]
+        count, height, width = labels.shape
+        parts = min(height, -(-height * width * self.classes // MOST_SCORES))
+        parts = next(n for n in range(parts, height + 1) if height % n == 0)
+        if parts == 1:
+            predicted = best(rows)
+        else:  # thousands of classes do not fit at every pixel at once
+            cut = [jnp.moveaxis(x.reshape(count, parts, height // parts, -1), 1, 0) for x in rows]
+            predicted = jnp.moveaxis(jax.lax.map(best, cut), 0, 1).reshape(labels.shape)
+        return confusion_matrix(labels, predicted, self.classes, ignored_label(self.classes))

@@ -1,0 +1,253 @@
+"""Scores of a teacher or a student over a data source: one engine for both, on all devices of all hosts.
+
+Every host reads its share and counts on its own devices, whatever shapes come; only the confusion matrices meet, as
+exact 64-bit sums. A view (scale, flip) of an image is a resize before the network and a matrix per axis after it, so
+that all views land on the annotation's own pixels; more than one view: their probabilities are averaged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int64
+
+from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.data.images import IGNORE, ignored_label
+from maskclip_jax.data.preprocess import Preprocess, upsample_matrix
+from maskclip_jax.data.sources import DataSource
+from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod, dense_method
+from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate.engine import Counter, Reader, batches, prepared, read_ahead
+from maskclip_jax.evaluate.metrics import (
+    ZeroShotScores,
+    mean_accuracy,
+    mean_iou,
+    pixel_accuracy,
+    seen_unseen_harmonic,
+)
+from maskclip_jax.ops.hosts import sum_over_hosts
+from maskclip_jax.segment.scores import predict_scores, probability_scale, to_probabilities
+from maskclip_jax.students import create_student
+
+
+class Scores(NamedTuple):
+    """What an evaluation found, all in 0..1, and how."""
+
+    confusion: Int64[np.ndarray, "C C"]
+    names: tuple[str, ...]
+    per_class: Float[np.ndarray, " C"]  # IoU; NaN where a class is in neither ground truth nor prediction
+    mean_iou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+    zero_shot: ZeroShotScores | None  # where some classes are unseen
+    images: int
+    protocol: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Percentages, for a JSON file or a table."""
+        found = {
+            "mIoU": 100 * self.mean_iou,
+            "mean accuracy": 100 * self.mean_accuracy,
+            "pixel accuracy": 100 * self.pixel_accuracy,
+        }
+        if self.zero_shot is not None:
+            found |= {name: 100 * value for name, value in self.zero_shot._asdict().items()}
+        per_class = {name: 100 * float(iou) for name, iou in zip(self.names, self.per_class, strict=True)}
+        return found | {"images": self.images, "protocol": self.protocol, "per class": per_class}
+
+
+def evaluate_student(
+    config: DistillConfig,
+    variables: Any,
+    text: Float[Array | np.ndarray, "C E"],
+    source: DataSource,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Scores of a student whose `variables` are {"params", "batch_stats"}; sizes as in training, nothing padded.
+
+    Args:
+      text: classifier rows of the named classes.
+      source: images with annotation in label values of `config.label_names`.
+      scales, flip: views whose probabilities are averaged.
+      batch_size: images at once on each device, at most.
+      progress: called with (images done, images in all) of this host.
+
+    Raises:
+      UserError: an image without annotation, or a label that is no class.
+    """
+    size = config.augmentation
+    views = {"scales": list(scales), "flip": flip, "short side": size.short_side, "within": size.within}
+    return _evaluate(
+        _student_counter(config),
+        {"student": variables, "text": text},
+        source,
+        config.label_names,
+        unseen=config.unseen_labels,
+        scales=scales,
+        flip=flip,
+        batch_size=batch_size,
+        progress=progress,
+        protocol=views,
+    )
+
+
+def evaluate_teacher(
+    pretrained: Pretrained,
+    classifier: Float[np.ndarray | Array, "C E"],
+    names: Sequence[str],
+    source: DataSource,
+    *,
+    prompt_denoising: float | None = None,
+    key_smoothing: float | None = None,
+    naive: bool = False,
+    method: str | DenseMethod = "maskclip",
+    unseen: Sequence[int] = (),
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+    counter: Counter | None = None,
+) -> Scores:
+    """Scores of MaskCLIP itself, whole images; `classifier` has a row for each name. Otherwise as for students.
+
+    `method` is another reading of the last blocks (`maskclip_jax.encoders.dense.METHODS`).
+    `counter` keeps compiled programs from call to call: `Counter(teacher_reader(…), C)` of the same model and options.
+    """
+    fidelity, reading = pretrained.config.fidelity, dense_method(method, pretrained.config)
+    protocol = {
+        "scales": list(scales),
+        "flip": flip,
+        "short side": pretrained.preprocess.short_side,
+        "within": pretrained.preprocess.within,
+        "prompt denoising": prompt_denoising,
+        "key smoothing": key_smoothing,
+        "naive": naive,
+        "method": method if isinstance(method, str) else dataclasses.asdict(method),
+        "stride": pretrained.config.stride,
+        "fidelity": dataclasses.asdict(fidelity),
+    }
+    if counter is None:
+        reader = teacher_reader(pretrained, prompt_denoising, key_smoothing, naive, reading)
+        counter = Counter(reader, len(names))
+    return _evaluate(
+        counter,
+        {"clip": pretrained.variables, "text": classifier},
+        source,
+        names,
+        unseen=unseen,
+        scales=scales,
+        flip=flip,
+        batch_size=batch_size,
+        progress=progress,
+        protocol=protocol,
+    )
+
+
+@functools.lru_cache(maxsize=2)  # a run evaluates many times: one program
+def _student_counter(config: DistillConfig) -> Counter:
+    return Counter(student_reader(config), config.num_classes)
+
+
+@functools.lru_cache(maxsize=4)  # programs are remembered by it
+def student_reader(config: DistillConfig) -> Reader:
+    """A student as it is used: running statistics, no dropout, images sized as in training without the random scale.
+
+    Nothing is padded, for a student would see it; so there is a program for every size that images come in. A student
+    of the released code's habits (`teacher_fidelity`) has its cells stretched over the image, and resized twice.
+    """
+    module = create_student(dataclasses.replace(config.student_config, bn_axis_name=None))
+    size = {name: getattr(config.augmentation, name) for name in ("short_side", "long_side", "within")}
+    stride, floors = config.student.grid_stride, config.student.stem == "clip"
+    habits = {"aligned": True} if config.teacher_fidelity == "clip" else {"aligned": False, "steps": 2}
+    return Reader(
+        lambda v, pixels, grid: module.apply(v["student"], pixels, v["text"]),
+        lambda v, scores: jax.nn.softmax(scores, axis=-1),
+        Preprocess(config.image_mean, config.image_std, config.augmentation.interpolation, **size),
+        matrix=lambda cells, *sizes: upsample_matrix(cells, stride, *sizes, partial=floors, **habits),
+        least=stride if floors else 1,
+    )
+
+
+def teacher_reader(
+    pretrained: Pretrained,
+    denoising: float | None = None,
+    smoothing: float | None = None,
+    naive: bool = False,
+    method: DenseMethod = MASKCLIP,
+) -> Reader:
+    """MaskCLIP with its refinement."""
+    model: CLIP = pretrained.model
+
+    def scores(v: Any, pixels: Array, grid: Array | None) -> Array:
+        options = {"grid": grid, "denoising": denoising, "smoothing": smoothing, "naive": naive, "method": method}
+        return predict_scores(model, v["clip"], pixels, v["text"], **options)
+
+    def probabilities(v: Any, scores: Array) -> Array:
+        return to_probabilities(scores, probability_scale(model, v["clip"]), smoothed=smoothing is not None)
+
+    return Reader(scores, probabilities, pretrained.preprocess, model.config)
+
+
+def _evaluate(
+    counter: Counter,
+    variables: Any,
+    source: DataSource,
+    names: Sequence[str],
+    *,
+    unseen: Sequence[int] = (),
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+    protocol: dict[str, Any],
+) -> Scores:
+    """Counts over this host's share of `source` (every n-th image), sums over the hosts, and scores the sum."""
+    if not scales or min(scales) <= 0:
+        raise UserError(f"evaluation takes scales above 0, but {list(scales)} came: try 0.75 1.0 1.25")
+    share = range(jax.process_index(), len(source), jax.process_count())
+    views = [(scale, flipped) for scale in scales for flipped in ((False, True) if flip else (False,))]
+    variables = counter.place(variables)
+    prepare_one = functools.partial(prepared, counter, variables, views)
+    total, done = np.zeros((len(names), len(names)), np.int64), 0
+    for batch in batches(read_ahead(source, share, prepare_one), counter.images_at_once(batch_size)):
+        total += counter(variables, batch)
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(share))
+    return scored(sum_over_hosts(total), names, unseen, len(source), protocol)
+
+
+def scored(
+    total: Int64[np.ndarray, "C C"],
+    names: Sequence[str],
+    unseen: Sequence[int],
+    images: int,
+    protocol: dict[str, Any],
+) -> Scores:
+    """All scores of one confusion matrix."""
+    if (ignored := ignored_label(len(names))) != IGNORE:  # said, because 255 is a class then
+        protocol = protocol | {"ignored label": ignored}
+    iou = mean_iou(total)
+    zero_shot = seen_unseen_harmonic(total, unseen) if 0 < len(unseen) < len(names) else None
+    return Scores(
+        total,
+        tuple(map(str, names)),
+        np.asarray(iou.per_class),
+        float(iou.mean),
+        float(mean_accuracy(total).mean),
+        float(pixel_accuracy(total)),
+        zero_shot,
+        images,
+        protocol,
+    )

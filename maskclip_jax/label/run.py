@@ -1,0 +1,299 @@
+"""Masks for a whole corpus: over all hosts and devices, resumable at the image, the same bytes however often it stops.
+
+The corpus is cut into shards of consecutive images; worker i of n takes shards i, i + n, …. A shard is read in blocks,
+and what is computed together is a function of the block alone: shapes come from a fixed ladder (`bucket_shape`),
+batches from the block's own images. So a run that was killed computes an image in the very batch that an
+uninterrupted one does, and two workers on one shard write the same.
+
+Per block: threads read and resize ahead, the devices compute one batch while another is copied back, and threads make
+pixels of scores and write files (`label_store.py` says which).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskclip_jax.data.preprocess import PreparedImage
+from maskclip_jax.data.whole_files import is_count
+from maskclip_jax.errors import UserError
+from maskclip_jax.label.corpus import Corpus, Read
+from maskclip_jax.label.folder import damaged_shards, read_shard, undo_shard, write_shard
+from maskclip_jax.label.store import Entry, FileStore, Labelled, PartGone, RecordStore, Store
+from maskclip_jax.segment.labellers import Labeller, labeller_of
+from maskclip_jax.segment.options import PredictionSettings
+from maskclip_jax.segment.views import needs_every_pixel
+
+BATCHES_OF_A_BLOCK = 8  # a block is this many batches' worth of images: few are half empty, and it fits memory
+FORMS = ("png", "records")
+ON_ERROR = ("skip", "stop")
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelOptions:
+    """What to write.
+
+    Fields:
+      form: "png" (files, the tree mirrored) or "records" (array_record shards of a TFDS data set).
+      confidence: the probability of each pixel's class, in 255ths.
+      top_k: this many most probable classes of each cell of the model's grid; 0 is none.
+      features: the unit features of each cell, in bfloat16.
+      shard_size: images of a shard.
+      on_error: "skip" lists damaged images and goes on; "stop" raises.
+    """
+
+    form: str = "png"
+    confidence: bool = False
+    top_k: int = 0
+    features: bool = False
+    shard_size: int = 1000
+    on_error: str = "skip"
+
+    def __post_init__(self):
+        for name, allowed in (("form", FORMS), ("on_error", ON_ERROR)):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is one of {', '.join(allowed)}, but {getattr(self, name)!r} came: choose one")
+        if self.shard_size < 1 or self.top_k < 0:
+            raise UserError(f"a shard holds at least 1 image, top-k 0 classes: {self.shard_size}, {self.top_k} came")
+
+
+def check_options(settings: PredictionSettings, options: LabelOptions) -> None:
+    """Raises UserError where the options ask for what these settings cannot give."""
+    if needs_every_pixel(settings):
+        raise UserError(
+            "a corpus is labelled from one reading of each image, but PAMR or several views came: leave them"
+        )
+    if settings.windows is not None and (options.top_k or options.features):
+        raise UserError("top-k and features are those of whole images, but --window came too: leave one out")
+    if options.top_k > len(settings.names):
+        raise UserError(f"top-k is at most the {len(settings.names)} classes, but {options.top_k} came: take fewer")
+
+
+def label_shard(
+    corpus: Corpus,
+    settings: PredictionSettings | Labeller,
+    options: LabelOptions,
+    out: Path,
+    shard: int,
+    *,
+    scratch: Path | None = None,
+    made_with: str = "",
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Labels what of one shard is not labelled yet, and writes the shard's JSON, which it returns.
+
+    Args:
+      settings: how a CLIP reads them, or what else labels.
+      corpus: all images. The shard is images `shard · shard_size` … of it.
+      scratch: folder where records wait until their shard is whole; None is in `out`.
+      made_with: `settings_digest` of what the folder was begun with.
+      progress: called with the number of images of this shard done so far.
+
+    Raises:
+      UserError: an image is damaged and `on_error` is "stop", two have one name, or nothing can be written.
+    """
+    labeller, shards = labeller_of(settings), shard_count(corpus, options)
+    indices = range(len(corpus))[shard * options.shard_size : (shard + 1) * options.shard_size]
+    if options.form == "records":
+        wanted = record_features(labeller, options)
+        store: Store = RecordStore(out, scratch or out, labeller.names, shard, shards, wanted)
+    else:
+        cells = bool(options.top_k or options.features)
+        store = FileStore(out, labeller.names, confidence=options.confidence, cells=cells)
+    entries: dict[str, Entry] = {}
+    skipped: dict[int, tuple[str, str]] = {}
+    size = BATCHES_OF_A_BLOCK * labeller.batch_size
+    names: dict[int, str] = {}
+    blocks = [indices[start : start + size] for start in range(0, len(indices), size)]
+    workers = min(os.cpu_count() or 1, 16)
+    saving: collections.deque[tuple[str, Future[Entry]]] = collections.deque()
+    with ThreadPoolExecutor(workers, "read") as readers, ThreadPoolExecutor(workers, "write") as writers:
+        try:
+            for block, reading in _read_ahead(corpus, labeller, options, store, blocks, readers, entries, names):
+                shared = entries, skipped, names, saving, 4 * workers
+                _label_block(corpus, block, reading, labeller, options, store, writers, *shared)
+                if progress is not None:
+                    progress(len(entries) + len(skipped))
+            for name, future in saving:
+                entries[name] = future.result()
+        except BaseException:
+            readers.shutdown(wait=False, cancel_futures=True)
+            writers.shutdown(wait=False, cancel_futures=True)
+            raise
+    done = [names[i] for i in indices if i not in skipped]
+    if len(set(done)) < len(done):
+        twice = next(name for name, count in collections.Counter(done).items() if count > 1)
+        raise UserError(f"images have different names, but two are called {twice!r}: name another feature, or none")
+    try:
+        sealed = store.seal(done)
+    except PartGone as error:  # another worker has sealed this shard meanwhile, and cleared away what waited
+        if (found := read_shard(out, shard, shards)) is None:
+            raise UserError(f"records that waited for shard {shard} have gone: run the same command again") from error
+        store.clear()
+        return found
+    pixels = sum((entries[name].pixels for name in done), np.zeros(len(labeller.names), np.int64))
+    found = {
+        "shard": shard,
+        "first": indices.start,
+        "images": len(done),
+        "bytes": sum(entries[name].size for name in done),
+        "pixels": dict(zip(labeller.names, pixels.tolist(), strict=True)),
+        "skipped": [{"name": name, "reason": reason, "index": i} for i, (name, reason) in sorted(skipped.items())],
+        "settings": made_with,
+        "files": sealed or {path: digest for name in done for path, digest in entries[name].files.items()},
+    }
+    write_shard(out, shard, shards, found)
+    store.clear()
+    return found
+
+
+def review(
+    corpus: Corpus,
+    settings: PredictionSettings | Labeller,
+    options: LabelOptions,
+    out: Path,
+    mine: Sequence[int],
+    progress: Callable[[int], None] | None = None,
+) -> list[int]:
+    """Which of the shards `mine` are to be labelled (again): also what was damaged, and images that can be read now.
+
+    `progress` is called with the number of shards looked at.
+    """
+    shards, read = shard_count(corpus, options), _reader(corpus, labeller_of(settings), options)
+    again = set(damaged_shards(out, mine, shards, progress))
+    for shard in mine:
+        skipped = (read_shard(out, shard, shards) or {"skipped": []})["skipped"]
+        indices = [entry["index"] for entry in skipped if is_count(entry.get("index"), len(corpus) - 1)]
+        if any(not isinstance(read(index), Exception) for index in indices):
+            again.add(shard)
+    for shard in again:
+        undo_shard(out, shard, shards)
+    return [shard for shard in mine if read_shard(out, shard, shards) is None]
+
+
+def shard_count(corpus: Corpus, options: LabelOptions) -> int:
+    """How many shards there are."""
+    return -(-len(corpus) // options.shard_size)
+
+
+def record_features(settings: Any, options: LabelOptions) -> dict[str, Any]:
+    """Arguments of `label_records.tfds_features`."""
+    width = labeller_of(settings).settings.config.embed_dim if options.features else None
+    return {"confidence": options.confidence, "top_k": options.top_k, "width": width}
+
+
+Reading = list[Future]  # of (Read, PreparedImage | None), or of the Exception that came instead
+
+
+def _reader(
+    corpus: Corpus, labeller: Any, options: LabelOptions
+) -> Callable[[int], tuple[Read, PreparedImage | None] | Exception]:
+    encoded = options.form == "records"
+
+    def read(index: int) -> tuple[Read, PreparedImage | None] | Exception:
+        try:
+            found = corpus.read(index, encoded=encoded)
+            prepared = labeller.prepare(found.image)
+            if prepared is None:
+                return found, None
+            return found._replace(image=np.empty((0, 0, 3), np.uint8)), prepared  # pixels of photos fill memory
+        except Exception as error:  # decoders raise anything on a damaged file; the caller names the image
+            return error
+
+    return read
+
+
+def _read_ahead(
+    corpus: Corpus,
+    labeller: Any,
+    options: LabelOptions,
+    store: Store,
+    blocks: Sequence[range],
+    readers: ThreadPoolExecutor,
+    entries: dict[str, Entry],
+    names: dict[int, str],
+) -> Iterator[tuple[range, Reading]]:
+    """Blocks in which something is missing, all images of each being read; one block is read ahead."""
+
+    def known(index: int) -> tuple[str, Entry | None]:
+        return corpus.name(index), store.recall(corpus.name(index))
+
+    read = _reader(corpus, labeller, options)
+    waiting: collections.deque[tuple[range, Reading]] = collections.deque()
+    for block in blocks:
+        if corpus.knows_names:
+            for index, (name, entry) in zip(block, readers.map(known, block), strict=True):
+                names[index] = name
+                if entry is not None:
+                    entries[name] = entry
+        if any(names.get(index) not in entries for index in block):
+            waiting.append((block, [readers.submit(read, index) for index in block]))
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _label_block(
+    corpus: Corpus,
+    block: range,
+    reading: Reading,
+    labeller: Any,
+    options: LabelOptions,
+    store: Store,
+    writers: ThreadPoolExecutor,
+    entries: dict[str, Entry],
+    skipped: dict[int, tuple[str, str]],
+    names: dict[int, str],
+    saving: collections.deque[tuple[str, Future[Entry]]],
+    most_saving: int,
+) -> None:
+    """Computes what is missing of one block and gives it to the writers; some of it is still `saving` afterwards."""
+    images: list[tuple[Read, PreparedImage | None]] = []
+    for index, future in zip(block, reading, strict=True):
+        found = future.result()
+        if not isinstance(found, Exception):
+            images.append(found)
+            name = names.setdefault(index, found[0].name)
+            if not corpus.knows_names and (entry := store.recall(name)) is not None:
+                entries[name] = entry
+            continue
+        names.setdefault(index, f"number {index}")  # of a damaged record not even the name is known
+        reason = " ".join(str(found).split()) or type(found).__name__
+        if options.on_error == "stop":
+            raise UserError(f"{names[index]} cannot be labelled: {reason} (--on-error skip goes on)") from found
+        skipped[index] = names[index], reason
+    wanted = {row for row, (found, _) in enumerate(images) if found.name not in entries}
+    results = labeller.scores(images, wanted, top_k=options.top_k, features=options.features)
+
+    def save(found: Read, prepared: PreparedImage | None, upsampled: Any, cells: dict) -> Entry:
+        return store.save(_labelled(found, prepared, upsampled, cells, labeller, options))
+
+    for row, upsampled, cells in results:
+        found, prepared = images[row]
+        saving.append((found.name, writers.submit(save, found, prepared, upsampled, cells)))
+        while len(saving) > most_saving:  # full-size maps fill memory: let the writers catch up
+            name, future = saving.popleft()
+            entries[name] = future.result()
+
+
+def _labelled(
+    found: Read,
+    prepared: PreparedImage | None,
+    upsampled: Any,
+    cells: dict[str, np.ndarray],
+    labeller: Any,
+    options: LabelOptions,
+) -> Labelled:
+    maps = labeller.maps(upsampled)
+    confidence = np.rint(255 * maps.confidence.clip(0, 1)).astype(np.uint8) if options.confidence else None
+    if "classes" in cells:
+        cells["classes"] = cells["classes"].astype(np.uint8 if len(labeller.names) <= 256 else np.uint16)
+        cells["probabilities"] = cells["probabilities"].astype(np.float16)
+    return Labelled(found.name, found.encoded, maps.labels, confidence, cells, labeller.geometry(prepared))

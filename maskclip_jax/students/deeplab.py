@@ -1,0 +1,72 @@
+"""DeepLabv2 (Chen et al. 2017, 1606.00915) and DeepLabv3+ (Chen et al. 2018, 1802.02611) heads, ending in features.
+
+Both stop one layer short of a segmentation network: the last 1×1 classifier is the text head's (paper, Fig. 3).
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from maskclip_jax.students.layers import ConvBNReLU, SeparableConv, adaptive_average_pool, resize_bilinear
+from maskclip_jax.students.resnet import Stages
+
+
+class DeepLabV2(nn.Module):
+    """Atrous spatial pyramid pooling: parallel 3×3 convolutions (conv-BN-ReLU), *summed*.
+
+    Args:
+        width: E, of every branch and of the features.
+        dilations: one branch each.
+    """
+
+    width: int
+    dilations: tuple[int, ...] = (6, 12, 18, 24)
+    axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, stages: Stages, train: bool) -> Float[Array, "B h w E"]:
+        """Stage 4 [B, h, w, c] -> features [B, h, w, E]."""
+        return sum(
+            ConvBNReLU(self.width, 3, 1, dilation, False, self.axis_name, self.dtype, name=f"aspp_{i}")(
+                stages.stage4, train
+            )
+            for i, dilation in enumerate(self.dilations)
+        )
+
+
+class DeepLabV3Plus(nn.Module):
+    """Separable ASPP with image pooling at stage 4, refined by a low-level branch from stage 1.
+
+    Args:
+        width: E.
+        dilations: of the ASPP; dilation 1 is a 1×1 convolution, the others are separable 3×3 ones.
+        low_level_width: channels of the branch from stage 1.
+    """
+
+    width: int
+    dilations: tuple[int, ...] = (1, 12, 24, 36)
+    low_level_width: int = 48
+    axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, stages: Stages, train: bool) -> Float[Array, "B h w E"]:
+        """Stages 1 [B, h, w, c] and 4 -> features [B, h, w, E], at stage 1's resolution (stride 4)."""
+        common = {"axis_name": self.axis_name, "dtype": self.dtype}
+        x = stages.stage4
+        pooled = ConvBNReLU(self.width, **common, name="image_pool")(adaptive_average_pool(x, 1), train)
+        branches = [resize_bilinear(pooled, x.shape[1:3])]
+        for i, dilation in enumerate(self.dilations):
+            if dilation == 1:
+                branch = ConvBNReLU(self.width, **common, name=f"aspp_{i}")
+            else:
+                branch = SeparableConv(self.width, dilation, **common, name=f"aspp_{i}")
+            branches.append(branch(x, train))
+        x = jnp.concatenate(branches, axis=-1)
+        x = ConvBNReLU(self.width, 3, **common, name="bottleneck")(x, train)
+        low = ConvBNReLU(self.low_level_width, **common, name="low_level")(stages.stage1, train)
+        x = jnp.concatenate([resize_bilinear(x, low.shape[1:3]), low], axis=-1)
+        x = SeparableConv(self.width, **common, name="refine_0")(x, train)
+        return SeparableConv(self.width, **common, name="refine_1")(x, train)

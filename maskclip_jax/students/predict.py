@@ -1,0 +1,158 @@
+"""Images of any size -> masks by a trained student: its own classes, no teacher, no text tower."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare
+from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.run_folder import TrainedStudent
+from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate.engine import Reader
+from maskclip_jax.evaluate.models import student_reader
+from maskclip_jax.segment.pixels import PixelMaps, label_pixels
+from maskclip_jax.segment.predict import Image, Segmentation, chunks, in_order, segmentation_of
+
+LOOKAHEAD = 64  # images whose sizes are looked at together, at most
+
+
+def iter_student_segmentations(
+    images: Iterable[Image],
+    trained: TrainedStudent,
+    progress: Callable[[int], None] | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    short_side: int | None = None,
+    batch_size: int = 8,
+    background_threshold: float | None = None,
+    return_probabilities: bool = False,
+) -> Iterator[Segmentation]:
+    """What `iter_segmentations` is for a CLIP: one `Segmentation` per image, in order and in its original size.
+
+    Args:
+      images: uint8 RGB arrays [H, W, 3], or paths of image files.
+      trained: from `load_student`.
+      progress: called with the number of images done.
+      classes: some of the student's own names, which then compete alone; None is all of them.
+      short_side: pixels that the short side is resized to; None is the size of its training.
+      batch_size: images of one size at once, at most. Nothing is padded, so there is a compiled program for each size.
+      background_threshold: for students with a background: pixels less probable than this are background.
+
+    Raises:
+      UserError: an image that cannot be read, a class that the student has not learned, a threshold without background.
+    """
+    names = trained.config.label_names
+    chosen = chosen_labels(trained.config, classes)
+    if background_threshold is not None and not (trained.config.background and 0 in chosen):
+        raise UserError("a background threshold needs a student with a background, but this one has none: leave it out")
+    reader = student_reader(trained.config)
+    preprocess = reader.preprocess
+    if short_side is not None:
+        preprocess = dataclasses.replace(preprocess, short_side=short_side, long_side=None, within=None)
+    variables = jax.device_put({"student": trained.variables, "text": trained.text})
+    done = 0
+    for chunk in chunks(images, LOOKAHEAD):
+        for scores, *matrices in in_order(_scores(chunk, reader, variables, preprocess, batch_size)):
+            maps = label_pixels(
+                scores[..., chosen],
+                *matrices,
+                np.arange(len(chosen)),
+                scale=np.float32(1),
+                smoothed=False,
+                least=background_threshold or 0.0,
+                with_probabilities=return_probabilities,
+            )
+            done += 1
+            if progress is not None:
+                progress(done)
+            yield segmentation_of(maps, [names[label] for label in chosen])
+
+
+class StudentLabeller:
+    """A trained student as what `segment.label` labels with: its own classes, on this host's first device."""
+
+    def __init__(self, trained: TrainedStudent, *, short_side: int | None, batch_size: int):
+        self.names, self.batch_size, self.step = trained.config.label_names, batch_size, trained.step
+        self._reader = student_reader(trained.config)
+        self._preprocess = self._reader.preprocess
+        if short_side is not None:
+            self._preprocess = dataclasses.replace(self._preprocess, short_side=short_side, long_side=None, within=None)
+        self._variables = jax.device_put({"student": trained.variables, "text": trained.text})
+
+    def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> PreparedImage:
+        return prepare(image, self._preprocess, least=self._reader.least)
+
+    def scores(self, images: Sequence[tuple], wanted: set[int], *, top_k: int, features: bool) -> Iterator[tuple]:
+        del top_k, features  # of a CLIP's cells; the command refuses them
+        prepared = [one for _, one in images]
+        for row, upsampled in _prepared_scores(prepared, self._reader, self._variables, self.batch_size, wanted):
+            yield row, upsampled, {}
+
+    def maps(self, upsampled: tuple[np.ndarray, np.ndarray, np.ndarray]) -> PixelMaps:
+        return label_pixels(*upsampled, np.arange(len(self.names)), scale=np.float32(1), smoothed=False, least=0.0)
+
+    def geometry(self, prepared: PreparedImage) -> dict[str, Any]:
+        return {"valid": prepared.valid, "original": prepared.original}
+
+
+def chosen_labels(config: DistillConfig, classes: Sequence[str] | None) -> list[int]:
+    """Label values of the classes asked for, and the background's. Raises UserError for a class it does not know."""
+    names = config.label_names
+    if classes is None:
+        return list(range(len(names)))
+    unknown = [name for name in classes if name not in names]
+    if unknown or len(set(classes)) != len(classes):
+        raise UserError(
+            f"a student knows the {len(names)} classes it was trained on, each once, but {unknown or list(classes)} "
+            f"came: choose among {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+        )
+    wanted = [names.index(name) for name in classes]
+    return [0] * (config.background and 0 not in wanted) + wanted
+
+
+def _scores(
+    images: Sequence[UInt8[np.ndarray, "_H _W 3"]],
+    reader: Reader,
+    variables: Any,
+    preprocess: Preprocess,
+    batch_size: int,
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """(index, (scores of the cells, the two upsampling matrices)) of every image, padded size by padded size."""
+    prepared = [prepare(image, preprocess, least=reader.least) for image in images]
+    yield from _prepared_scores(prepared, reader, variables, batch_size, set(range(len(prepared))))
+
+
+def _prepared_scores(
+    prepared: Sequence[PreparedImage], reader: Reader, variables: Any, batch_size: int, wanted: set[int]
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """The same of the wanted ones; batches are made of all, so that they are the same whatever is wanted."""
+    groups: dict[tuple[int, ...], list] = defaultdict(list)
+    for index, one in enumerate(prepared):
+        groups[one.pixels.shape].append((index, one))
+    for members in groups.values():
+        size = batch_size if 2 * len(members) > batch_size else 1  # two programs for a size at most
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            if wanted.isdisjoint(index for index, _ in part):
+                continue
+            pixels = np.zeros((size, *part[0][1].pixels.shape), np.float32)
+            pixels[: len(part)] = [one.pixels for _, one in part]
+            scores = np.asarray(_apply(reader, variables, pixels), np.float32)
+            for row, (index, one) in enumerate(part):
+                if index not in wanted:
+                    continue
+                sides = zip(scores.shape[1:3], one.valid, one.original, strict=True)
+                yield index, (scores[row], *(reader.matrix(*side) for side in sides))
+
+
+@functools.partial(jax.jit, static_argnames="reader")
+def _apply(reader: Reader, variables: Any, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
+    return reader.scores(variables, pixels, None)

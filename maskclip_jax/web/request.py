@@ -1,0 +1,159 @@
+"""What a visitor asks for: the JSON of a request, checked and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from typing import Any
+
+from maskclip_jax.data.names import shown
+from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes
+from maskclip_jax.errors import UserError
+
+MOST_CLASSES = 256  # what an indexed label PNG holds; a page with more is no use to anybody
+MOST_WORDS = 512  # synonyms and background included: the text tower reads some 85 sentences for each
+LONGEST_WORD = 200  # characters
+LONGEST_TEMPLATE = 300
+LONGEST_TEXT = 1000  # of any other field
+MOST_PIXELS = 4096  # of a window's side or stride
+
+
+def _methods() -> dict[str, dict[str, Any]]:
+    """Names of methods, and what `prediction_settings` is given for each: all that the library has."""
+    own: dict[str, dict[str, Any]] = {"maskclip": {}, "naive": {"naive": True}}
+    try:
+        attentions = importlib.import_module("maskclip_jax.encoders.dense")
+    except ModuleNotFoundError:
+        return own
+    return own | {name: {"method": name} for name in attentions.METHODS if name not in own}
+
+
+METHODS = _methods()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """One question. The fields are the keys of the JSON; all but `image` and `classes` may be left out.
+
+    Fields:
+      image: the number of a shipped scene ("0005"), or what /api/images answered.
+      classes: what to look for, as after `--classes`: text or class set, or a list (["dog", "sofa, couch"]).
+      model: one of the models served; None is the first.
+      method: one of `METHODS`.
+      prompt_denoising, key_smoothing, window, stride, background, background_threshold, templates: as the switches of
+        `segment`; None is off, or the model's own.
+    """
+
+    image: str
+    classes: tuple[ClassName, ...]
+    model: str | None = None
+    method: str = "maskclip"
+    prompt_denoising: float | int | None = None
+    key_smoothing: float | int | None = None
+    window: int | None = None
+    stride: int | None = None
+    background: tuple[ClassName, ...] | None = None
+    background_threshold: float | int | None = None
+    templates: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        words = [word for entry in (*self.classes, *(self.background or ())) for word in entry]
+        return 2000 + sum(100 + 4 * len(word) for word in words) + 4 * len(self.templates or "")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `prediction_settings`, words and templates left out."""
+        names = ("prompt_denoising", "key_smoothing", "window", "stride", "background", "background_threshold")
+        return METHODS[self.method] | {name: getattr(self, name) for name in names}
+
+
+def read_ask(body: bytes) -> Ask:
+    """The question in a request's JSON. Raises UserError, one line, on what cannot be understood."""
+    try:
+        fields = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"a question is JSON, but this is not ({error}): see the README's curl line") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"a question is a JSON object, but {_kind(fields)} came: see the README's curl line")
+    known = [field.name for field in dataclasses.fields(Ask)]
+    if unknown := sorted(set(fields) - set(known)):
+        raise UserError(f"a question has {', '.join(known)}, but {', '.join(unknown)} came: check the spelling")
+    if missing := [name for name in ("image", "classes") if fields.get(name) is None]:
+        raise UserError(f"a question needs an image and classes, but has no {' and no '.join(missing)}: add it")
+    for name in ("image", "model", "method", "templates"):
+        _checked(fields, name, str, "text")
+        _check_text(fields.get(name), name, LONGEST_TEMPLATE if name == "templates" else LONGEST_TEXT)
+    for name in ("window", "stride"):
+        _checked(fields, name, int, "a whole number of pixels")
+        if not 1 <= fields.get(name, 1) <= MOST_PIXELS:
+            raise UserError(f"{name} is 1 to {MOST_PIXELS} pixels here, but {_kind(fields[name])} came: change it")
+    for name in ("prompt_denoising", "key_smoothing", "background_threshold"):
+        _checked(fields, name, (int, float), "a number above 0 and up to 1")
+        if abs(fields.get(name, 0)) > MOST_PIXELS:  # 10^400 is a whole number in JSON, and no float
+            raise UserError(f"{name} is a number above 0 and up to 1, but {_kind(fields[name])} came: change it")
+    method = fields.setdefault("method", "maskclip")
+    if method not in METHODS:
+        raise UserError(f"a method is one of {', '.join(METHODS)}, but {method!r} came: choose one")
+    fields["classes"] = _words(fields["classes"])
+    background = fields.get("background")
+    empty = background is None or (isinstance(background, str) and not background.strip())
+    fields["background"] = None if empty else _words(background)
+    _check_amount(fields["classes"], fields["background"] or ())
+    return Ask(**fields)
+
+
+def _checked(fields: dict[str, Any], name: str, kind: type | tuple[type, ...], wanted: str) -> None:
+    value = fields.get(name)
+    if value is None:
+        fields.pop(name, None)
+    elif not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{name} is {wanted}, but {_kind(value)} came: change it or leave it out")
+
+
+def _check_text(text: str | None, name: str, most: int) -> None:
+    if text is None:
+        return
+    if len(text) > most:
+        raise UserError(f"{name} has at most {most} characters here, but {len(text):,} came: make it shorter")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{name} is made of characters, but {shown(text)} has half of one: type it again")
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number there")
+
+
+def _words(value: Any) -> tuple[ClassName, ...]:
+    """Classes from text or a list. The server's own files are none of a visitor's business: names only."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise UserError("at least one word is needed, but none came: type what to look for, like dog, grass, sky")
+        return parse_classes(value, files=False)
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return as_classes(value)
+    raise UserError(f"words are text or a list of texts, but {_kind(value)} came: write 'dog, grass, sky'")
+
+
+def _check_amount(classes: tuple[ClassName, ...], background: tuple[ClassName, ...]) -> None:
+    if len(classes) + bool(background) > MOST_CLASSES:
+        raise UserError(
+            f"the page takes at most {MOST_CLASSES} classes, but {len(classes)} came: use fewer, "
+            "or `python run.py segment`, which takes any number"
+        )
+    words = [word for entry in (*classes, *background) for word in entry]
+    if len(words) > MOST_WORDS:
+        raise UserError(f"the page takes at most {MOST_WORDS} words in all, but {len(words)} came: use fewer")
+    longest = max(words, key=len)
+    if len(longest) > LONGEST_WORD:
+        raise UserError(
+            f"a name has at most {LONGEST_WORD} letters, but {longest[:30]}… has {len(longest)}: put commas between"
+        )
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", type(None): "null"}
+    text = f"the text {shown(value, 40)}" if isinstance(value, str) else names.get(type(value)) or json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,0 +1,235 @@
+"""Images in, masks and files out: all of `serve` but HTTP. Nothing is written to disk.
+
+An image gets a name nobody can guess, and whoever has the name has the image; the last images, the features of the last
+images and the last answers are kept in memory. For one thread at a time: `app.Turns` sees to that.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import secrets
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from maskclip_jax.cli.segment import output_names, result_record
+from maskclip_jax.data.buckets import Shape
+from maskclip_jax.data.images import json_text, label_png, read_image
+from maskclip_jax.data.vocabulary import class_palette
+from maskclip_jax.errors import UserError
+from maskclip_jax.segment.feature_cache import Kept, class_probability, keep_features, read_features, room_for
+from maskclip_jax.segment.options import PredictionSettings, prediction_settings
+from maskclip_jax.segment.predict import Segmentation
+from maskclip_jax.visualize import heat_map, overlay_with_legend
+from maskclip_jax.web.cache import Memory
+from maskclip_jax.web.limits import check_cost
+from maskclip_jax.web.models import Shelf
+from maskclip_jax.web.request import Ask
+
+SHOWN = 768  # pixels of the long side on the page; files have them all
+MEGABYTE = 2**20
+
+
+class Gone(UserError):
+    """What was asked for is not, or no longer, in memory."""
+
+
+class Photo(NamedTuple):
+    """An image as it came."""
+
+    name: str
+    data: bytes
+    size: Shape
+
+
+class Answer(NamedTuple):
+    """What the files of an answer are made from."""
+
+    ask: Ask
+    settings: PredictionSettings
+    shown: bytes  # PNG: red and green are the class's index (low and high byte), blue is its probability
+
+
+class File(NamedTuple):
+    """Something to send."""
+
+    data: bytes
+    type: str
+    name: str | None = None  # what a browser saves it as
+
+
+class Desk:
+    """Serves one visitor's request at a time."""
+
+    def __init__(self, shelf: Shelf, *, keep: int = 512 * MEGABYTE, most_pixels: int = 50_000_000):
+        """`keep`: bytes of features, and a quarter of it each for images and answers; `most_pixels`: of an image."""
+        self.shelf = shelf
+        self.most_pixels = most_pixels
+        self.tower_runs = 0
+        self._photos: Memory[Photo] = Memory(keep // 4)
+        self._kept: Memory[Kept] = Memory(keep)
+        self._answers: Memory[Answer] = Memory(keep // 4)
+
+    def receive(self, data: bytes, name: str) -> dict[str, Any]:
+        """Takes in an image file. Raises UserError when it is none."""
+        pixels = self._decoded(data, name)
+        token = secrets.token_urlsafe(12)
+        self._photos.put(token, Photo(name, data, pixels.shape[:2]), len(data) + 1000)
+        return {"image": token, "name": name, "height": pixels.shape[0], "width": pixels.shape[1]}
+
+    def picture(self, token: str) -> File:
+        """The image as the model is shown it: upright, 8-bit RGB, at most `SHOWN` pixels on its long side."""
+        pixels = self._small(self._photo(token))
+        file, small = io.BytesIO(), pixels.size < 2**20
+        Image.fromarray(pixels).save(file, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 92}))
+        return File(file.getvalue(), "image/png" if small else "image/jpeg")
+
+    def scene(self, name: str) -> File:
+        """The file of a shipped scene."""
+        if name not in scene_names():
+            raise Gone(f"a scene is one of {scene_names()[0]} to {scene_names()[-1]}, but {name} came: choose another")
+        return File(self._photo(name).data, "image/jpeg")
+
+    def segment(self, ask: Ask) -> dict[str, Any]:
+        """The masks of one question: what `segment` writes as JSON, and with it colours, times and the files' paths.
+
+        Areas and confidences are those of the size shown; an image of at most `SHOWN` pixels has no other.
+        """
+        photo, clock = self._photo(ask.image), time.perf_counter
+        began = clock()
+        settings = self._settings(ask)
+        words = clock()
+        kept, ran = self._features(ask, settings)
+        seen = clock()
+        result = read_features(kept, settings, size=shown_size(photo.size), columns=room_for(len(settings.word_class)))
+        maps = _png(_maps(result), compress_level=1)  # speed, not size: it goes as far as the next desk
+        masks = clock()
+        token = secrets.token_urlsafe(12)
+        self._answers.put(token, Answer(ask, settings, maps), len(maps) + settings.classifier.nbytes + ask.nbytes)
+        record = result_record(photo.name, result) | {"height": photo.size[0], "width": photo.size[1]}
+        for entry, colour in zip(record["classes"], class_palette(result.classes), strict=True):
+            entry["color"] = "#" + bytes(colour).hex()
+        record["seconds"] = {"words": words - began, "image": seen - words, "masks": masks - seen, "all": masks - began}
+        record["image_tower_ran"] = ran
+        stem, path = stem_of(photo.name), f"/api/answers/{token}"
+        kinds = {"labels": "labels.png", "json": "result.json", "overlay": "overlay.png", "shown": "shown.png"}
+        record["files"] = {kind: f"{path}/{file}" for kind, file in kinds.items()} | {"heat": f"{path}/heat/"}
+        record["names"] = {"labels": f"{stem}_labels.png", "json": f"{stem}.json", "overlay": f"{stem}_overlay.png"}
+        return record
+
+    def file(self, token: str, kind: str) -> File:
+        """One of the files of an answer: those that `segment` writes, in the image's own size, byte for byte."""
+        answer = self._answer(token)
+        if kind == "shown.png":
+            return File(answer.shown, "image/png")
+        photo = self._photo(answer.ask.image)
+        stem = stem_of(photo.name)
+        if kind not in ("labels.png", "result.json", "overlay.png"):
+            raise Gone(
+                f"an answer has labels.png, result.json, overlay.png and shown.png, but no {kind}: ask for these"
+            )
+        result = read_features(self._features(answer.ask, answer.settings)[0], answer.settings)
+        palette = class_palette(result.classes)
+        if kind == "labels.png":
+            return File(label_png(result.labels, palette), "image/png", f"{stem}_labels.png")
+        if kind == "result.json":
+            return File(json_text(result_record(photo.name, result)).encode(), "application/json", f"{stem}.json")
+        picture = overlay_with_legend(self._decoded(photo.data, photo.name), result.labels, result.classes, palette)
+        return File(_png(picture), "image/png", f"{stem}_overlay.png")
+
+    def heat(self, token: str, index: int) -> File:
+        """The heat map of one class alone: its probability at every pixel shown."""
+        answer = self._answer(token)
+        settings = answer.settings
+        if not 0 <= index < len(settings.names):
+            raise Gone(f"this answer has classes 0 to {len(settings.names) - 1}, but {index} came: choose one of them")
+        photo = self._photo(answer.ask.image)
+        kept, _ = self._features(answer.ask, settings)
+        small = self._small(photo)
+        columns = room_for(len(settings.word_class))
+        scores = class_probability(kept, settings, index, size=small.shape[:2], columns=columns)
+        return File(_png(heat_map(small, scores, low=0.0, name=f"probability of {settings.names[index]}")), "image/png")
+
+    def _settings(self, ask: Ask) -> PredictionSettings:
+        reader = self.shelf.reader(ask.model)
+        words = (*(ask.background or ()), *ask.classes)
+        classifier = reader.classifier(words, ask.templates)
+        return prediction_settings(ask.classes, reader.pretrained, classifier=classifier, cache=False, **ask.options)
+
+    def _features(self, ask: Ask, settings: PredictionSettings) -> tuple[Kept, bool]:
+        """The kept features of an image, and whether the image tower had to run for them."""
+        key = (ask.image, ask.model or self.shelf.names[0], ask.method, settings.windows)
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept, False
+        photo = self._photo(ask.image)
+        check_cost(photo.size, settings, self._kept.budget)
+        kept = keep_features(self._decoded(photo.data, photo.name), settings)
+        for batch in kept.batches:
+            batch.features.block_until_ready()  # so that its time is not counted as the masks'
+        self.tower_runs += 1
+        return self._kept.put(key, kept, kept.nbytes), True
+
+    def _photo(self, token: str) -> Photo:
+        if token in scene_names():
+            file = _scenes() / f"{token}.jpg"
+            with Image.open(file) as image:
+                return Photo(file.name, file.read_bytes(), image.size[::-1])
+        photo = self._photos.get(token)
+        if photo is None:
+            raise Gone("an image is kept for as long as there is room, but this one is gone: load it again")
+        return photo
+
+    def _answer(self, token: str) -> Answer:
+        answer = self._answers.get(token)
+        if answer is None:
+            raise Gone("an answer is kept for as long as there is room, but this one is gone: ask again")
+        return answer
+
+    def _small(self, photo: Photo) -> UInt8[np.ndarray, "H W 3"]:
+        pixels, size = self._decoded(photo.data, photo.name), shown_size(photo.size)
+        if size == pixels.shape[:2]:
+            return pixels
+        return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.LANCZOS))
+
+    def _decoded(self, data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
+        return read_image(name, data, most_pixels=self.most_pixels)
+
+
+@functools.cache
+def scene_names() -> tuple[str, ...]:
+    """Names of the shipped scenes."""
+    return tuple(sorted(path.stem for path in _scenes().iterdir()))
+
+
+def _scenes() -> Path:
+    return Path(str(resources.files("maskclip_jax") / "assets" / "scenes" / "images"))
+
+
+def shown_size(size: Shape) -> Shape:
+    """Height and width on the page of an image of that size: at most `SHOWN`."""
+    scale = min(1.0, SHOWN / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def stem_of(name: str) -> str:
+    """What `segment` calls the files of an image of that name."""
+    return output_names([Path(name)])[Path(name)]
+
+
+def _maps(result: Segmentation) -> UInt8[np.ndarray, "H W 3"]:
+    labels = result.labels.astype(np.uint16)
+    confidence = np.rint(255 * np.clip(result.confidence, 0, 1)).astype(np.uint8)
+    return np.dstack([(labels & 255).astype(np.uint8), (labels >> 8).astype(np.uint8), confidence])
+
+
+def _png(pixels: UInt8[np.ndarray, "H W 3"], **options: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", **options)
+    return file.getvalue()

@@ -1,0 +1,38 @@
+"""Programs compiled before the first visitor: the image tower for the usual shapes, the reading for some words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from maskclip_jax.data.vocabulary import as_classes
+from maskclip_jax.segment.feature_cache import class_probability, keep_features, read_features
+from maskclip_jax.segment.options import prediction_settings
+from maskclip_jax.web.session import Desk, shown_size
+
+ASPECTS = ((1, 1), (3, 4), (4, 3), (9, 16), (16, 9))  # a shape bucket each (data.buckets: sides grow by 3^(1/3))
+COLUMNS = (8, 16)  # words there is room for
+
+
+def steps(desk: Desk) -> Iterator[Callable[[], None]]:
+    """What is to be run once, in turn, for the first model of the shelf."""
+    reader = desk.shelf.reader(None)
+    short = reader.pretrained.preprocess.short_side or reader.pretrained.preprocess.image_size
+    words = as_classes(["dog", "grass", "sky"])
+
+    def one(aspect: tuple[int, int]) -> None:
+        rows = reader.classifier(words[:1], None), reader.classifier(words, None)  # one word's batch, and a full one
+        settings = prediction_settings(words, reader.pretrained, classifier=rows[1], cache=False)
+        size = tuple(round(short * side / min(aspect)) for side in aspect)
+        kept = keep_features(np.zeros((*size, 3), np.uint8), settings)
+        for columns in COLUMNS:
+            read_features(kept, settings, size=shown_size(size), columns=columns)
+            if aspect == (1, 1):
+                class_probability(kept, settings, 0, size=shown_size(size), columns=columns)
+        if aspect == (1, 1):
+            smoothed = prediction_settings(words, reader.pretrained, classifier=rows[1], key_smoothing=1.0, cache=False)
+            read_features(kept, smoothed, size=shown_size(size), columns=COLUMNS[0])
+
+    for aspect in ASPECTS:
+        yield lambda aspect=aspect: one(aspect)

@@ -1,0 +1,144 @@
+"""CLIPs that others trained (LAION, DataComp, MetaCLIP, DFN): their published configs, and folders of their kind."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import save_file
+
+from maskclip_jax.checkpoints import architecture
+from maskclip_jax.checkpoints.load import load_clip
+from maskclip_jax.checkpoints.weights import abstract_variables, to_names
+from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.encoders.config import CLIPConfig, TextConfig, ViTConfig, variant
+from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.errors import UserError
+
+
+def gelu(config):
+    plain = lambda tower: dataclasses.replace(tower, activation="gelu")  # noqa: E731
+    return dataclasses.replace(config, vision=plain(config.vision), text=plain(config.text))
+
+
+def huge(vision, text, embed_dim, activation, layers=24):
+    towers = ViTConfig(*vision, activation), TextConfig(49408, 77, text[0], layers, text[1], 4 * text[0], activation)
+    return CLIPConfig(*towers, embed_dim)
+
+
+def open_clip(embed_dim, vision, text, **more):
+    text = dict(zip(("width", "heads", "layers"), text, strict=True)) | {"context_length": 77, "vocab_size": 49408}
+    return {"embed_dim": embed_dim, "vision_cfg": {"image_size": 224} | vision, "text_cfg": text} | more
+
+
+QUICK = {"quick_gelu": True}
+B16, L14 = {"layers": 12, "width": 768, "patch_size": 16}, {"layers": 24, "width": 1024, "patch_size": 14}
+H14 = {"layers": 32, "width": 1280, "head_width": 80, "patch_size": 14}
+PUBLISHED = {  # as their repositories on the hub have them, and what they are
+    "laion B/16": (open_clip(512, B16, (512, 8, 12)), gelu(variant("ViT-B/16"))),
+    "laion B/32": (open_clip(512, B16 | {"patch_size": 32}, (512, 8, 12)), gelu(variant("ViT-B/32"))),
+    "datacomp L/14": (open_clip(768, L14, (768, 12, 12)), gelu(variant("ViT-L/14"))),
+    "metaclip, DFN B/16": (open_clip(512, B16, (512, 8, 12), **QUICK), variant("ViT-B/16")),
+    "metaclip, DFN L/14": (open_clip(768, L14, (768, 12, 12), **QUICK), variant("ViT-L/14")),
+    "laion H/14": (
+        open_clip(1024, H14, (1024, 16, 24)),
+        huge((224, 14, 1280, 32, 16, 5120), (1024, 16), 1024, "gelu"),
+    ),
+    "DFN H/14, 378": (
+        open_clip(1024, H14 | {"image_size": 378}, (1024, 16, 24), **QUICK),
+        huge((378, 14, 1280, 32, 16, 5120), (1024, 16), 1024, "quick_gelu"),
+    ),
+    "laion g/14": (
+        open_clip(
+            1024,
+            {"layers": 40, "width": 1408, "head_width": 88, "mlp_ratio": 4.3637, "patch_size": 14},
+            (1024, 16, 24),
+        ),
+        huge((224, 14, 1408, 40, 16, 6144), (1024, 16), 1024, "gelu"),
+    ),
+    "laion bigG/14": (
+        open_clip(
+            1280,
+            {"layers": 48, "width": 1664, "head_width": 104, "mlp_ratio": 4.9231, "patch_size": 14},
+            (1280, 20, 32),
+        ),
+        huge((224, 14, 1664, 48, 16, 8192), (1280, 20), 1280, "gelu", layers=32),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_open_clip_configs(name):
+    published, expected = PUBLISHED[name]
+    assert architecture.from_open_clip(published) == expected
+    assert architecture.from_open_clip(json.loads(json.dumps(architecture.to_open_clip(expected)))) == expected
+
+
+def test_published_hf_configs():
+    """MetaCLIP leaves its activation out, which is QuickGELU; LAION's B/32 says gelu; the class token ends a prompt."""
+    towers = {"text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}}
+    towers["vision_config"] = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+    }
+    metaclip = architecture.from_hf({"model_type": "clip", "projection_dim": 768} | towers)
+    assert (metaclip.vision, metaclip.embed_dim) == (variant("ViT-L/14").vision, 768)
+    laion = architecture.from_hf(
+        {
+            "model_type": "clip",
+            "projection_dim": 512,
+            "text_config": {"hidden_act": "gelu"},
+            "vision_config": {"hidden_act": "gelu"},
+        }
+    )
+    assert laion.vision == gelu(variant("ViT-B/32")).vision
+    assert laion.text.activation == "gelu"
+
+
+def test_preprocessing_that_squashes_is_read():
+    """DFN's config resizes without keeping the aspect ratio, to classify: dense reading keeps it."""
+    statistics = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
+    assert Preprocess.from_open_clip(statistics).mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("form", ["open_clip", "hf"])
+def test_folders_of_their_kind(tmp_path, checkpoints, form, activation):
+    """Heads that are not 64 wide and an MLP that is not four times the width, as H, g and G have: read as written."""
+    vision = ViTConfig(32, 8, 40, 2, 2, int(40 * 4.9231), activation)
+    text = dataclasses.replace(checkpoints.TEXT, layers=1, activation=activation)
+    config, rng, flat = CLIPConfig(vision, text, 16), np.random.default_rng(0), {}
+    for path, leaf in abstract_variables(config).items():
+        flat[path] = jnp.asarray(rng.normal(size=leaf.shape) * 0.2, jnp.float32)
+    variables = unflatten_dict(flat, sep="/")
+    if form == "open_clip":
+        content = {"model_cfg": architecture.to_open_clip(config) | {"quick_gelu": activation == "quick_gelu"}}
+        content["model_cfg"]["vision_cfg"]["mlp_ratio"] = 4.9231
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+        save_file(to_names(variables, config, "openai"), tmp_path / "open_clip_model.safetensors")
+    else:
+        (tmp_path / "config.json").write_text(json.dumps(architecture.to_hf(config)))
+        save_file(to_names(variables, config, "hf"), tmp_path / "model.safetensors")
+    loaded = load_clip(tmp_path, fold=False)
+    assert loaded.config == config
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), loaded.variables, variables)
+    assert all(jax.tree.leaves(same))
+    images = jnp.asarray(rng.normal(size=(1, 32, 32, 3)), jnp.float32)
+    read = lambda c: CLIP(c).apply(variables, images, method="encode_dense", attention="qq").features  # noqa: E731
+    np.testing.assert_array_equal(read(loaded.config), read(config))
+    other = dataclasses.replace(vision, activation={"gelu": "quick_gelu", "quick_gelu": "gelu"}[activation])
+    assert np.abs(read(config) - read(dataclasses.replace(config, vision=other))).max() > 1e-4
+
+
+@pytest.mark.parametrize("width", architecture.WIDER_HEADS)
+def test_bare_arrays_of_the_wider_ones_are_not_guessed(width):
+    shapes = {"visual.proj": (width, 1024), "visual.conv1.weight": (width, 3, 14, 14)}
+    with pytest.raises(UserError, match=f"width {width} is not OpenAI's") as error:
+        architecture.vision_from_shapes(shapes)
+    assert "\n" not in str(error.value)

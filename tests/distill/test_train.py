@@ -1,0 +1,377 @@
+"""The loop: what a run writes, exact resume after a crash and after Ctrl-C, and its one-line stops."""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import arrays_of, run_config, train, write_data
+
+from maskclip_jax.cli import common, run_command
+from maskclip_jax.data.images import read_label_png
+from maskclip_jax.data.sources import open_source
+from maskclip_jax.distill.checkpoint import Checkpoints
+from maskclip_jax.distill.experiment import with_overrides
+from maskclip_jax.distill.run_folder import keep_text, load_student, read_config
+from maskclip_jax.distill.run_layout import is_run
+from maskclip_jax.distill.run_log import read_metrics
+from maskclip_jax.distill.train import train_and_evaluate
+from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate.models import evaluate_student
+from maskclip_jax.ops import hosts
+from maskclip_jax.students.predict import iter_student_segmentations
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its config, folder and last state."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = run_config(write_data(folder))
+    return config, folder / "run", arrays_of(train(config, folder / "run"))
+
+
+def failing_at(step, action):
+    """A compiled step that calls `action` instead of its `step`-th call."""
+
+    def wrap(compiled):
+        calls = 0
+
+        def p_step(*arguments):
+            nonlocal calls
+            calls += 1
+            return action(compiled, *arguments) if calls == step else compiled(*arguments)
+
+        return p_step
+
+    return wrap
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_what_a_run_writes(whole):
+    config, workdir, state = whole
+    assert read_config(workdir) == config
+    assert is_run(workdir)
+    assert int(state[".step"]) == 8
+    records = read_metrics(workdir)
+    losses = [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
+    assert [step for step, _ in losses] == list(range(1, 9))
+    assert losses[-1][1] < losses[0][1]
+    scores = [r for r in records if "eval/mIoU" in r]
+    assert [r["step"] for r in scores] == [4, 8]
+    assert len(scores[0]["eval/per_class"]) == 5
+    assert json.loads((workdir / "scores.json").read_text())["mIoU"] == pytest.approx(scores[-1]["eval/mIoU"])
+    events = list((workdir / "events").iterdir())
+    assert len(events) == 1
+    assert b"train/loss" in events[0].read_bytes()
+    assert b"eval/mIoU" in events[0].read_bytes()
+
+
+def test_a_finished_run_is_left_alone(whole):
+    config, workdir, state = whole
+    again = train(config, workdir, wrap=lambda step: None)  # there is no step to take
+    same(arrays_of(again), state)
+
+
+def test_the_trained_student_comes_back(whole, caplog):
+    config, workdir, state = whole
+    latest = load_student(workdir, "latest")
+    assert not caplog.records  # orbax has nothing to say to who reads
+    assert latest.step == 8
+    for part in ("params", "batch_stats"):
+        same(arrays_of(latest.variables[part]), arrays_of_part(state, part))
+    scores = evaluate_student(config, latest.variables, latest.text, open_source(config.eval_data))
+    records = [r for r in read_metrics(workdir) if "eval/mIoU" in r]
+    assert 100 * scores.mean_iou == pytest.approx(records[-1]["eval/mIoU"], rel=1e-6)
+    best = max(records, key=lambda r: r["eval/mIoU"])
+    assert load_student(workdir, "best").step == best["step"]
+    with pytest.raises(UserError, match="step 3 was asked for"):
+        load_student(workdir, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "step", "words"),
+    [
+        (None, 8, "step 8 of 8, the latest"),
+        ("latest", 8, "step 8 of 8, the latest"),
+        (4, 4, "step 4 of 8, as asked for"),
+        ("best", None, "which chose it"),
+    ],
+)
+def test_commands_take_the_latest_unless_asked_otherwise(whole, capsys, asked, step, words):
+    """What the evaluation data chose must say so: its score on these data is too good."""
+    config, workdir, _ = whole
+    trained = common.load_run(argparse.Namespace(model=str(workdir), checkpoint=asked))
+    said = capsys.readouterr().out
+    assert words in said
+    assert said.count("\n") == 1
+    assert step in (None, trained.step)
+    if asked == "best":
+        records = [r for r in read_metrics(workdir) if "eval/mIoU" in r]
+        assert trained.step == max(records, key=lambda r: r["eval/mIoU"])["step"]
+        assert config.eval_data in said
+
+
+def test_a_checkpoint_of_what_is_no_run():
+    for text, value in (("latest", "latest"), ("best", "best"), ("0400", 400)):
+        assert common.checkpoint(text) == value
+    for text in ("newest", "-1", "1.5", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="latest, best, or a step, not"):
+            common.checkpoint(text)
+    with pytest.raises(UserError, match="--checkpoint chooses among a run's, but embedded is no folder of a run"):
+        common.load_model(argparse.Namespace(model="embedded", checkpoint="best"))
+
+
+def arrays_of_part(state, part):
+    prefix = f".{part}"
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def test_a_crash_costs_nothing(whole, tmp_path):
+    """Killed after step 6 (last checkpoint 4, metrics up to 5): the rest of the run is the uninterrupted one."""
+    config, workdir, state = whole
+
+    def crash(*_):
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(config, tmp_path, wrap=failing_at(6, crash))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest == 4
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "train/lo')  # a kill in the middle of a line
+    same(arrays_of(train(config, tmp_path)), state)
+    assert (tmp_path / "metrics.jsonl").read_text() == (workdir / "metrics.jsonl").read_text()
+
+
+def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(whole, tmp_path):
+    config, _, state = whole
+
+    def interrupted(compiled, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return compiled(*arguments)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, wrap=failing_at(3, interrupted))
+    assert signal.getsignal(signal.SIGINT) is before
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest == 3
+    same(arrays_of(train(config, tmp_path)), state)
+
+
+DAMAGES = {
+    "zero bytes": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: bytes(len(content)),
+    "not UTF-8": lambda content: b"\xff\xfe" + content,
+    "another type": lambda content: b"[1, 2]\n",
+    "another value": lambda content: (
+        content.replace(b'"seed": 0', b'"seed": 1') if b'"seed"' in content else content[:-1] + b"\x1f"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("name", ["config.json", "text.npy", "metrics.jsonl"])
+@pytest.mark.filterwarnings("ignore:.*was damaged. .* of its lines are left out")
+def test_damaged_files_of_a_run_are_made_again(whole, tmp_path, name, kind):
+    """The same command mends them, or says in one line what is wrong; a student is never read with other values."""
+    config, workdir, state = whole
+    shutil.copytree(workdir, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_bytes(DAMAGES[kind](path.read_bytes()))
+    assert path.read_bytes() != (workdir / name).read_bytes()
+    if name != "metrics.jsonl":
+        with pytest.raises(UserError, match=name) as error:
+            load_student(tmp_path / "run", "latest")
+        assert "\n" not in str(error.value)
+    if (name, kind) == ("config.json", "another value"):  # a config like any other, and not this run's
+        with pytest.raises(UserError, match="another config"):
+            train(config, tmp_path / "run", wrap=lambda step: None)
+        return
+    same(arrays_of(train(config, tmp_path / "run", wrap=lambda step: None)), state)
+    if name != "metrics.jsonl":
+        assert path.read_bytes() == (workdir / name).read_bytes()
+        assert load_student(tmp_path / "run", "latest").step == 8
+    kept, all_lines = read_metrics(tmp_path / "run"), read_metrics(workdir)
+    assert [line for line in all_lines if line in kept] == kept
+
+
+def test_a_torn_config_without_proof_is_refused(whole, tmp_path):
+    """The checkpoints are another run's: what the command says is not what is in the folder."""
+    config, workdir, _ = whole
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_bytes(b"")
+    with pytest.raises(UserError, match="nothing tells that this run's checkpoints are there: choose another"):
+        train(with_overrides(config, ["seed=5"]), tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_bytes() == b""
+
+
+def test_a_damaged_checkpoint_costs_a_few_steps(whole, tmp_path):
+    """The newest one is left out, the one before is gone on from, and the run ends as if nothing had been."""
+    config, workdir, state = whole
+    shutil.copytree(workdir, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "00000008"
+    victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"00000008 .*damaged.*step 6 is taken instead"):
+        assert load_student(tmp_path / "run", "latest").step == 6
+    with pytest.warns(UserWarning, match=r"00000008 .*damaged.*moved to .*step 6 is taken instead"):
+        again = train(config, tmp_path / "run")
+    same(arrays_of(again), state)
+    assert load_student(tmp_path / "run", "latest").step == 8
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == (workdir / "metrics.jsonl").read_text()
+
+
+def test_one_run_at_a_time(whole, tmp_path):
+    """A second one in the same folder would delete the first one's checkpoints."""
+    config, _, state = whole
+
+    def another(compiled, *arguments):
+        with pytest.raises(UserError, match=f"one run at a time, but process {os.getpid()} on .* wait for it"):
+            train(config, tmp_path)
+        return compiled(*arguments)
+
+    same(arrays_of(train(config, tmp_path, wrap=failing_at(2, another))), state)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_student_labels_a_corpus(whole, tmp_path):
+    """`label --model RUN` writes the masks that `segment` finds, mends them, and refuses options of a CLIP."""
+    config, workdir, _ = whole
+    arguments = [
+        "label",
+        config.train_data,
+        "--model",
+        str(workdir),
+        "--out",
+        str(tmp_path / "out"),
+        "--batch-size",
+        "2",
+    ]
+    for _ in range(2):
+        assert run_command(arguments) == 0
+        images = [open_source(config.train_data)[i].image for i in range(11)]
+        found = list(iter_student_segmentations(images, load_student(workdir), batch_size=2))
+        for i, segmentation in enumerate(found):
+            labels = read_label_png(tmp_path / "out" / "labels" / f"{i:06d}.png")
+            assert (labels == segmentation.labels).mean() > 0.99
+        assert len(np.unique([s.labels for s in found])) > 1
+        (tmp_path / "out" / "labels" / "000003.png").write_bytes(b"")
+    settings = json.loads((tmp_path / "out" / "label.json").read_text())
+    assert settings["classes"] == list(config.label_names)
+    assert run_command([*arguments, "--classes", "dog, cat"]) == 2
+    assert run_command([*arguments, "--features"]) == 2
+
+
+def test_a_loss_that_is_no_number_stops(whole, tmp_path):
+    config, _, _ = whole
+
+    def poisoned(compiled, state, frozen, batch):
+        state = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+        return compiled(state, frozen, batch)
+
+    wanted = r"the loss \(nan\) is not at step 7 .*the last good checkpoint is step 6 in .*lower learning_rate"
+    with pytest.raises(UserError, match=wanted) as error:
+        train(config, tmp_path, wrap=failing_at(7, poisoned))
+    assert "\n" not in str(error.value)
+
+
+def test_parameters_that_are_no_numbers_are_not_saved(whole, tmp_path):
+    """The loss of step 4 is still fine; what the step made of the parameters is not."""
+    config, _, _ = whole
+
+    def poisoned(compiled, state, frozen, batch):
+        state, metrics = compiled(state, frozen, batch)
+        return state._replace(params=jax.tree.map(lambda x: x * np.inf, state.params)), metrics
+
+    with pytest.raises(UserError, match=r"a parameter is not at step 4 .*checkpoint is step 2"):
+        train(config, tmp_path, wrap=failing_at(4, poisoned))
+
+
+def test_leaked_annotation_stops(whole, tmp_path):
+    config, _, _ = whole
+
+    def leaking(compiled, *arguments):
+        state, metrics = compiled(*arguments)
+        return state, metrics | {"leaked": metrics["leaked"] + 12}
+
+    with pytest.raises(UserError, match="refuse to train: at step 1 the annotation holds 12 pixels"):
+        train(config, tmp_path, wrap=failing_at(1, leaking))
+
+
+def test_a_folder_belongs_to_one_run(whole, tmp_path):
+    config, workdir, _ = whole
+    data = config.train_data
+    with pytest.raises(UserError, match=r"another config \(learning_rate: 0.05 there, 0.01 now\)"):
+        train_and_evaluate(run_config(data, learning_rate=0.01), workdir)
+    changed = with_overrides(config, ["augmentation.flip=0"])
+    with pytest.raises(UserError, match=r"augmentation.flip: 0.5 there"):
+        train_and_evaluate(changed, workdir)
+    with pytest.raises(UserError, match="holds this run already"):
+        train_and_evaluate(config, workdir, resume=False)
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"empty folder, but .* holds thesis.tex"):
+        train_and_evaluate(config, tmp_path)
+    with pytest.raises(UserError, match="a run needs a folder"):
+        train_and_evaluate(config, tmp_path / "thesis.tex")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_config(tmp_path)
+
+
+def test_another_teacher_is_noticed(whole):
+    _, workdir, _ = whole
+    keep_text(workdir, np.load(workdir / "text.npy"))
+    with pytest.raises(UserError, match="those that the run began with"):
+        keep_text(workdir, -np.load(workdir / "text.npy"))
+
+
+def test_data_are_looked_at_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="check the path"):
+        train_and_evaluate(run_config(tmp_path / "none.npz"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_cannot_begin_leaves_nothing(whole, tmp_path, there):
+    """The embedded CLIP's embeddings are wider than this student."""
+    if there:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / ".mine").write_text("")
+    with pytest.raises(UserError, match="width 12 must be that of the text embeddings"):
+        train_and_evaluate(whole[0], tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").rglob("*")] == [".mine"] * there
+
+
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        ({"MASKCLIP_HOSTS": "2"}, "MASKCLIP_COORDINATOR, MASKCLIP_HOST is missing"),
+        ({"MASKCLIP_COORDINATOR": "a:1", "MASKCLIP_HOSTS": "two", "MASKCLIP_HOST": "0"}, "whole numbers"),
+        ({"MASKCLIP_COORDINATOR": "a:1", "MASKCLIP_HOSTS": "2", "MASKCLIP_HOST": "2"}, r"is 0\.\.1, but 2"),
+    ],
+)
+def test_hosts_that_cannot_be(variables, why):
+    with pytest.raises(UserError, match=why):
+        hosts.join_hosts(variables)
+
+
+def test_one_host_needs_no_others():
+    hosts.join_hosts({})
+    hosts.join_hosts({"MASKCLIP_COORDINATOR": "a:1", "MASKCLIP_HOSTS": "1", "MASKCLIP_HOST": "0"})
+    assert hosts.is_first_host()
+    assert hosts.any_host(True)
+    assert not hosts.any_host(False)
+    counts = np.array([[2**40, 1]])
+    np.testing.assert_array_equal(hosts.sum_over_hosts(counts), counts)

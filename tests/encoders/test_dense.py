@@ -1,0 +1,275 @@
+"""The readings beyond MaskCLIP: each formula, and each preset's whole forward, against a transcription in NumPy."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import unflatten_dict
+
+from maskclip_jax.checkpoints import architecture
+from maskclip_jax.checkpoints.weights import abstract_variables
+from maskclip_jax.encoders import dense
+from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, ViTConfig
+from maskclip_jax.encoders.dense import ATTENTIONS, METHODS, Around, DenseMethod, dense_method
+from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.encoders.resnet import AttentionPool
+from maskclip_jax.errors import UserError
+
+SHAPE, SIGMA = (2, 3), 1.5
+VIT = CLIPConfig(ViTConfig(32, 8, 32, 4, 2, 48), architecture.NO_TEXT, 16)
+RESNET = CLIPConfig(ResNetConfig(64, 4, (1, 1, 1, 1), 4, 16), architecture.NO_TEXT, 16)
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def by_definition(name, q, k, v, *, shape, sigma, norm):
+    """One head of one image, [T, d] each, in float64."""
+    s = 1 / math.sqrt(q.shape[1])
+    if name == "value":
+        return v
+    if name == "qk":
+        return softmax(s * q @ k.T) @ v
+    if name == "qq":
+        return softmax(s * q @ q.T) @ v
+    if name == "kk":
+        return softmax(s * k @ k.T) @ v
+    if name == "qq+kk":
+        return (softmax(s * q @ q.T) + softmax(s * k @ k.T)) @ v
+    if name == "vv":
+        return softmax(s * v @ v.T) @ v
+    if name == "pool vv":
+        return softmax(8 * s * unit(v) @ unit(v).T) @ v
+    if name == "kk+gaussian":
+        omega = np.zeros((len(k), len(k)))
+        for i in range(1, len(k)):
+            for j in range(1, len(k)):
+                (y, x), (yy, xx) = divmod(i - 1, shape[1]), divmod(j - 1, shape[1])
+                omega[i, j] = math.exp(-((y - yy) ** 2 + (x - xx) ** 2) / (2 * sigma**2))
+        return softmax(s * k @ k.T + omega) @ v
+    assert name == "gem"
+    total = 0
+    for p in (q, k, v):
+        p = unit(p)
+        p = unit(softmax(norm * s * p @ p.T) @ p)
+        total = total + softmax(norm * s * p @ p.T) @ v
+    return total / 3
+
+
+@pytest.mark.parametrize("name", [*ATTENTIONS, "pool vv"])
+def test_formulas(name):
+    rng = np.random.default_rng(0)
+    tokens = 1 + SHAPE[0] * SHAPE[1]
+    q, k, v = (rng.normal(size=(2, tokens, 3, 4)) for _ in range(3))
+    norm = np.array([1.7, 3.1])
+    function = ATTENTIONS.get(name, dense.pool_value_value)
+    around = Around(SHAPE, None, jnp.asarray(norm, jnp.float32), SIGMA)
+    ours = jax.jit(lambda *qkv: function(*qkv, around))(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    for b in range(2):
+        for n in range(3):
+            one = (x[b, :, n] for x in (q, k, v))
+            expected = by_definition(name, *one, shape=SHAPE, sigma=SIGMA, norm=norm[b])
+            np.testing.assert_allclose(ours[b, :, n], expected, atol=1e-5)
+
+
+def test_gradients_are_finite():
+    q = jax.random.normal(jax.random.key(0), (1, 7, 2, 4))
+    around = Around(SHAPE, None, jnp.ones(1), SIGMA)
+    for function in (*ATTENTIONS.values(), dense.pool_value_value):
+        gradient = jax.grad(lambda x, f=function: jnp.square(f(x, 2 * x, x.at[0, 0].set(0), around)).sum())(q)
+        assert np.isfinite(gradient).all(), function.__name__
+
+
+@functools.cache
+def variables_of(config):
+    rng, flat = np.random.default_rng(0), {}
+    for path, leaf in abstract_variables(config).items():
+        name = path.rpartition("/")[2]
+        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 30
+        array = rng.normal(size=leaf.shape) * fan_in**-0.5
+        flat[path] = jnp.asarray({"var": np.exp(array), "scale": 1 + array}.get(name, array), jnp.float32)
+    return unflatten_dict(flat, sep="/")
+
+
+@functools.cache
+def reader(config, method):
+    options = dataclasses.asdict(method)
+    read = lambda v, x, grid=None: CLIP(config).apply(v, x, grid=grid, method="encode_dense", **options)  # noqa: E731
+    return jax.jit(read) if config == RESNET else read  # operation by operation, a ViT's are shared by all tests
+
+
+def image_of(config, seed=1):
+    side = config.vision.image_size
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(1, side, side, 3)), jnp.float32)
+
+
+def linear(p, x):
+    return x @ np.float64(p["kernel"]) + np.float64(p["bias"])
+
+
+def layer_norm(p, x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * np.float64(p["scale"]) + np.float64(
+        p["bias"]
+    )
+
+
+def quick_gelu(x):
+    return x / (1 + np.exp(-1.702 * x))
+
+
+def heads_of(q, k, v, heads, name, **around):
+    parts = [np.split(x, heads, axis=1) for x in (q, k, v)]
+    return np.concatenate([by_definition(name, *one, **around) for one in zip(*parts, strict=True)], axis=1)
+
+
+def vit_by_definition(visual, image, method):
+    """Unit features of one image [h, w, E] on the trained grid, straight from the papers' words."""
+    c = VIT.vision
+    grid = c.grid
+    patches = image.reshape(grid, c.patch_size, grid, c.patch_size, 3).swapaxes(1, 2).reshape(grid * grid, -1)
+    x = patches @ np.float64(visual["conv1"]).reshape(-1, c.width)
+    x = np.concatenate([np.float64(visual["class_embedding"])[None], x]) + np.float64(visual["positional_embedding"])
+    x = layer_norm(visual["ln_pre"], x)
+    path = None
+    for i in range(c.layers):
+        p = visual["transformer"][f"resblocks_{i}"]
+        mlp = lambda z, p=p: linear(  # noqa: E731
+            p["mlp"]["c_proj"], quick_gelu(linear(p["mlp"]["c_fc"], layer_norm(p["ln_2"], z)))
+        )
+        y = layer_norm(p["ln_1"], x)
+        q, k, v = (linear(p["attn"][f"{n}_proj"], y) for n in "qkv")
+        around = {"shape": (grid, grid), "sigma": method.sigma, "norm": np.linalg.norm(y, axis=-1).mean()}
+        if i >= c.layers - method.blocks:
+            path = x if path is None else path
+            z = linear(p["attn"]["out_proj"], heads_of(q, k, v, c.heads, method.attention, **around))
+            path = path + z if method.residual else z
+            path = path + mlp(path) if method.mlp else path
+        x = x + linear(p["attn"]["out_proj"], heads_of(q, k, v, c.heads, "qk", **around))
+        x = x + mlp(x)
+    out = layer_norm(visual["ln_post"], path[1:]) @ np.float64(visual["proj"])
+    return unit(out).reshape(grid, grid, -1)
+
+
+READINGS = {name: dense_method(name, VIT) for name in METHODS} | {
+    "3 blocks with their MLPs": DenseMethod("qq", blocks=3),
+    "values of 2 blocks": DenseMethod("value", mlp=False, blocks=2),
+    "a narrow Gaussian": DenseMethod("kk+gaussian", sigma=0.5),
+    "no residual": DenseMethod("kk", residual=False),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_forward_of_a_vit(name):
+    method, variables, image = READINGS[name], variables_of(VIT), image_of(VIT)
+    ours = reader(VIT, method)(variables, image)
+    expected = vit_by_definition(variables["params"]["visual"], np.asarray(image[0], np.float64), method)
+    np.testing.assert_allclose(ours.features[0], expected, atol=1e-5)
+    np.testing.assert_allclose(ours.keys, reader(VIT, METHODS["maskclip"])(variables, image).keys, atol=1e-5)
+
+
+def test_presets_differ():
+    features = [reader(VIT, method)(variables_of(VIT), image_of(VIT)).features for method in READINGS.values()]
+    for i, one in enumerate(features):
+        assert all(np.abs(one - other).max() > 1e-3 for other in features[:i])
+
+
+@pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
+def test_clip_is_the_naive_baseline(config):
+    variables, image = variables_of(config), image_of(config)
+    naive = jax.jit(lambda v, x: CLIP(config).apply(v, x, naive=True, method="encode_dense"))(variables, image)
+    np.testing.assert_allclose(reader(config, METHODS["clip"])(variables, image).features, naive.features, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name not in ("value", "qk")])
+def test_attention_pool_of_a_resnet(attention):
+    """q, k and v of all positions, their mean first; for CLIP Surgery's "vv" with positions, and with its own rule."""
+    c, variables = RESNET.vision, variables_of(RESNET)["params"]["visual"]["attnpool"]
+    x = np.random.default_rng(3).normal(size=(2, c.grid, c.grid, c.width * 32))
+    pool = AttentionPool(c.grid, c.width * 32, c.heads, RESNET.embed_dim)
+    method = DenseMethod(attention, sigma=SIGMA)
+    ours = pool.apply({"params": variables}, jnp.asarray(x, jnp.float32), None, None, method, method="read")
+    for b in range(2):
+        tokens = x[b].reshape(c.grid**2, -1)
+        tokens = np.concatenate([tokens.mean(0, keepdims=True), tokens])
+        if attention == "vv":
+            tokens = tokens + np.float64(variables["positional_embedding"])
+        around = {"shape": (c.grid, c.grid), "sigma": SIGMA, "norm": np.linalg.norm(tokens, axis=-1).mean()}
+        qkv = (linear(variables[f"{n}_proj"], tokens) for n in "qkv")
+        name = "pool vv" if attention == "vv" else attention
+        expected = linear(variables["c_proj"], heads_of(*qkv, c.heads, name, **around))[1:]
+        np.testing.assert_allclose(ours[b].reshape(c.grid**2, -1), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(VIT, "naclip"), (VIT, "gem"), (RESNET, "clip_surgery")],
+    ids=["vit naclip", "vit gem", "resnet surgery"],
+)
+def test_padding_changes_nothing_inside(config, name):
+    method, variables, unit_ = dense_method(name, config), variables_of(config), config.multiple
+    sizes, bucket = [(2 * unit_, 3 * unit_), (3 * unit_, unit_)], (3 * unit_, 4 * unit_)
+    rng = np.random.default_rng(2)
+    batch = np.full((2, *bucket, 3), 7.0, np.float32)  # not zeros: nothing of it may reach the image
+    images = [rng.normal(size=(*size, 3)).astype(np.float32) for size in sizes]
+    for row, image in zip(batch, images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    grid = jnp.asarray(sizes) // config.stride
+    padded = reader(config, method)(variables, jnp.asarray(batch), grid)
+    for i, image in enumerate(images):
+        alone = reader(config, method)(variables, jnp.asarray(image)[None])
+        h, w = np.asarray(grid[i])
+        np.testing.assert_allclose(padded.features[i, :h, :w], alone.features[0], atol=1e-5)
+
+
+def test_the_general_path_agrees_with_the_fast_one():
+    """Another sigma, which values do not have, is enough to leave MaskCLIP's own short path."""
+    variables, image = variables_of(VIT), image_of(VIT)
+    slow = reader(VIT, DenseMethod(sigma=1.0))(variables, image)
+    fast = reader(VIT, DenseMethod())(variables, image)
+    np.testing.assert_allclose(slow.features, fast.features, atol=1e-6)
+
+
+def test_presets_follow_the_tower():
+    assert dense_method("gem", VIT).blocks == 2  # half of four
+    deep = dataclasses.replace(VIT, vision=dataclasses.replace(VIT.vision, layers=12))
+    assert [dense_method(name, deep).blocks for name in ("gem", "clip_surgery", "sclip")] == [6, 6, 1]
+    assert dense_method("maskclip", RESNET) == DenseMethod()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: dense_method("slip", VIT), "maskclip, clip, values, sclip"),
+        (lambda: DenseMethod("kq"), "value, qk, qq"),
+        (lambda: DenseMethod(blocks=0), "at least 1"),
+        (lambda: DenseMethod(sigma=0), "sigma above 0"),
+        (lambda: dense_method(DenseMethod("qq", blocks=6), VIT), "has 4 blocks"),
+    ],
+)
+def test_one_line_for_what_cannot_be(wrong, words):
+    with pytest.raises(UserError, match=words) as error:
+        wrong()
+    assert "\n" not in str(error.value)
+
+
+def test_one_reading_at_a_time():
+    with pytest.raises(UserError, match="one of the two"):
+        CLIP(VIT).apply(variables_of(VIT), image_of(VIT), naive=True, attention="qq", method="encode_dense")

@@ -1,0 +1,43 @@
+"""Every route of `clip.products` against the plain computation, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from routes import draw, value_and_gradients
+
+from maskclip_jax.ops import matmul
+
+
+def plain_attention(q, k, v, mask):
+    scores = jnp.einsum("bqnd,bknd->bnqk", q, k) / np.sqrt(q.shape[-1])
+    scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
+    return jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(scores), v)
+
+
+@pytest.mark.parametrize("masks", [0, 1, 2], ids=["no mask", "one mask", "a mask each"])
+def test_attention_head_by_head(monkeypatch, masks):
+    q, k, v = draw(2, 3, 2, 4), draw(2, 5, 2, 4), draw(2, 5, 2, 4)
+    mask = None
+    if masks:
+        mask = np.ones((masks, 1, 1, 5), bool)
+        mask[0, ..., 3:] = mask[-1, ..., 0] = False
+        mask = jnp.asarray(mask)
+    wanted = value_and_gradients(lambda q, k, v: plain_attention(q, k, v, mask), q, k, v)
+    for threshold in (1, 10**9):  # by head, and all heads at once
+        monkeypatch.setattr(matmul, "_HEAD_BY_HEAD", threshold)
+        got = value_and_gradients(lambda q, k, v: matmul.attend(q, k, v, mask), q, k, v)
+        for a, b in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_low_precision_products_sum_in_float32():
+    """4,096 times 1 · 1/256 is 16; summed in bfloat16 it would stop growing at 1 or 2."""
+    x, kernel = jnp.ones((2, 3, 4096)), jnp.full((4096, 5), 1 / 256)
+    out, to_x, to_kernel = value_and_gradients(lambda x, w: matmul.product(x, w, jnp.bfloat16), x, kernel)
+    assert out.dtype == jnp.bfloat16
+    assert to_x.dtype == to_kernel.dtype == jnp.float32
+    np.testing.assert_array_equal(out, 16)
+    weights = np.cos(np.arange(30)).reshape(6, 5).astype(np.float32)
+    np.testing.assert_allclose(to_x.reshape(6, -1), weights @ np.asarray(kernel).T, atol=2e-4)
+    np.testing.assert_allclose(to_kernel[0], weights.sum(axis=0), atol=2e-2)

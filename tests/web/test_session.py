@@ -1,0 +1,188 @@
+"""The desk: the tower once per image, the files that `segment` writes, one visitor's image for that visitor alone."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from web_calls import same_record
+
+from maskclip_jax import cli
+from maskclip_jax.errors import UserError
+from maskclip_jax.web.models import Shelf
+from maskclip_jax.web.request import Ask, read_ask
+from maskclip_jax.web.session import SHOWN, Desk, Gone, scene_names, shown_size
+
+WORDS = "sheep, ball, sun, person, sand, sky"
+
+
+def asking(image="0005", classes=WORDS, **options) -> Ask:
+    return read_ask(json.dumps({"image": image, "classes": classes, "templates": "scene"} | options).encode())
+
+
+def png(pixels) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def decoded(file) -> np.ndarray:
+    with Image.open(io.BytesIO(file.data)) as image:
+        return np.array(image)
+
+
+def token(answer) -> str:
+    return answer["files"]["labels"].split("/")[3]
+
+
+def test_the_tower_runs_once_for_an_image(desk):
+    first = desk.segment(asking())
+    assert first["image_tower_ran"]
+    for options in ({"classes": "dog, sand"}, {"prompt_denoising": 0.9}, {"key_smoothing": 0.9}, {"background": "sky"}):
+        again = desk.segment(asking(**({"classes": "sheep, sand"} | options)))
+        assert not again["image_tower_ran"]
+    assert desk.tower_runs == 1
+    assert desk.segment(asking(method="naive"))["image_tower_ran"]
+    assert desk.segment(asking("0038"))["image_tower_ran"]
+    assert desk.tower_runs == 3
+
+
+def test_the_answer(desk):
+    answer = desk.segment(asking())
+    assert (answer["image"], answer["height"], answer["width"]) == ("0005.jpg", 128, 128)
+    assert [entry["class"] for entry in answer["classes"]] == WORDS.split(", ")
+    assert sum(entry["area"] for entry in answer["classes"]) == pytest.approx(1)
+    assert set(answer["seconds"]) == {"words", "image", "masks", "all"}
+    shown, labels = (decoded(desk.file(token(answer), kind)) for kind in ("shown.png", "labels.png"))
+    assert shown.shape == (128, 128, 3)
+    np.testing.assert_array_equal(shown[..., 0] + 256 * shown[..., 1].astype(int), labels)
+    for entry in answer["classes"]:
+        here = labels == entry["index"]
+        assert entry["area"] == pytest.approx(here.mean())
+        if entry["area"]:
+            assert shown[..., 2][here].mean() / 255 == pytest.approx(entry["confidence"], abs=1 / 255)
+
+
+def test_the_files_are_those_of_segment(desk, tmp_path, monkeypatch, capsys):
+    """Pixel for pixel, larger than what is shown, features kept from another question; means to rounding."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    pixels = np.asarray(Image.fromarray(small).resize((SHOWN + 40, 600), Image.Resampling.BICUBIC))
+    (tmp_path / "a photo.png").write_bytes(png(pixels))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["segment", "a photo.png", "--classes", WORDS, "--templates", "scene", "--prompt-denoising", "0.2"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments, "--out", "out"])
+    assert stopped.value.code == 0, capsys.readouterr().err
+
+    image = desk.receive(png(pixels), "a photo.png")["image"]
+    desk.segment(asking(image, "dog, sun"))
+    answer = desk.segment(asking(image, prompt_denoising=0.2))
+    assert desk.tower_runs == 1
+    for kind, name in {"labels.png": "_labels.png", "result.json": ".json", "overlay.png": "_overlay.png"}.items():
+        file = desk.file(token(answer), kind)
+        assert file.name == f"a photo{name}"
+        written = (tmp_path / "out" / file.name).read_bytes()
+        if kind != "result.json":
+            assert file.data == written, kind
+            continue
+        assert same_record(file.data, written)
+    areas = {
+        entry["class"]: entry["area"] for entry in json.loads(desk.file(token(answer), "result.json").data)["classes"]
+    }
+    assert sum(area > 0 for area in areas.values()) > 1
+    for entry in answer["classes"]:  # of the size shown
+        assert entry["area"] == pytest.approx(areas[entry["class"]], abs=0.01)
+
+
+def test_heat_is_the_probability(desk):
+    answer = desk.segment(asking())
+    for index in (1, 4):
+        heat = decoded(desk.heat(token(answer), index))
+        assert heat.shape[1] == 512  # enlarged, with a scale below
+        labels = decoded(desk.file(token(answer), "labels.png")).repeat(4, 0).repeat(4, 1)
+        bright = heat[:512].astype(float).sum(-1)
+        assert bright[labels == index].mean() > bright[labels != index].mean() + 100
+    with pytest.raises(Gone, match="classes 0 to 5, but 6 came"):
+        desk.heat(token(answer), 6)
+
+
+def test_visitors_images_do_not_mix(desk):
+    red, blue = (np.full((40, 50, 3), colour, np.uint8) for colour in ((200, 0, 0), (0, 0, 200)))
+    tokens = [desk.receive(png(pixels), "photo.png")["image"] for pixels in (red, blue, red)]
+    assert len(set(tokens)) == 3
+    for name, pixels in zip(tokens, (red, blue, red), strict=True):
+        np.testing.assert_array_equal(decoded(desk.picture(name)), pixels)
+
+
+def test_what_is_forgotten_says_so(shelf):
+    desk = Desk(shelf, keep=4)
+    old = desk.receive(png(np.zeros((8, 8, 3), np.uint8)), "old.png")["image"]
+    desk.receive(png(np.ones((8, 8, 3), np.uint8)), "new.png")
+    with pytest.raises(Gone, match="this one is gone: load it again"):
+        desk.segment(asking(old))
+    with pytest.raises(Gone, match="this one is gone: ask again"):
+        desk.file("nothing", "labels.png")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "photo.png is empty"),
+        (b"hello", "photo.png is none of them"),
+        (
+            png(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8))[:4000],
+            "photo.png is damaged or truncated",
+        ),
+        (png(np.zeros((1001, 1000, 3), np.uint8)), "at most 1,000,000 pixels here, but photo.png has 1,001,000"),
+    ],
+)
+def test_what_is_no_image(desk, data, message):
+    with pytest.raises(UserError, match=message):
+        desk.receive(data, "photo.png")
+
+
+def test_what_the_settings_refuse(desk):
+    for options, message in [
+        ({"prompt_denoising": 1.5}, "prompt denoising takes a probability"),
+        ({"stride": 8}, "stride"),
+        ({"window": 8, "stride": 1}, "at most at 256 windows, but these would be 18769: make the stride larger"),
+        ({"model": "other"}, "a model is one of embedded, embedded-vit, but 'other' came"),
+        ({"background": "sun"}, "in one class only"),
+        ({"templates": "no place for the name"}, "prompt templates must be one of"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            desk.segment(asking(**options))
+
+
+def test_the_scenes_are_there(desk):
+    names = scene_names()
+    assert len(names) > 20
+    assert desk.scene(names[0]).data[:2] == b"\xff\xd8"
+    for name in ("9999", "../labels/0005"):
+        with pytest.raises(Gone, match="a scene is one of"):
+            desk.scene(name)
+
+
+def test_sizes():
+    assert shown_size((128, 128)) == (128, 128)
+    assert shown_size((3000, 4000)) == (576, 768)
+    assert shown_size((1, 9000)) == (1, 768)
+
+
+def test_an_upload_is_read_as_a_file_is():
+    """Turned as it says, in every format; too many pixels are told before anything is decoded."""
+    desk, pixels = (
+        Desk(Shelf(["none"], pytest.fail), most_pixels=1000),
+        np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3),
+    )
+    for kind, options in (
+        ("TIFF", {"tiffinfo": {274: 6}}),
+        ("PNG", {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"}),
+    ):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, kind, **options)
+        found = desk.receive(file.getvalue(), "a")
+        assert (found["height"], found["width"]) == (30, 20)
+        np.testing.assert_array_equal(decoded(desk.picture(found["image"])), pixels[::-1].swapaxes(0, 1))
