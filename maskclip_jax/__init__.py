@@ -2,7 +2,7 @@
 
 Data flows one way, and so do the imports (held by `tests/test_import_rule.py`):
 
-    data  ->  clip  ->  segment  ->  evaluate  ->  distill  ->  run.py, experiments
+    ops -> data -> encoders -> checkpoints -> segment -> label, evaluate -> students -> distill -> web -> cli
 
 Shapes are written in signatures, `Float[Array, "B h w E"]`:
 
@@ -16,20 +16,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from maskclip_jax.checkpoints.load import Pretrained as Pretrained
     from maskclip_jax.checkpoints.load import load_clip as load_clip
+    from maskclip_jax.distill.run_folder import load_student as load_student
     from maskclip_jax.encoders.config import Fidelity as Fidelity
     from maskclip_jax.errors import UserError as UserError
     from maskclip_jax.segment.predict import Segmentation as Segmentation
     from maskclip_jax.segment.predict import segment_images as segment_images
 
 _HOMES = {
-    "Fidelity": "clip.config",
-    "Pretrained": "clip.load",
-    "load_clip": "clip.load",
+    "Fidelity": "encoders.config",
+    "Pretrained": "checkpoints.load",
+    "load_clip": "checkpoints.load",
     "UserError": "errors",
     "Segmentation": "segment.predict",
     "segment_images": "segment.predict",
+    "load_student": "distill.run_folder",
 }
-_MODULES = ("clip", "data", "errors", "evaluate", "segment", "visualize")
+_MODULES = ("checkpoints", "data", "encoders", "errors", "evaluate", "ops", "segment", "visualize")
 
 
 def __getattr__(name: str) -> Any:
@@ -37,7 +39,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     elif name in _MODULES:
-        import_module(f"{__name__}.segment.predict")  # brings clip.…, data.… and segment.… as attributes too
+        import_module(f"{__name__}.segment.predict")  # brings the folders' modules as attributes too
         value = import_module(f"{__name__}.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,9 +11,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# data < clip < segment < evaluate < distill < run.py, the command line, experiments
-RANKS = {"errors": 0, "data": 1, "clip": 2, "segment": 3, "evaluate": 4, "visualize": 4, "distill": 5, "cli": 6}
-TOP = 6  # the package's own __init__, the command line's modules, run.py and experiments: they may import everything
+# Every folder of the library, and the two files beside them; `label` and `evaluate` stand side by side.
+ORDER = (
+    *(
+        ("errors",),
+        ("ops",),
+        ("data",),
+        ("encoders", "visualize"),
+        ("checkpoints",),
+        ("segment",),
+        ("label", "evaluate"),
+    ),
+    *(("students",), ("distill",), ("web",), ("cli",)),
+)
+RANKS = {name: rank for rank, names in enumerate(ORDER) for name in names}
+TOP = len(ORDER)  # the package's own __init__, run.py and experiments: they may import everything
 HEAVY = {"optax", "orbax", "tensorflow_datasets", "tensorflow", "torch", "transformers", "grain"}
 
 
@@ -66,7 +78,8 @@ def imports_of(path: Path) -> list[Import]:
 def rule_breaks(module: str, found: list[Import]) -> list[str]:
     own = [i for i in found if i.name == "maskclip_jax" or i.name.startswith("maskclip_jax.")]
     outside = [i for i in found if i.name.split(".")[0] in ("experiments", "run", "tests")]
-    higher = [i for i in own if rank(i.name) > rank(module)]
+    level = lambda name: (rank(name), name.split(".")[1] if rank(name) < TOP else "")  # noqa: E731
+    higher = [i for i in own if level(i.name)[0] >= rank(module) and level(i.name) != level(module)]
     return [f"{module}:{i.line} imports {i.name}" for i in (*higher, *outside)]
 
 
@@ -80,19 +93,29 @@ def test_errors_is_free():
     assert imports_of(ROOT / "maskclip_jax" / "errors.py") == []
 
 
+def test_every_folder_has_its_rank():
+    top = {module_of(path).split(".")[1] for path in files() if module_of(path) != "maskclip_jax"}
+    assert top == set(RANKS)
+
+
 def test_the_rule_can_be_broken():
     def check(module, source, is_package=False):
         return rule_breaks(module, list(imports(source, module, is_package=is_package)))
 
-    assert check("maskclip_jax.data.images", "from maskclip_jax.clip import vit")
-    assert check("maskclip_jax.data.images", "from ..clip.vit import ViT")
+    assert check("maskclip_jax.data.images", "from maskclip_jax.encoders import vit")
+    assert check("maskclip_jax.data.images", "from ..encoders.vit import ViT")
+    assert check("maskclip_jax.ops.conv", "from maskclip_jax.data.preprocess import prepare")
     assert check("maskclip_jax.encoders.vit", "def f():\n    import maskclip_jax.segment.refine")
     assert check("maskclip_jax.segment.refine", "from maskclip_jax import load_clip")
     assert check("maskclip_jax.evaluate.metrics", "import maskclip_jax.distill")
+    assert check("maskclip_jax.evaluate.metrics", "import maskclip_jax.label.run")  # neighbours do not know each other
+    assert check("maskclip_jax.web.session", "from maskclip_jax.cli.segment import run")
     assert check("maskclip_jax.distill.train", "import experiments.train_clip")
-    assert check("maskclip_jax.clip", "from ..segment import refine", is_package=True)
-    assert not check("maskclip_jax.clip", "from .vit import ViT", is_package=True)
-    assert not check("maskclip_jax.distill.train", "from maskclip_jax import evaluate\nfrom ..clip import model")
+    assert check("maskclip_jax.encoders", "from ..segment import refine", is_package=True)
+    assert not check("maskclip_jax.encoders", "from .vit import ViT", is_package=True)
+    assert not check(
+        "maskclip_jax.distill.train", "from maskclip_jax.evaluate import metrics\nfrom ..encoders import model"
+    )
     assert not check("maskclip_jax.data.images", "from maskclip_jax.errors import UserError")
 
 
@@ -101,7 +124,7 @@ def heavy_imports(path: Path) -> set[tuple[str, bool]]:
 
 
 def test_orbax_has_one_home():
-    """distill/checkpoint.py; and clip/orbax_io.py inside functions, so that `run.py convert` can write checkpoints."""
+    """distill/checkpoint.py; and checkpoints/orbax_io.py inside functions, for `run.py convert`."""
     users = {(module_of(path), lazy) for path in files() for name, lazy in heavy_imports(path) if name == "orbax"}
     assert users <= {
         ("maskclip_jax.distill.checkpoint", False),

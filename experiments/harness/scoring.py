@@ -20,14 +20,15 @@ from maskclip_jax.cli.demo import SHOWN
 from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.data.vocabulary import class_palette, class_set, unseen_classes
 from maskclip_jax.distill.checkpoint import FOLDER
+from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.experiment import load_experiment
 from maskclip_jax.distill.run_folder import load_student
 from maskclip_jax.distill.run_layout import is_run
 from maskclip_jax.distill.run_log import read_metrics
 from maskclip_jax.distill.train import train_and_evaluate
 from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate.encoder import evaluate_teacher, teacher_reader
 from maskclip_jax.evaluate.engine import Counter
-from maskclip_jax.evaluate.models import evaluate_student, evaluate_teacher, teacher_reader
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.predict import segment_images
 from maskclip_jax.visualize import area_legend, comparison_sheet, overlay

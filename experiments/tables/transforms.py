@@ -202,7 +202,7 @@ def _batches(scenes: int, size: int, *, last: bool = False) -> Any:
 
 def _score(clip: Pretrained, scenes: int, classifier: jax.Array) -> float:
     from experiments.harness.scoring import percent
-    from maskclip_jax.evaluate.models import evaluate_teacher
+    from maskclip_jax.evaluate.encoder import evaluate_teacher
 
     names = [str(n) for n in NAMES]
     return percent(evaluate_teacher(clip, classifier, names, open_data("scenes", scenes), batch_size=20))["mIoU"]

@@ -50,10 +50,11 @@ from maskclip_jax.cli.common import progress
 from maskclip_jax.data.images import atomic_path, write_json, write_label_png
 from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_STUFF
 from maskclip_jax.data.vocabulary import class_palette
+from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.distill.run_folder import load_student
 from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate.encoder import teacher_reader
 from maskclip_jax.evaluate.engine import Reader
-from maskclip_jax.evaluate.models import student_reader, teacher_reader
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.pamr import pamr
 from maskclip_jax.segment.refine import prompt_denoising

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from maskclip_jax.clip.config import TextConfig
 from maskclip_jax.data import schema
 from maskclip_jax.data.whole_files import cut, read_bytes, read_json
+from maskclip_jax.encoders.config import TextConfig
 from maskclip_jax.errors import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")

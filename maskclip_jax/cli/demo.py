@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.no_student:
         start = time.monotonic()
         if trained := train_student(args, out / "student"):
-            from maskclip_jax.students.predict import iter_student_segmentations
+            from maskclip_jax.distill.predict import iter_student_segmentations
 
             keep("student", iter_student_segmentations(images, trained, classes=names), start)
             write_results(out, images, labels, names, masks, scores)

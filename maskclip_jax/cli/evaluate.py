@@ -39,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from maskclip_jax.data.images import write_json
     from maskclip_jax.data.sources import open_source
+    from maskclip_jax.distill.evaluation import evaluate_student
     from maskclip_jax.distill.run_layout import is_run
-    from maskclip_jax.evaluate.models import evaluate_student, evaluate_teacher
+    from maskclip_jax.evaluate.encoder import evaluate_teacher
 
     source = open_source(args.data)
     if args.out:

@@ -149,8 +149,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _student(args: argparse.Namespace):
+    from maskclip_jax.distill.predict import StudentLabeller
     from maskclip_jax.distill.run_folder import load_student
-    from maskclip_jax.students.predict import StudentLabeller
 
     refused = ("classes", "templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
     refused += ("background_threshold", "protocol", "scales", "flip", "top_k", "features", "tokenizer", "dense_stride")

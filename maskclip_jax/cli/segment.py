@@ -20,22 +20,19 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import os
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from maskclip_jax.cli import common
 from maskclip_jax.errors import UserError
+from maskclip_jax.segment.files import is_own, is_result, output_names, write_result
 
 STUDENTS_REFUSE = (
     *("templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background"),
     *("within", "protocol", "scales", "flip", *common.METHOD_OPTIONS),
 )
-TRAILS = ("_overlay.png", "_labels.png", ".json")  # of the files of one image
-LONGEST = 200  # bytes of an output's name before its suffix: systems take 255 in all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     paths, skipped, written = list(dict.fromkeys(find_images(args.images, args.out))), [], 0
     segmenter = make_segmenter(args)
     out = common.output_folder(args.out)
-    if not _is_own(out / "segment.json", {"command", "settings", "versions", "skipped"}):
+    if not is_own(out / "segment.json", {"command", "settings", "versions", "skipped"}):
         raise UserError(f"--out has a segment.json, but {out}'s is not by `segment`: choose another folder, or move it")
     names = output_names(paths, out)
 
@@ -148,7 +145,7 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
     from maskclip_jax.distill.run_layout import is_run
 
     if is_run(args.model):
-        from maskclip_jax.students.predict import chosen_labels, iter_student_segmentations
+        from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
 
         common.refuse_for_students(args, STUDENTS_REFUSE)
         trained = common.load_run(args)
@@ -180,7 +177,7 @@ def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:
             continue
         found = [file for _, file in files_below(path, SUFFIXES)]
         inside = written is not None and os.path.realpath(path) != written
-        kept = [file for file in found if not _is_result(file) and not (inside and _below(file, written))]
+        kept = [file for file in found if not is_result(file) and not (inside and _below(file, written))]
         if not kept:
             what = "only results of an earlier run" if found else "none"
             raise UserError(f"a folder of images holds {SOME_SUFFIXES} files, but {path} has {what}: name another")
@@ -192,82 +189,6 @@ def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:
 def _below(path: Path, folder: str) -> bool:
     parent = Path(os.path.realpath(path.parent))
     return parent == Path(folder) or Path(folder) in parent.parents
-
-
-def _is_result(file: Path) -> bool:
-    """Whether an earlier run wrote this picture."""
-    for trail in TRAILS[:2]:
-        if file.name.endswith(trail):
-            beside = file.with_name(file.name.removesuffix(trail) + TRAILS[2])
-            return beside.exists() and _is_own(beside, {"image", "height", "width", "classes"})
-    return False
-
-
-def _is_own(file: Path, keys: set[str]) -> bool:
-    """Whether a JSON file is one that this command writes, or is not there."""
-    try:
-        if not os.path.lexists(file):
-            return True
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and set(found) == keys
-
-
-def output_names(paths: list[Path], out: Path | None = None) -> dict[Path, str]:
-    """What each image's files are called: its stem, with a number where that is taken.
-
-    It is where another image has it (in any case: some systems take A and a for one), where a file in `out` is one of
-    the images, or where it was not written by an earlier run.
-    """
-    inputs = {os.path.realpath(path) for path in paths}
-    names: dict[Path, str] = {}
-    taken: set[str] = {"segment"}  # segment.json is the run's own record
-    for path in paths:
-        stem = path.stem
-        if len(os.fsencode(stem)) > LONGEST:
-            stem = os.fsencode(stem)[:LONGEST].decode(errors="ignore")
-        name, number = stem, 2
-        while _folded(name) in taken or (out is not None and _is_occupied(out, name, inputs)):
-            name, number = f"{stem}-{number}", number + 1
-        names[path] = name
-        taken.add(_folded(name))
-    return names
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _is_occupied(out: Path, name: str, inputs: set[str]) -> bool:
-    files = [out / (name + trail) for trail in TRAILS]
-    there = [file for file in files if os.path.lexists(file)]
-    if any(os.path.realpath(file) in inputs for file in there):
-        return True
-    return bool(there) and not (files[2] in there and _is_own(files[2], {"image", "height", "width", "classes"}))
-
-
-def write_result(out: Path, name: str, path: Path, image, result) -> None:
-    """The three files of one image."""
-    from maskclip_jax.data.images import write_image, write_json, write_label_png
-    from maskclip_jax.data.vocabulary import class_palette
-    from maskclip_jax.visualize import overlay_with_legend
-
-    palette = class_palette(result.classes)
-    # first: by this file the next run knows that the others are results
-    write_json(out / f"{name}.json", result_record(common.as_text(path), result))
-    write_image(out / f"{name}_overlay.png", overlay_with_legend(image, result.labels, result.classes, palette))
-    write_label_png(out / f"{name}_labels.png", result.labels, palette)
-
-
-def result_record(image: str, result) -> dict:
-    """What NAME.json holds: `image` is what the picture is called."""
-    scores = [
-        {"class": c, "index": i, "area": result.scores[c].area, "confidence": result.scores[c].confidence}
-        for i, c in enumerate(result.classes)
-    ]
-    height, width = result.labels.shape
-    return {"image": image, "height": height, "width": width, "classes": scores}
 
 
 def print_result(path: Path, result, most: int = 8) -> None:

@@ -17,6 +17,7 @@ from maskclip_jax.data import schema
 from maskclip_jax.data.buckets import bucket_shape as bucket_shape
 from maskclip_jax.data.preprocess_rules import HF_RULES, OPEN_CLIP_RULES, OWN_RULES
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops import round_up
 
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 INTERPOLATIONS = (*_PIL_FILTERS, "opencv")
@@ -304,8 +305,3 @@ def _keys(distance: Float64[np.ndarray, "n"], a: float = -0.75) -> Float64[np.nd
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     return np.where(distance <= 1, near, far)
-
-
-def round_up(value: int, multiple: int) -> int:
-    """The next multiple that is not below the value."""
-    return -(-value // multiple) * multiple

@@ -21,13 +21,14 @@ from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.distill.checkpoint import Checkpoints
 from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.input_pipeline import train_batches
 from maskclip_jax.distill.run_folder import abandon, about, abstract_state, alone_in, claim, is_finite, keep_text
 from maskclip_jax.distill.run_log import RunLog, StepMeans
 from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step, replicate
 from maskclip_jax.distill.teacher import Frozen, Teacher, load_teacher
 from maskclip_jax.errors import UserError
-from maskclip_jax.evaluate.models import Scores, evaluate_student
+from maskclip_jax.evaluate.encoder import Scores
 from maskclip_jax.ops import hosts
 from maskclip_jax.students import create_student
 

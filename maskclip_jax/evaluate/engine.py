@@ -1,16 +1,17 @@
 """From images to a confusion matrix: views, batches of equal shapes, one program per shape, this host's devices.
 
-The engine under `evaluation.py`; it knows neither teachers nor students, only `Reader`.
+The engine under `encoder.py` and `distill.evaluation`; it knows neither teachers nor students, only `Reader`.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,7 @@ from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.segment.pixels import pixel_matrix
 
 CANVAS = 32  # annotations are padded to multiples of this, so that few programs serve many sizes
+READERS, AHEAD = 4, 16  # threads that read and resize, and examples that they may be ahead by
 MOST_WAITING = 128  # examples that wait for others of their shape: about 1 GB of 512-pixel images
 MOST_SCORES = 2**27  # scores of one program on one device: batches of large images shrink to stay below
 MOST_CLASSES = 10_000  # the confusion matrix has their square in 64-bit numbers
@@ -67,8 +69,18 @@ Prepared = tuple[tuple[View, ...], Integer[np.ndarray, "H W"]]
 
 def read_ahead(source: DataSource, share: range, prepare_one: Callable[[Example], Prepared]) -> Iterator[Prepared]:
     """The examples of `share`, read and resized ahead of time, in order."""
-    data = grain.MapDataset.source(list(share)).map(lambda index: prepare_one(source[int(index)]))
-    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)))
+    waiting: collections.deque[Future[Prepared]] = collections.deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        try:
+            for index in share:
+                waiting.append(pool.submit(lambda i: prepare_one(source[i]), index))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # an error, or nobody who listens any more: what was not begun is not begun
+            for one in waiting:
+                one.cancel()
 
 
 def prepared(

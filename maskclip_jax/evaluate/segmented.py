@@ -19,9 +19,9 @@ from maskclip_jax.data.images import ignored_label
 from maskclip_jax.data.sources import DataSource
 from maskclip_jax.data.vocabulary import ClassName
 from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate.encoder import Scores, scored
 from maskclip_jax.evaluate.engine import check_amount, known_labels
 from maskclip_jax.evaluate.metrics import confusion_matrix
-from maskclip_jax.evaluate.models import Scores, scored
 from maskclip_jax.ops.hosts import sum_over_hosts
 from maskclip_jax.segment.options import BACKGROUND
 from maskclip_jax.segment.predict import iter_segmentations, prediction_settings

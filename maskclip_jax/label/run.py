@@ -26,8 +26,8 @@ from maskclip_jax.data.whole_files import is_count
 from maskclip_jax.errors import UserError
 from maskclip_jax.label.corpus import Corpus, Read
 from maskclip_jax.label.folder import damaged_shards, read_shard, undo_shard, write_shard
+from maskclip_jax.label.labellers import Labeller, labeller_of
 from maskclip_jax.label.store import Entry, FileStore, Labelled, PartGone, RecordStore, Store
-from maskclip_jax.segment.labellers import Labeller, labeller_of
 from maskclip_jax.segment.options import PredictionSettings
 from maskclip_jax.segment.views import needs_every_pixel
 

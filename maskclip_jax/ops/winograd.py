@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from maskclip_jax.data.preprocess import round_up
+from maskclip_jax.ops import round_up
 
 # Sub-images or matrices by their place along the two image axes: 2×2 halves, 3×3 of a kernel, 4×4 of a product.
 Grid = list[list[Array]]

@@ -19,9 +19,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.preprocess import round_up
 from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.ops import round_up
 from maskclip_jax.segment.images import Upsampled, batch_size_for, bucket_shapes, padded_batch, upsampled
 from maskclip_jax.segment.options import PredictionSettings
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels

@@ -14,10 +14,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.preprocess import prepare, resize_shape, round_up
+from maskclip_jax.data.preprocess import prepare, resize_shape
 from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.dense import DenseMethod
 from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.ops import round_up
 from maskclip_jax.segment.images import Upsampled, batch_size_for, padded_batch
 from maskclip_jax.segment.options import PredictionSettings
 from maskclip_jax.segment.pixels import pixel_matrix

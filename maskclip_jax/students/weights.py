@@ -178,7 +178,7 @@ def backbone_from_clip(tower: Variables, variables: Variables) -> Variables:
     """`variables` of a student (stem "clip") whose backbone starts from CLIP's ResNet (paper §3.2, fine-tuned CLIP).
 
     Args:
-        tower: {"params", "batch_stats"} of `maskclip_jax.clip`'s image tower, a ModifiedResNet; its attention pool is
+        tower: {"params", "batch_stats"} of `encoders`' image tower, a ModifiedResNet; its attention pool is
             left behind.
         variables: {"params", "batch_stats"} of the student.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.preprocess import resize_shape, round_up
+from maskclip_jax.data.preprocess import resize_shape
 from maskclip_jax.encoders.config import ViTConfig
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops import round_up
 from maskclip_jax.segment.feature_cache import window_side
 from maskclip_jax.segment.images import attention_bytes
 from maskclip_jax.segment.options import PredictionSettings

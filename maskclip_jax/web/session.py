@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from maskclip_jax.cli.segment import output_names, result_record
 from maskclip_jax.data.buckets import Shape
 from maskclip_jax.data.images import json_text, label_png, read_image
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.feature_cache import Kept, class_probability, keep_features, read_features, room_for
+from maskclip_jax.segment.files import output_names, result_record
 from maskclip_jax.segment.options import PredictionSettings, prediction_settings
 from maskclip_jax.segment.predict import Segmentation
 from maskclip_jax.visualize import heat_map, overlay_with_legend

@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from maskclip_jax.clip.config import TextConfig
-from maskclip_jax.clip.load import load_clip
-from maskclip_jax.clip.tokenizer import MissingTokenizer, load_tokenizer
-from maskclip_jax.clip.weights import to_names
 
+from maskclip_jax.checkpoints.load import load_clip
+from maskclip_jax.checkpoints.tokenizer import MissingTokenizer, load_tokenizer
+from maskclip_jax.checkpoints.weights import to_names
+from maskclip_jax.encoders.config import TextConfig
 from maskclip_jax.errors import UserError
 
 

@@ -12,9 +12,9 @@ from command_outputs import NAMES, TRAILS, WORDS, check, labels_of, written
 from PIL import Image
 
 from maskclip_jax import load_clip, segment_images
-from maskclip_jax.cli.segment import output_names
 from maskclip_jax.data.images import read_image
 from maskclip_jax.data.vocabulary import class_palette
+from maskclip_jax.segment.files import output_names
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,9 +12,10 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 from maskclip_jax.cli.common import record
-from maskclip_jax.cli.segment import Unanswered, answers, write_result
+from maskclip_jax.cli.segment import Unanswered, answers
 from maskclip_jax.data.images import write_json
 from maskclip_jax.errors import UserError
+from maskclip_jax.segment.files import write_result
 
 LATIN = os.fsdecode(b"latin-\xe9")
 OUT_OF_DEVICE_MEMORY = JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")

@@ -7,8 +7,9 @@ import pytest
 from command_outputs import NAMES, TRAILS, check, written
 from PIL import Image
 
-from maskclip_jax.cli.segment import find_images, output_names
+from maskclip_jax.cli.segment import find_images
 from maskclip_jax.errors import UserError
+from maskclip_jax.segment.files import output_names
 
 OURS = json.dumps({"image": "a.jpg", "height": 1, "width": 1, "classes": []})
 

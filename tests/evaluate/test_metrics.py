@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maskclip_jax.errors import UserError
-from maskclip_jax.evaluate.metrics import metrics as ev
+from maskclip_jax.evaluate import metrics as ev
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "official_miou.npz", allow_pickle=False)
 

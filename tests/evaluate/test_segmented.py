@@ -12,8 +12,8 @@ from maskclip_jax.data.sources import ArraySource
 from maskclip_jax.data.vocabulary import as_classes
 from maskclip_jax.encoders.dense import METHODS
 from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate.encoder import evaluate_teacher
 from maskclip_jax.evaluate.metrics import confusion_matrix
-from maskclip_jax.evaluate.models import evaluate_teacher
 from maskclip_jax.evaluate.segmented import evaluate_protocol
 from maskclip_jax.segment.predict import segment_images
 

@@ -9,7 +9,7 @@ from experiments.harness.records import Settings
 from experiments.harness.scoring import DATASETS
 from experiments.tables import ablations, zero_shot
 from maskclip_jax.distill.config import DistillConfig
-from maskclip_jax.evaluate.models import student_reader
+from maskclip_jax.distill.evaluation import student_reader
 
 ROOT = Path(__file__).resolve().parents[2]
 

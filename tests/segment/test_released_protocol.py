@@ -21,8 +21,8 @@ from maskclip_jax.data.preprocess import sized
 from maskclip_jax.data.sources import Example
 from maskclip_jax.encoders.config import Fidelity
 from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate.encoder import evaluate_teacher
 from maskclip_jax.evaluate.metrics import confusion_matrix, mean_iou
-from maskclip_jax.evaluate.models import evaluate_teacher
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.images import whole_scores
 from maskclip_jax.segment.pixels import pixel_matrix

@@ -16,12 +16,13 @@ from tiny_run import HERE
 from maskclip_jax.data.preprocess import Preprocess, interpolation_matrix
 from maskclip_jax.data.sources import ArraySource, Example
 from maskclip_jax.distill.config import AugmentConfig
+from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.step import make_eval_step
 from maskclip_jax.errors import UserError
+from maskclip_jax.evaluate import engine as views
+from maskclip_jax.evaluate.encoder import evaluate, evaluate_teacher
 from maskclip_jax.evaluate.engine import MOST_WAITING, Counter, Reader, batches
 from maskclip_jax.evaluate.metrics import confusion_matrix
-from maskclip_jax.evaluate.metrics import engine as views
-from maskclip_jax.evaluate.models import _evaluate, evaluate_student, evaluate_teacher
 from maskclip_jax.segment.predict import segment_images
 from maskclip_jax.students import create_student
 
@@ -117,7 +118,7 @@ def test_a_last_batch_takes_the_program_of_the_full_ones():
     counter = Counter(brightness_reader(), 2)
     variables = {"threshold": np.float32(0.5)}
     for _ in range(2):
-        scores = _evaluate(counter, variables, source, ("dark", "bright"), batch_size=3, protocol={})
+        scores = evaluate(counter, variables, source, ("dark", "bright"), batch_size=3, protocol={})
         assert scores.confusion.sum() == 7 * 256  # an image that only fills a batch does not count
         assert 0 < scores.confusion[0, 1] < 256
     assert counter._count._cache_size() == 1
@@ -129,7 +130,7 @@ def test_views_land_where_they_came_from(scales, flip):
     """A flip that is not undone, or a scale that is off, would put bright on the dark side."""
     counter, source = Counter(brightness_reader(), 2), halves()
     variables = {"threshold": np.float32(0.5)}
-    scores = _evaluate(counter, variables, source, ("dark", "bright"), scales=scales, flip=flip, protocol={})
+    scores = evaluate(counter, variables, source, ("dark", "bright"), scales=scales, flip=flip, protocol={})
     assert scores.confusion.sum() == 480
     assert scores.pixel_accuracy == 1.0
     np.testing.assert_array_equal(scores.per_class, [1.0, 1.0])
@@ -142,14 +143,14 @@ def test_views_are_averaged():
     labels = np.zeros((16, 16), np.uint8)
     source = ArraySource(image[None], labels[None])
     counter = Counter(brightness_reader(), 2)
-    flipped = _evaluate(
+    flipped = evaluate(
         counter, {"threshold": np.float32(0.5)}, source, ("a", "b"), scales=(1.0,), flip=True, protocol={}
     )
     # by hand: cells are 4 × 4 means; the flip of this network is the same network, so both views agree exactly
-    plain = _evaluate(counter, {"threshold": np.float32(0.5)}, source, ("a", "b"), protocol={})
+    plain = evaluate(counter, {"threshold": np.float32(0.5)}, source, ("a", "b"), protocol={})
     np.testing.assert_array_equal(plain.confusion, flipped.confusion)
-    coarse = _evaluate(counter, {"threshold": np.float32(0.5)}, source, ("a", "b"), scales=(0.5,), protocol={})
-    both = _evaluate(counter, {"threshold": np.float32(0.5)}, source, ("a", "b"), scales=(0.5, 1.0), protocol={})
+    coarse = evaluate(counter, {"threshold": np.float32(0.5)}, source, ("a", "b"), scales=(0.5,), protocol={})
+    both = evaluate(counter, {"threshold": np.float32(0.5)}, source, ("a", "b"), scales=(0.5, 1.0), protocol={})
     assert not np.array_equal(plain.confusion, coarse.confusion)
     bright = sorted(s.confusion[0, 1] for s in (plain, coarse))
     assert bright[0] - 60 < both.confusion[0, 1] < bright[1] + 60
@@ -171,14 +172,14 @@ def test_more_classes_than_a_byte_holds(monkeypatch, most):
     labels[:2] = 65535
     options = {"flip": True, "protocol": {}}
     names = [f"c{i}" for i in range(300)]
-    found = _evaluate(Counter(reader, 300), {}, ArraySource(image[None], labels[None]), names, **options)
+    found = evaluate(Counter(reader, 300), {}, ArraySource(image[None], labels[None]), names, **options)
     assert found.confusion.sum() == 18 * 24
     assert found.confusion[255, 255] > 150
     assert found.confusion[299, 0] > 150
     assert found.protocol["ignored label"] == 65535
     labels[0, 0] = 300
     with pytest.raises(UserError, match=r"labels are 0..299 or 65535, but 000000 has 300"):
-        _evaluate(Counter(reader, 300), {}, ArraySource(image[None], labels[None]), names, **options)
+        evaluate(Counter(reader, 300), {}, ArraySource(image[None], labels[None]), names, **options)
     with pytest.raises(UserError, match="at most 10,000 classes are scored"):
         Counter(reader, 10_001)
 
@@ -251,16 +252,16 @@ def test_all_devices_count(tmp_path):
 import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]
 import jax, numpy as np
 from test_evaluation import MIXED, brightness_reader
-from maskclip_jax.evaluate.models import _evaluate
+from maskclip_jax.evaluate.encoder import evaluate
 from maskclip_jax.evaluate.engine import Counter
 assert jax.local_device_count() == 3
 names = tuple("abcde")
-found = _evaluate(Counter(brightness_reader(), 5), {{"threshold": np.float32(0.5)}}, MIXED, names, protocol={{}})
+found = evaluate(Counter(brightness_reader(), 5), {{"threshold": np.float32(0.5)}}, MIXED, names, protocol={{}})
 np.save({str(tmp_path / "three.npy")!r}, found.confusion)
 """
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
     child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert child.returncode == 0, child.stderr
-    one = _evaluate(Counter(brightness_reader(), 5), {"threshold": np.float32(0.5)}, MIXED, tuple("abcde"), protocol={})
+    one = evaluate(Counter(brightness_reader(), 5), {"threshold": np.float32(0.5)}, MIXED, tuple("abcde"), protocol={})
     np.testing.assert_array_equal(np.load(tmp_path / "three.npy"), one.confusion)
     assert one.confusion.sum() == sum((e.labels != 255).sum() for e in MIXED.examples)

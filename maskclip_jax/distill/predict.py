@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, UInt8
 
 from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare
 from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.distill.run_folder import TrainedStudent
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import Reader
-from maskclip_jax.evaluate.models import student_reader
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels
 from maskclip_jax.segment.predict import Image, Segmentation, chunks, in_order, segmentation_of
 

@@ -1,4 +1,4 @@
-"""Scores of a teacher or a student over a data source: one engine for both, on all devices of all hosts.
+"""Scores of an encoder read densely over a data source, on all devices of all hosts.
 
 Every host reads its share and counts on its own devices, whatever shapes come; only the confusion matrices meet, as
 exact 64-bit sums. A view (scale, flip) of an image is a resize before the network and a matrix per axis after it, so
@@ -18,9 +18,7 @@ from jaxtyping import Array, Float, Int64
 
 from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.data.images import IGNORE, ignored_label
-from maskclip_jax.data.preprocess import Preprocess, upsample_matrix
 from maskclip_jax.data.sources import DataSource
-from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
@@ -34,7 +32,6 @@ from maskclip_jax.evaluate.metrics import (
 )
 from maskclip_jax.ops.hosts import sum_over_hosts
 from maskclip_jax.segment.scores import predict_scores, probability_scale, to_probabilities
-from maskclip_jax.students import create_student
 
 
 class Scores(NamedTuple):
@@ -61,45 +58,6 @@ class Scores(NamedTuple):
             found |= {name: 100 * value for name, value in self.zero_shot._asdict().items()}
         per_class = {name: 100 * float(iou) for name, iou in zip(self.names, self.per_class, strict=True)}
         return found | {"images": self.images, "protocol": self.protocol, "per class": per_class}
-
-
-def evaluate_student(
-    config: DistillConfig,
-    variables: Any,
-    text: Float[Array | np.ndarray, "C E"],
-    source: DataSource,
-    *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
-) -> Scores:
-    """Scores of a student whose `variables` are {"params", "batch_stats"}; sizes as in training, nothing padded.
-
-    Args:
-      text: classifier rows of the named classes.
-      source: images with annotation in label values of `config.label_names`.
-      scales, flip: views whose probabilities are averaged.
-      batch_size: images at once on each device, at most.
-      progress: called with (images done, images in all) of this host.
-
-    Raises:
-      UserError: an image without annotation, or a label that is no class.
-    """
-    size = config.augmentation
-    views = {"scales": list(scales), "flip": flip, "short side": size.short_side, "within": size.within}
-    return _evaluate(
-        _student_counter(config),
-        {"student": variables, "text": text},
-        source,
-        config.label_names,
-        unseen=config.unseen_labels,
-        scales=scales,
-        flip=flip,
-        batch_size=batch_size,
-        progress=progress,
-        protocol=views,
-    )
 
 
 def evaluate_teacher(
@@ -140,7 +98,7 @@ def evaluate_teacher(
     if counter is None:
         reader = teacher_reader(pretrained, prompt_denoising, key_smoothing, naive, reading)
         counter = Counter(reader, len(names))
-    return _evaluate(
+    return evaluate(
         counter,
         {"clip": pretrained.variables, "text": classifier},
         source,
@@ -151,31 +109,6 @@ def evaluate_teacher(
         batch_size=batch_size,
         progress=progress,
         protocol=protocol,
-    )
-
-
-@functools.lru_cache(maxsize=2)  # a run evaluates many times: one program
-def _student_counter(config: DistillConfig) -> Counter:
-    return Counter(student_reader(config), config.num_classes)
-
-
-@functools.lru_cache(maxsize=4)  # programs are remembered by it
-def student_reader(config: DistillConfig) -> Reader:
-    """A student as it is used: running statistics, no dropout, images sized as in training without the random scale.
-
-    Nothing is padded, for a student would see it; so there is a program for every size that images come in. A student
-    of the released code's habits (`teacher_fidelity`) has its cells stretched over the image, and resized twice.
-    """
-    module = create_student(dataclasses.replace(config.student_config, bn_axis_name=None))
-    size = {name: getattr(config.augmentation, name) for name in ("short_side", "long_side", "within")}
-    stride, floors = config.student.grid_stride, config.student.stem == "clip"
-    habits = {"aligned": True} if config.teacher_fidelity == "clip" else {"aligned": False, "steps": 2}
-    return Reader(
-        lambda v, pixels, grid: module.apply(v["student"], pixels, v["text"]),
-        lambda v, scores: jax.nn.softmax(scores, axis=-1),
-        Preprocess(config.image_mean, config.image_std, config.augmentation.interpolation, **size),
-        matrix=lambda cells, *sizes: upsample_matrix(cells, stride, *sizes, partial=floors, **habits),
-        least=stride if floors else 1,
     )
 
 
@@ -199,7 +132,7 @@ def teacher_reader(
     return Reader(scores, probabilities, pretrained.preprocess, model.config)
 
 
-def _evaluate(
+def evaluate(
     counter: Counter,
     variables: Any,
     source: DataSource,
