@@ -56,7 +56,7 @@ def test_missing_keys():
     ("change", "words"),
     [
         ({"mode": "magic"}, "annotation-free, zero-shot"),
-        ({"steps": 0}, "steps is at least 1"),
+        ({"steps": 0}, "steps is within 1.."),
         ({"conf_thresh": 1.5}, "conf_thresh"),
         ({"min_learning_rate": 0.5}, "min_learning_rate"),
         ({"self_training": True, "guided_steps": 11}, "guided_steps"),
@@ -74,9 +74,9 @@ def test_missing_keys():
         ({"augmentation": {"scale": (2.0, 0.5)}}, "scale"),
         ({"augmentation": {"within": (520, 520), "short_side": 512}}, "short_side or within"),
         ({"augmentation": {"within": (520, 0)}}, "at least one pixel"),
-        ({"augmentation": {"short_side": 0}}, "at least one pixel"),
+        ({"augmentation": {"short_side": 0}}, "short_side is within 1.."),
         ({"augmentation": {"interpolation": "lanczos"}}, "bilinear, opencv"),
-        ({"augmentation": {"crop_retries": -1}}, "are counts"),
+        ({"augmentation": {"crop_retries": -1}}, "crop_retries is within 0.."),
         ({"dtype": "float16"}, "float64"),
     ],
 )

@@ -211,7 +211,7 @@ def test_config_survives_json():
     [
         ({"head": "fcn"}, "head 'fcn' is not known: use one of deeplabv2, deeplabv3plus, pspnet"),
         ({"backbone": "vgg"}, "backbone 'vgg' is not known: use one of resnet50, resnet101, small"),
-        ({"output_stride": 4}, "output_stride 4 is not known: use one of 8, 16, 32"),
+        ({"output_stride": 4}, "output_stride '4' is not known: use one of 8, 16, 32"),
         ({"dtype": "float16"}, "dtype 'float16' is not known"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"classifier": "learned"}, "needs num_classes"),
