@@ -27,7 +27,6 @@ from pathlib import Path
 
 from maskclip_jax.cli import common
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.files import is_own, is_result, output_names, write_result
 
 STUDENTS_REFUSE = (
     *("templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background"),
@@ -46,13 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from maskclip_jax.data.images import read_image, write_json
+    from maskclip_jax.segment import files
 
     paths, skipped, written = list(dict.fromkeys(find_images(args.images, args.out))), [], 0
     segmenter = make_segmenter(args)
     out = common.output_folder(args.out)
-    if not is_own(out / "segment.json", {"command", "settings", "versions", "skipped"}):
+    if not files.is_own(out / "segment.json", {"command", "settings", "versions", "skipped"}):
         raise UserError(f"--out has a segment.json, but {out}'s is not by `segment`: choose another folder, or move it")
-    names = output_names(paths, out)
+    names = files.output_names(paths, out)
 
     def skip(path: Path, error: Exception) -> None:  # the others go on; the exit code tells
         skipped.append(common.as_text(path))
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 try:
                     if isinstance(result, Exception):
                         raise result
-                    write_result(out, names[path], path, image, result)
+                    files.write_result(out, names[path], path, image, result)
                 except MemoryError as error:
                     skip(path, _too_large(path, error))
                 except Unanswered as error:
@@ -169,6 +169,7 @@ def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:
     """
     from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
     from maskclip_jax.data.walk import files_below
+    from maskclip_jax.segment.files import is_result
 
     written = None if out is None else os.path.realpath(out)
     for path in paths:

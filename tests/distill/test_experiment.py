@@ -203,7 +203,7 @@ def test_one_line_for_files_that_cannot_be(tmp_path):
         (tmp_path / "empty.py", "defines config"),
         (tmp_path / "wrong.py", "returns int"),
         (tmp_path / "broken.py", "does not run .ModuleNotFoundError"),
-        (f"{EXPERIMENTS / 'configs' / 'scenes.py'}:tiny", "has the variants annotation_free, from_clip"),
+        (f"{EXPERIMENTS / 'configs' / 'scenes.py'}:tiny", "have the variants annotation_free, from_clip"),
         (f"{EXPERIMENTS / 'configs' / 'paper.py'}:voc20", "for example voc20/zero_shot/r50"),
     ):
         with pytest.raises(UserError, match=why) as error:
