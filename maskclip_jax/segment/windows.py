@@ -46,7 +46,7 @@ class WindowLogits(NamedTuple):
 
     logits: Float32[np.ndarray, "h w C"]
     keys: Float32[np.ndarray, "L D"] | None
-    confidence: Float32[np.ndarray, "C"]  # noqa: UP037
+    confidence: Float32[np.ndarray, " C"]
 
 
 def window_scores(
