@@ -49,7 +49,7 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.students import StudentConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-ARCHIVE = ROOT / "experiments" / "embedded" / "heldout.zip"
+ARCHIVE = ROOT / "experiments" / "toy_world" / "heldout.zip"
 UNSEEN = ("cow", "bus", "banana", "guitar", "castle", "snowman")
 
 # Dilations for an image of 12-16 positions a side: the published ones, 6 to 24, would see padding only.

@@ -33,7 +33,7 @@ from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.predict import segment_images
 from maskclip_jax.visualize import area_legend, comparison_sheet, overlay
 
-ARCHIVE = ROOT / "experiments" / "embedded" / "heldout.zip"
+ARCHIVE = ROOT / "experiments" / "toy_world" / "heldout.zip"
 EXPERIMENT_FILES = {"embedded": "experiments/configs/scenes.py", "full": "experiments/configs/paper.py"}
 
 

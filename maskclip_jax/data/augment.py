@@ -20,7 +20,8 @@ UNLABELLED = 254  # pixels without annotation: a class of their own where crops 
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 Labels = Integer[np.ndarray, "H W *maps"]  # one label map, or several (annotation first) that share the geometry
-NewPixels, NewLabels = UInt8[np.ndarray, "h w 3"], Integer[np.ndarray, "h w *maps"]
+NewPixels = UInt8[np.ndarray, "h w 3"]
+NewLabels = Integer[np.ndarray, "h w *maps"]
 
 
 @runtime_checkable

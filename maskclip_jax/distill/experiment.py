@@ -112,6 +112,7 @@ def _run_file(path: Path) -> Any:
     path = path.resolve()
     name = f"_maskclip_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
     root = str(path.parent.parent)
     before = list(sys.path)

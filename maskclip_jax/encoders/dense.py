@@ -101,6 +101,7 @@ def gem(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
 
     The inverse temperature is the mean length of the tokens times s: it follows the model's scale.
     """
+    assert around.norm is not None
     temperature = around.norm[:, None, None, None].astype(v.dtype)  # times s, which `attend` brings
     out = jnp.zeros_like(v)
     for p in (q, k, v):

@@ -134,7 +134,7 @@ def test_scenes_that_cannot_be(folder, tmp_path, spoil, words):
 
 
 def test_every_shipped_mask_holds_scene_classes_and_has_its_image():
-    with zipfile.ZipFile(ROOT / "experiments" / "embedded" / "heldout.zip") as pack:
+    with zipfile.ZipFile(ROOT / "experiments" / "toy_world" / "heldout.zip") as pack:
         files = {name: pack.read(name) for name in pack.namelist() if name.endswith((".jpg", ".png"))}
     assets = ROOT / "maskclip_jax" / "assets" / "scenes"
     files |= {str(path): path.read_bytes() for path in assets.rglob("*") if path.suffix in (".jpg", ".png")}
