@@ -48,7 +48,7 @@ from maskclip_jax.distill.config import AugmentConfig, DistillConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.students import StudentConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = ROOT / "experiments" / "toy_world" / "heldout.zip"
 UNSEEN = ("cow", "bus", "banana", "guitar", "castle", "snowman")
 
@@ -111,7 +111,7 @@ def config(name: str = "annotation_free") -> DistillConfig:
         # what is finetuned is the student's own ResNet, which only a ResNet's tower fits
         variants[f"finetuned_{mapper}"] = generated | splits | short | tower | {"teacher": "embedded"}
     if name not in variants:
-        raise UserError(f"distill_scenes has the variants {', '.join(variants)}, but not {name!r}: choose one")
+        raise UserError(f"scenes.py has the variants {', '.join(variants)}, but not {name!r}: choose one")
     return DistillConfig(**(COMMON | variants[name]))
 
 

@@ -33,8 +33,8 @@ from maskclip_jax.data.images import write_json
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import cache_folder
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).with_name("results")
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "experiments" / "results"
 SCALES = ("embedded", "full")
 
 

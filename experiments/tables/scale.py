@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results" / "scale.json"
 DOC = ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- table: written by `python -m experiments.tables.scale --write` -->", "<!-- end of table -->"

@@ -27,7 +27,7 @@ from experiments.toy_world.scenes import Painter, Scene, restyled, sample_layout
 from maskclip_jax.data.scene_classes import SCENE_CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
-ZIP = ROOT / "experiments" / "embedded" / "heldout.zip"
+ZIP = ROOT / "experiments" / "toy_world" / "heldout.zip"
 ASSETS = ROOT / "maskclip_jax" / "assets" / "scenes"
 ASSET_COUNT = 64
 JPEG_QUALITY = 92

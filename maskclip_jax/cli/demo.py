@@ -20,7 +20,7 @@ from pathlib import Path
 
 from maskclip_jax.cli import common
 
-EXPERIMENT = Path(__file__).resolve().parents[2] / "experiments" / "distill_scenes.py"
+EXPERIMENT = Path(__file__).resolve().parents[2] / "experiments" / "configs" / "scenes.py"
 SHOWN = (48, 50, 19, 46, 5, 1)  # scenes on the sheet: some that come out well, some that do not
 
 

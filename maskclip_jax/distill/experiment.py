@@ -114,7 +114,7 @@ def _run_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
-    root = str(path.parent.parent)
+    root = str(next(folder for folder in path.parents if not (folder / "__init__.py").exists()))
     before = list(sys.path)
     try:
         sys.path.insert(0, root)  # `from experiments.… import …` works from a checkout, wherever one stands

@@ -23,7 +23,7 @@ CONFIG = config_of()
 @pytest.mark.parametrize("variant", ["", ":from_clip", ":demo", ":second_round", ":ablation_feature"])
 def test_the_scenes(variant):
     before = list(sys.path)
-    config = load_experiment(f"{EXPERIMENTS / 'distill_scenes.py'}{variant}")
+    config = load_experiment(f"{EXPERIMENTS / 'configs/scenes.py'}{variant}")
     assert DistillConfig.from_dict(config.to_dict()) == config
     assert config.num_classes == 66
     assert sys.path == before
@@ -31,7 +31,7 @@ def test_the_scenes(variant):
 
 def test_the_teachers_backbone_fits_the_student():
     """No weights of the embedded CLIP's tower are left over, and none of the student's backbone is left unfilled."""
-    config = load_experiment(f"{EXPERIMENTS / 'distill_scenes.py'}:demo")
+    config = load_experiment(f"{EXPERIMENTS / 'configs/scenes.py'}:demo")
     student = create_student(config.student_config)
     images, text = jnp.zeros((1, 64, 64, 3)), jnp.zeros((66, 128))
     shapes = jax.eval_shape(student.init, jax.random.key(0), images, text)
@@ -41,7 +41,7 @@ def test_the_teachers_backbone_fits_the_student():
 
 def test_no_scene_is_both_trained_on_and_scored():
     """The 64 scored scenes are the archive's first 64."""
-    config = load_experiment(EXPERIMENTS / "distill_scenes.py")
+    config = load_experiment(EXPERIMENTS / "configs/scenes.py")
     train, scored = open_source(config.train_data), open_source(config.eval_data)
     assert (len(train), len(scored)) == (436, 64)
     archive = open_source(config.train_data.split("[")[0])
@@ -52,7 +52,7 @@ def test_no_scene_is_both_trained_on_and_scored():
 
 def test_the_papers_runs():
     """Method, section 7: steps, crops, rates and protocols as published."""
-    load = lambda name: load_experiment(f"{EXPERIMENTS / 'paper_configs.py'}:{name}")  # noqa: E731
+    load = lambda name: load_experiment(f"{EXPERIMENTS / 'configs/paper.py'}:{name}")  # noqa: E731
     voc = load("voc20/annotation_free/r50")
     assert (voc.steps, voc.crop_size, voc.batch_size, voc.num_classes) == (2000, 512, 16, 20)
     assert (voc.learning_rate, voc.min_learning_rate, voc.momentum, voc.weight_decay) == (0.01, 1e-4, 0.9, 5e-4)
@@ -203,8 +203,8 @@ def test_one_line_for_files_that_cannot_be(tmp_path):
         (tmp_path / "empty.py", "defines config"),
         (tmp_path / "wrong.py", "returns int"),
         (tmp_path / "broken.py", "does not run .ModuleNotFoundError"),
-        (f"{EXPERIMENTS / 'distill_scenes.py'}:tiny", "has the variants annotation_free, from_clip"),
-        (f"{EXPERIMENTS / 'paper_configs.py'}:voc20", "for example voc20/annotation_free/vit_b16"),
+        (f"{EXPERIMENTS / 'configs/scenes.py'}:tiny", "has the variants annotation_free, from_clip"),
+        (f"{EXPERIMENTS / 'configs/paper.py'}:voc20", "for example voc20/annotation_free/vit_b16"),
     ):
         with pytest.raises(UserError, match=why) as error:
             load_experiment(source)

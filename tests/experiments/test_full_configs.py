@@ -140,7 +140,7 @@ def test_every_variant_of_the_scenes_is_built():
     variants = "large balanced large_vit second_round zero_shot zero_shot_guided supervised ablation".split()
     variants += [f"ablation_{name}" for name in ("denoised", "raw", "feature", "vit", "sclip", "psp", "v3plus")]
     for variant in [*variants, "finetuned_identity", "finetuned_linear", "finetuned_mlp"]:
-        config = load_experiment(f"{ROOT / 'experiments' / 'distill_scenes.py'}:{variant}")
+        config = load_experiment(f"{ROOT / 'experiments' / 'configs' / 'scenes.py'}:{variant}")
         assert config.num_classes == 66
         assert variant in text
 
@@ -148,7 +148,7 @@ def test_every_variant_of_the_scenes_is_built():
 @pytest.mark.parametrize("variant", ["finetuned_mlp", "ablation_v3plus", "ablation_psp"])
 def test_the_scenes_students_start_from_clips_tower(variant):
     """The weights that each variant names fit its student."""
-    config = load_experiment(f"{ROOT / 'experiments' / 'distill_scenes.py'}:{variant}")
+    config = load_experiment(f"{ROOT / 'experiments' / 'configs' / 'scenes.py'}:{variant}")
     student, clip = create_student(config.student_config), load_clip("embedded").variables
     text = np.ones((66, 128), np.float32)
     state = create_train_state(config, student, text, jax.random.key(0), clip=clip)
