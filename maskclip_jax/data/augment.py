@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 from PIL import Image
 
+from maskclip_jax.data.images import IGNORE
 from maskclip_jax.data.preprocess import resize_as_opencv, resize_shape
 
-IGNORE = 255
 UNLABELLED = 254  # pixels without annotation: a class of their own where crops are counted, as in the released code
 
 Pixels = UInt8[np.ndarray, "H W 3"]

@@ -265,9 +265,8 @@ class CocoStuff164k(_Standard):
 
     @property
     def remedy(self) -> str:
-        return (
-            "these are no raw ids of stuffthingmaps (11, 25, 28 … are none); call masks of train ids *_labelTrainIds.png"
-        )
+        ids = "these are no raw ids of stuffthingmaps (11, 25, 28 … are none)"
+        return f"{ids}; call masks of train ids *_labelTrainIds.png"
 
 
 class Ade20k(_Standard):

@@ -22,6 +22,7 @@ from maskclip_jax.ops import round_up
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 INTERPOLATIONS = (*_PIL_FILTERS, "opencv")
 SHORT_SIDE, LONG_SIDE = 512, 2048  # VOC and COCO-Stuff, the paper's protocol
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOST_SIDE = 2**14  # pixels that an image may be asked to be resized to: a square of them is 800 MB
 
 

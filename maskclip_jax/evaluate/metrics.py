@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from maskclip_jax.data.images import IGNORE
 from maskclip_jax.errors import UserError
-
-IGNORE = 255
 
 
 class MeanIoU(NamedTuple):
