@@ -9,10 +9,8 @@ from PIL import Image, ImageDraw
 
 from maskclip_jax.data import vocabulary
 from maskclip_jax.data.fonts import Font, default_font, lettering
-from maskclip_jax.data.images import IGNORE_16
+from maskclip_jax.data.images import IGNORE, IGNORE_16
 from maskclip_jax.errors import UserError
-
-IGNORE = 255
 
 _INK, _FAINT, _PAPER = (24, 24, 28), (104, 104, 112), (255, 255, 255)
 _ROWS = 128

@@ -1,1 +1,1 @@
-"""What `experiments.benchmark.__main__` is made of: counts, cases, workers (a process each), and the table."""
+"""What `experiments.benchmark` is made of: counts, cases, workers (a process each), and the table."""

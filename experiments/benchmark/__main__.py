@@ -1,6 +1,6 @@
 """How fast it is, how much of the machine that uses, and how much memory it takes.
 
-    python -m experiments.benchmark.__main__ all --budget 540 --torch-python /path/to/python --out out/benchmarks
+    python -m experiments.benchmark all --budget 540 --torch-python /path/to/python --out out/benchmarks
 
 Every case is a process of its own; those of a group take turns, so that whatever else runs meets them alike. Writes
 OUT.md (also printed) and OUT.json (every single time). With PyTorch in the environment of `--torch-python` (any one; it

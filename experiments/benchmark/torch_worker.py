@@ -1,6 +1,6 @@
 """The process of PyTorch's side: the same computations, eager, on the same shapes. Run by `--torch-python`.
 
-A file that needs PyTorch and nothing of ours but `protocol`, which lies beside it.
+A file that needs PyTorch and nothing of ours but `worker_pipe`, which lies beside it.
 """
 
 import torch

@@ -131,7 +131,7 @@ def find(settings: Settings, experiment: ModuleType) -> list[Found]:
         if not cell.command:
             module, key = experiment.NAME, shlex.quote(cell.key)
             scale = "" if settings.scale == "embedded" else f" --scale {settings.scale}"
-            cell = cell._replace(command=f"python -m experiments.{module}{scale} --only {key}")
+            cell = cell._replace(command=f"python -m experiments.tables.{module}{scale} --only {key}")
         found.append(Found(cell, record if holds(cell, record) else None))
     return found
 

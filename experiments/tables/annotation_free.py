@@ -8,8 +8,8 @@ Published (mIoU, %; released README, `--fidelity released`): MaskCLIP R50 41.5 /
 COCO-Stuff171, MaskCLIP+ 58.0 / 23.9 / 13.8. Ours on the scenes: experiments/README.md, written from
 results/annotation_free.embedded.json. Not run at full size: data sets and checkpoints are the user's to download.
 
-MaskCLIP+ is scored where its student is in --runs; the variants are those of configs.scenes (`balanced`
-for the ResNet teacher, `large_vit` for the ViT) and of configs.paper.
+MaskCLIP+ is scored where its student is in --runs; the variants are those of `configs/scenes.py` (`balanced`
+for the ResNet teacher, `large_vit` for the ViT) and of `configs/paper.py`.
 """
 
 from __future__ import annotations

@@ -28,9 +28,10 @@ from experiments.harness.scoring import inputs_of, open_data, pretrained
 from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.cli.common import progress
 from maskclip_jax.data.corruptions.corrupt import corrupt
+from maskclip_jax.data.images import IGNORE
 from maskclip_jax.data.preprocess import prepare, resize_shape, upsample_matrix
 from maskclip_jax.data.vocabulary import class_set
-from maskclip_jax.evaluate.metrics import IGNORE, mean_iou
+from maskclip_jax.evaluate.metrics import mean_iou
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.refine import class_confidence
 from maskclip_jax.segment.scores import dense_logits, probability_scale, refined

@@ -21,7 +21,7 @@ from maskclip_jax.checkpoints.folders import SMALL_FILES, Parts, Reading, from_f
 from maskclip_jax.checkpoints.hub import download, snapshot
 from maskclip_jax.checkpoints.tokenizer import TOKENIZER_FILES, MissingTokenizer, OwnTokenizer, load_tokenizer
 from maskclip_jax.checkpoints.weights import check_scale, plain_names, to_variables
-from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.encoders import model as clip_model
 from maskclip_jax.encoders.config import CLIPConfig, Fidelity, ViTConfig, with_activation
@@ -30,7 +30,6 @@ from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
 
 EMBEDDED = {"embedded": "clip_resnet", "embedded-vit": "clip_vit"}  # the checkpoints in maskclip_jax/assets
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI_LOGIT_SCALE = float(np.log(100.0))  # where OpenAI's models end up: their training clips it there
 
 

@@ -42,8 +42,8 @@ class Tensor(NamedTuple):
 class Thing:
     """An object of a class that is not known here: the class's name, and the object's state."""
 
-    def __init__(self, name: str):
-        self.name, self.state = name, None
+    def __init__(self, name: str, state: Any = None):
+        self.name, self.state = name, state
 
 
 _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
@@ -113,7 +113,7 @@ class Machine:
                 items = self._pop(_TUPLES[name])
                 stack.append(tuple(items))
             elif name == "GLOBAL":
-                stack.append(Name(argument.replace(" ", ".", 1)))
+                stack.append(Name(str(argument).replace(" ", ".", 1)))
             elif name not in ("PROTO", "FRAME"):
                 getattr(self, f"_{name.lower()}")(argument)
         raise ValueError("no end")

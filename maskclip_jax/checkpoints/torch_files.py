@@ -116,6 +116,7 @@ class TorchFile(Mapping):
     def _bytes(self, place: Place) -> np.ndarray:
         member = place.member
         if place.start is None:
+            assert self._archive is not None
             return np.frombuffer(self._archive.inflate(member, place.size), np.uint8)
         data = np.memmap(self._path, np.uint8, "r", place.start, (place.size,))
         if member is not None and member.CRC and place.start not in self._checked:  # 0: written without checksums
@@ -176,7 +177,7 @@ class _Archive:
                 f"its {member.filename[:40]} has {member.file_size} bytes, over {limit}: give plain weights"
             )
         if not member.CRC:  # written without checksums
-            member.CRC = None
+            member.CRC = None  # pyright: ignore[reportAttributeAccessIssue]: what zipfile takes for unknown
         with zipfile.ZipFile(self._path) as archive, archive.open(member) as file:
             return file.read(member.file_size)
 

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     record = {name: value for name, value in vars(args).items() if name not in PLACE}
     record |= {"classes": classes, "images": corpus.identity()}
     if not classes:  # a run may go on after its masks were made
-        record |= {"classes": list(settings.names), "step": settings.step}
+        record |= {"classes": list(settings.names), "step": settings.step}  # pyright: ignore[reportAttributeAccessIssue]: a student's
     label_files.begin(out, record)
     shards = label.shard_count(corpus, options)
     part = list(range(worker, shards, workers))

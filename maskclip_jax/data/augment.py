@@ -13,14 +13,15 @@ import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 from PIL import Image
 
+from maskclip_jax.data.images import IGNORE
 from maskclip_jax.data.preprocess import resize_as_opencv, resize_shape
 
-IGNORE = 255
 UNLABELLED = 254  # pixels without annotation: a class of their own where crops are counted, as in the released code
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 Labels = Integer[np.ndarray, "H W *maps"]  # one label map, or several (annotation first) that share the geometry
-NewPixels, NewLabels = UInt8[np.ndarray, "h w 3"], Integer[np.ndarray, "h w *maps"]
+NewPixels = UInt8[np.ndarray, "h w 3"]
+NewLabels = Integer[np.ndarray, "h w *maps"]
 
 
 @runtime_checkable

@@ -40,7 +40,15 @@ SKIPPED = "skipped.json"  # beside the records
 
 def stable_record(record: bytes) -> bytes:
     """The same record with its features in order of their names: protobuf's own order changes from run to run."""
-    return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
+    example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]: made when the module is imported
+    return example.FromString(record).SerializeToString(deterministic=True)
+
+
+class _LocalInfo(tfds.core.DatasetInfo):
+    """Of files that the user has: Google's bucket is not asked about them, which would leave a temporary folder too."""
+
+    def initialize_from_bucket(self) -> None:
+        pass
 
 
 class _StableWriter(tfds.core.ExampleWriter):
@@ -120,7 +128,7 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         metadata = {"ignore": ignore, "unseen": list(self.unseen())}
         if names is not None:
             metadata |= {"classes": list(names), "palette": class_palette(names).tolist()}
-        return tfds.core.DatasetInfo(
+        return _LocalInfo(
             builder=self,
             description=f"{self.title}, {'as they are' if names is None else f'{len(names)} classes'}.",
             features=tfds.features.FeaturesDict(features),
@@ -216,6 +224,7 @@ class _Standard(Corpus, skip_registration=True):
 
     @property
     def _classes(self) -> tuple[str, bool]:
+        assert self.builder_config is not None  # each of them has configs
         return LAYOUTS[self.layout].configs[self.builder_config.name]
 
     @property
@@ -253,9 +262,11 @@ class CocoStuff164k(_Standard):
     """COCO-Stuff 164k, from stuffthingmaps with raw ids, or `*_labelTrainIds.png`. Config coco-stuff171."""
 
     layout, BUILDER_CONFIGS = "coco_stuff164k", _configs("coco_stuff164k")
-    remedy = (
-        "these are no raw ids of stuffthingmaps (11, 25, 28 … are none); call masks of train ids *_labelTrainIds.png"
-    )
+
+    @property
+    def remedy(self) -> str:
+        ids = "these are no raw ids of stuffthingmaps (11, 25, 28 … are none)"
+        return f"{ids}; call masks of train ids *_labelTrainIds.png"
 
 
 class Ade20k(_Standard):

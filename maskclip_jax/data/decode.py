@@ -124,7 +124,7 @@ def _loaded(name: str, source: Path | bytes, most: int | None) -> Image.Image:
         with _quietly():  # damaged metadata is no reason to talk while the pixels are fine
             image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_formats())
     except Image.DecompressionBombError as error:
-        raise _too_large(name, int(re.search(r"\d+", str(error))[0]), most) from error
+        raise _too_large(name, int(re.findall(r"\d+", str(error))[0]), most) from error
     except Image.UnidentifiedImageError as error:
         raise UserError(
             f"an image must be PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or JPEG 2000, but {name} is none of them: "

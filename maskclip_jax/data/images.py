@@ -150,8 +150,9 @@ def label_png(labels: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "C 
 def _source(file: str | os.PathLike | Member, data: bytes | None) -> Path | bytes:
     """What to decode: the content, or the path of a regular file that is not empty."""
     empty = f"an image must hold data, but {file} is empty (0 bytes): download or export it again"
-    if data is not None or isinstance(file, Member):
-        data = file.read_bytes() if data is None else data
+    if data is None and isinstance(file, Member):
+        data = file.read_bytes()
+    if data is not None:
         if not data:
             raise UserError(empty)
         return data

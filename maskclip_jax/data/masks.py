@@ -91,7 +91,7 @@ def read_mask(file: File, table: Int[np.ndarray, " 65536"], *, remedy: str) -> I
 
 
 def _read_mat(file: File, data: bytes) -> Integer[np.ndarray, "H W"]:
-    from scipy.io import loadmat  # JAX itself needs SciPy, so it is there
+    from scipy.io import loadmat  # only where such a mask is read
 
     try:
         content = loadmat(io.BytesIO(data), variable_names=[MAT_VARIABLE])

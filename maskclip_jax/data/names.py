@@ -177,7 +177,7 @@ def _words(line: str, separators: str) -> list[_Word]:
         rest = rest.lstrip()
         text, after = _quoted(rest, separators)
         if text is None:
-            after = end.search(rest).start()
+            after = next(end.finditer(rest)).start()
             text = rest[:after].strip()
         mark = rest[after : after + 1]
         words.append(_Word(text, mark))
@@ -215,8 +215,8 @@ def _bracketed(text: str) -> list[Any]:
 def _check_numbers(lines: Sequence[str], quiet: bool) -> None:
     """Raises UserError for "0: dog", "1: cat" …, and warns of "0 dog", "1 cat" …: would numbers be part of names?"""
     for part in (lines, lines[1:]):  # a table has a head
-        found = [_NUMBERED.match(line) for line in part]
-        if len(part) < 2 or not all(found):
+        found = [match for line in part if (match := _NUMBERED.match(line))]
+        if len(part) < 2 or len(found) < len(part):
             continue
         numbers = [int(match[1]) if len(match[1]) < 6 else -1 for match in found]
         if numbers[0] not in (0, 1) or numbers != list(range(numbers[0], numbers[0] + len(numbers))):

@@ -22,6 +22,7 @@ from maskclip_jax.ops import round_up
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 INTERPOLATIONS = (*_PIL_FILTERS, "opencv")
 SHORT_SIDE, LONG_SIDE = 512, 2048  # VOC and COCO-Stuff, the paper's protocol
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOST_SIDE = 2**14  # pixels that an image may be asked to be resized to: a square of them is 800 MB
 
 
@@ -283,7 +284,7 @@ def upsample_matrix(
 
 
 def _sampling_matrix(
-    coordinates: Float64[np.ndarray, "n_out"], n_in: int, method: Literal["bilinear", "bicubic"]
+    coordinates: Float64[np.ndarray, " n_out"], n_in: int, method: Literal["bilinear", "bicubic"]
 ) -> Float32[np.ndarray, "n_out n_in"]:
     """Rows that sample a signal of `n_in` cells at `coordinates` (cell centres at 0, 1, …), its border repeated."""
     first = np.floor(coordinates).astype(int)
@@ -300,7 +301,7 @@ def _sampling_matrix(
     return matrix.astype(np.float32)
 
 
-def _keys(distance: Float64[np.ndarray, "n"], a: float = -0.75) -> Float64[np.ndarray, "n"]:
+def _keys(distance: Float64[np.ndarray, " n"], a: float = -0.75) -> Float64[np.ndarray, " n"]:
     """Keys' cubic convolution kernel (1981) at distances 0..2."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)

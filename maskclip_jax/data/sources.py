@@ -167,7 +167,9 @@ class PartSource:
 
 def open_source(text: str) -> DataSource:
     """The source that a text names (see the module's head). Raises UserError where there is none."""
-    name, part = re.fullmatch(r"(.*?)(\[\d*:\d*\])?", text.strip(), re.DOTALL).groups()
+    matched = re.fullmatch(r"(.*?)(\[\d*:\d*\])?", text.strip(), re.DOTALL)
+    assert matched is not None  # both may be empty
+    name, part = matched.groups()
     source = _open(name)
     if part is not None:
         start, stop = part[1:-1].split(":")

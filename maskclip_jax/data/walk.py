@@ -93,7 +93,7 @@ def subfolders(folder: File) -> list[File]:
     if isinstance(folder, Path):
         here = Path(os.path.realpath(folder))
         above = {_identity(place) for place in (here, *here.parents)}
-        found.sort(key=lambda item: (item.is_symlink(), item.name))
+        found.sort(key=lambda item: (os.path.islink(item), item.name))
         places = [_identity(item) for item in found]
         found = [item for i, item in enumerate(found) if places[i] not in above and places[i] not in places[:i]]
     return sorted(found, key=lambda item: item.name)

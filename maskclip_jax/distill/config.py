@@ -12,16 +12,16 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from maskclip_jax.data.augment import UNLABELLED as UNLABELLED
+from maskclip_jax.data.images import IGNORE as IGNORE
+from maskclip_jax.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.encoders.dense import METHODS
 from maskclip_jax.errors import UserError
-from maskclip_jax.evaluate.metrics import IGNORE as IGNORE
 from maskclip_jax.students import StudentConfig
 from maskclip_jax.students.model import check_ranges
 
-UNLABELLED = 254
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MODES = ("annotation-free", "zero-shot", "supervised", "feature", "finetuned-clip")
 AUGMENT_INTERPOLATIONS = ("bilinear", "opencv")
 CHOICES = {

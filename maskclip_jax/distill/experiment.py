@@ -112,8 +112,10 @@ def _run_file(path: Path) -> Any:
     path = path.resolve()
     name = f"_maskclip_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # the name ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    root = str(path.parent.parent)
+    root = str(next(folder for folder in path.parents if not (folder / "__init__.py").exists()))
     before = list(sys.path)
     try:
         sys.path.insert(0, root)  # `from experiments.… import …` works from a checkout, wherever one stands

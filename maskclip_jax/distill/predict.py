@@ -134,6 +134,8 @@ def _prepared_scores(
     prepared: Sequence[PreparedImage], reader: Reader, variables: Any, batch_size: int, wanted: set[int]
 ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """The same of the wanted ones; batches are made of all, so that they are the same whatever is wanted."""
+    matrix = reader.matrix
+    assert matrix is not None  # students have one
     groups: dict[tuple[int, ...], list] = defaultdict(list)
     for index, one in enumerate(prepared):
         groups[one.pixels.shape].append((index, one))
@@ -150,7 +152,7 @@ def _prepared_scores(
                 if index not in wanted:
                     continue
                 sides = zip(scores.shape[1:3], one.valid, one.original, strict=True)
-                yield index, (scores[row], *(reader.matrix(*side) for side in sides))
+                yield index, (scores[row], *(matrix(*side) for side in sides))
 
 
 @functools.partial(jax.jit, static_argnames="reader")

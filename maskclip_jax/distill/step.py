@@ -220,11 +220,13 @@ def _target(config: DistillConfig, teacher: Teacher | None, frozen: Frozen, part
     """What the teacher says: its features, its labels (also made before), or None where nobody asks it."""
     images = part["image"]
     if config.mode == "feature":
+        assert teacher is not None
         return teacher.features(frozen.teacher, images)
     if not config.uses_pseudo_labels:
         return None
     if config.labels_from != "online":
         return part["pseudo"]
+    assert teacher is not None
     rows = np.asarray(config.candidates) - int(config.background)
 
     def labels() -> Int[Array, "B H W"]:

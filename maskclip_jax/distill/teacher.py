@@ -55,7 +55,8 @@ class Teacher:
         """Dense features of unit norm, at the teacher's own grid (of the padded image)."""
         padded, grid = self._prepared(images)
         reading = dataclasses.asdict(self.method)
-        return self.model.apply(variables, padded, grid=grid, method="encode_dense", **reading).features
+        dense = self.model.apply(variables, padded, grid=grid, method="encode_dense", **reading)
+        return dense.features  # pyright: ignore[reportAttributeAccessIssue]: no collection is mutable, so no pair
 
     def scores(
         self, variables: Any, images: UInt8[Array, "B H W 3"], classifier: Float[Array, "K E"]
@@ -92,9 +93,9 @@ def normalise(
     images: UInt8[Array, "B H W 3"], mean: Sequence[float], std: Sequence[float], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "B H W 3"]:
     """`(x − 255 mean) / 255 std`, rounded to float32 as data pipelines round it, in the full precision of `dtype`."""
-    mean, std = (np.asarray(255 * np.asarray(each, np.float64), np.float32) for each in (mean, std))
-    centred = (images.astype(jnp.float32) - mean).astype(full_precision(dtype))
-    return jax.lax.reduce_precision(centred / std.astype(centred.dtype), exponent_bits=8, mantissa_bits=23)
+    shift, scale = (np.asarray(255 * np.asarray(each, np.float64), np.float32) for each in (mean, std))
+    centred = (images.astype(jnp.float32) - shift).astype(full_precision(dtype))
+    return jax.lax.reduce_precision(centred / scale.astype(centred.dtype), exponent_bits=8, mantissa_bits=23)
 
 
 def load_teacher(config: DistillConfig) -> tuple[Teacher | None, Frozen]:

@@ -47,7 +47,7 @@ class Around(NamedTuple):
 
     shape: tuple[int, int]
     mask: Bool[Array, "B 1 1 T"] | None = None
-    norm: Float[Array, "B"] | None = None  # noqa: UP037
+    norm: Float[Array, " B"] | None = None
     sigma: float = 5.0
 
 
@@ -101,6 +101,7 @@ def gem(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
 
     The inverse temperature is the mean length of the tokens times s: it follows the model's scale.
     """
+    assert around.norm is not None
     temperature = around.norm[:, None, None, None].astype(v.dtype)  # times s, which `attend` brings
     out = jnp.zeros_like(v)
     for p in (q, k, v):
@@ -110,7 +111,7 @@ def gem(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
     return out / 3
 
 
-def mean_length(tokens: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"] | None) -> Float[Array, "B"]:  # noqa: UP037
+def mean_length(tokens: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"] | None) -> Float[Array, " B"]:
     """The mean norm of each image's tokens; padding does not count."""
     length = jnp.linalg.norm(in_full_precision(tokens), axis=-1)
     return length.mean(axis=1) if mask is None else length.mean(axis=1, where=mask[:, 0, 0])

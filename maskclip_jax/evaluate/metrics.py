@@ -13,22 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from maskclip_jax.data.images import IGNORE
 from maskclip_jax.errors import UserError
-
-IGNORE = 255
 
 
 class MeanIoU(NamedTuple):
     """Intersection over union, in 0..1."""
 
-    per_class: Float[Array | np.ndarray, "C"]  # NaN where a class is in neither ground truth nor prediction
+    per_class: Float[Array | np.ndarray, " C"]  # NaN where a class is in neither ground truth nor prediction
     mean: Float[Array | np.ndarray, ""]  # over the classes that are not NaN; NaN when all are
 
 
 class MeanAccuracy(NamedTuple):
     """Recall of each class, in 0..1."""
 
-    per_class: Float[Array | np.ndarray, "C"]  # NaN where a class is not in the ground truth
+    per_class: Float[Array | np.ndarray, " C"]  # NaN where a class is not in the ground truth
     mean: Float[Array | np.ndarray, ""]
 
 
@@ -153,6 +152,6 @@ def _ratios(part, whole):
     return ratio, xp.where(count > 0, total / xp.maximum(count, 1), xp.nan)
 
 
-def _mean(values: Float[np.ndarray, "n"]) -> float:
+def _mean(values: Float[np.ndarray, " n"]) -> float:
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else float("nan")

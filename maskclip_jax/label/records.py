@@ -44,7 +44,7 @@ def write_tfds_metadata(out: Path, shards: int, features: dict[str, Any], names:
     template = tfds.core.ShardedFileTemplate(
         dataset_name=DATASET, data_dir=folder, split="train", filetype_suffix="array_record"
     )
-    found = [read_shard(out, shard, shards) for shard in range(shards)]
+    found: list[Any] = [read_shard(out, shard, shards) for shard in range(shards)]  # all of them are there
     split = tfds.core.SplitInfo(
         name="train",
         shard_lengths=[shard["images"] for shard in found],

@@ -223,7 +223,8 @@ def _read_ahead(
     """Blocks in which something is missing, all images of each being read; one block is read ahead."""
 
     def known(index: int) -> tuple[str, Entry | None]:
-        return corpus.name(index), store.recall(corpus.name(index))
+        name = corpus.name(index)  # pyright: ignore[reportAttributeAccessIssue]: called where it knows_names
+        return name, store.recall(name)
 
     read = _reader(corpus, labeller, options)
     waiting: collections.deque[tuple[range, Reading]] = collections.deque()

@@ -80,7 +80,7 @@ def global_view(tree: Any) -> Any:
     return tree if jax.process_count() == 1 else _viewed(tree, jax.devices())
 
 
-def _viewed(tree: Any, devices: Sequence[jax.Device]) -> Any:
+def _viewed(tree: Any, devices: Sequence[Any]) -> Any:
     mesh = jax.sharding.Mesh(np.asarray(devices), ("batch",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 

@@ -1,4 +1,4 @@
-"""Matrix products and attention, each by the route that is fastest where it runs (convolutions: `clip.convolutions`).
+"""Matrix products and attention, each by the route that is fastest where it runs (convolutions: `ops/conv.py`).
 
 What is computed never depends on the route. `docs/performance.md` has what each of them brought.
 """

@@ -184,7 +184,7 @@ def cache_folder() -> Path | None:
 
 @functools.partial(jax.jit, static_argnames="model")
 def _embed(model: CLIP, variables: Any, ids: Int[Array, "N T"]) -> Float[Array, "N E"]:
-    embeddings = model.apply(variables, ids, method="encode_text").astype(jnp.float32)
+    embeddings = jnp.asarray(model.apply(variables, ids, method="encode_text"), jnp.float32)
     return embeddings * jax.lax.rsqrt(jnp.maximum(jnp.square(embeddings).sum(-1, keepdims=True), 1e-24))
 
 

@@ -116,6 +116,7 @@ def class_probability(
         # "background" made by a threshold alone has no words: nothing is ever more or less like it
         return np.zeros(kept.original if size is None else size, np.float32)
     maps = _maps(kept, settings, chosen, size, columns, with_probabilities=True)
+    assert maps.probabilities is not None
     return maps.probabilities[..., 1]
 
 
@@ -174,6 +175,7 @@ def _windows(kept: Kept, settings: PredictionSettings, classifier: np.ndarray, s
         logits, confidence = jax.device_get(_window_logits(settings.model, variables, *batch, classifier, words))
         keys = [None] * len(logits) if settings.smoothing is None else np.asarray(batch.keys)
         found += [WindowLogits(*window) for window in zip(logits, keys, confidence, strict=True)]
+    assert kept.plan is not None
     plan = kept.plan._replace(original=size)
     return stitched(found[: kept.windows], plan, len(kept.batches[0].features), settings)
 

@@ -157,7 +157,7 @@ def _results(
 
 def upsampled(
     scores: Float[np.ndarray, "_h _w C"],
-    grid: Int[np.ndarray, "2"],  # noqa: UP037
+    grid: Int[np.ndarray, " 2"],
     valid: Shape,
     size: Shape,
     settings: PredictionSettings,

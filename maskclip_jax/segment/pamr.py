@@ -25,7 +25,7 @@ def pamr(
     *,
     steps: ArrayLike = 10,
     dilations: tuple[int, ...] = DILATIONS,
-    size: Int[Array | np.ndarray, "2"] | None = None,  # noqa: UP037
+    size: Int[Array | np.ndarray, " 2"] | None = None,
 ) -> Float[Array, "H W C"]:
     """`m_i ← Σ_j a_ij m_j`, `a_i = softmax_j(−mean_c |x_ic − x_jc| / (0.1 σ_ic + 1e-8))`, `steps` times.
 

@@ -37,7 +37,7 @@ class Strip(NamedTuple):
 
     start: int
     stop: int
-    cells: Int[np.ndarray, "n"]
+    cells: Int[np.ndarray, " n"]
     matrix: Float32[np.ndarray, "t n"]
 
 
@@ -62,7 +62,7 @@ def label_pixels(
     scores: Float[np.ndarray, "h w C"],
     rows: Float32[np.ndarray, "H h"],
     columns: Float32[np.ndarray, "W w"],
-    word_class: Int[np.ndarray, "C"],
+    word_class: Int[np.ndarray, " C"],
     *,
     scale: ArrayLike,
     smoothed: bool,
@@ -147,7 +147,7 @@ def _label_tile(
     cells: Float[Array, "r c C"],
     rows: Float[Array, "H r"],
     columns: Float[Array, "W c"],
-    word_class: Int[Array, "C"],
+    word_class: Int[Array, " C"],
     scale: ArrayLike,
     least: ArrayLike,
     *,
@@ -162,7 +162,7 @@ def _label_tile(
 
 def best_class(
     scores: Float[Array, "H W C"],
-    word_class: Int[Array, "C"],
+    word_class: Int[Array, " C"],
     scale: ArrayLike,
     least: ArrayLike,
     *,

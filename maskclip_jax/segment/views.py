@@ -123,8 +123,8 @@ def _probabilities(scores: Float[Array, "H W C"], scale: ArrayLike, *, smoothed:
 def _refined_labels(
     scores: Float[Array, "H W C"],
     image: Array,
-    size: Int[Array, "2"],  # noqa: UP037
-    word_class: Int[Array, "C"],  # noqa: UP037
+    size: Int[Array, " 2"],
+    word_class: Int[Array, " C"],
     scale: ArrayLike,
     least: ArrayLike,
     steps: ArrayLike,

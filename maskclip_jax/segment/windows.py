@@ -46,7 +46,7 @@ class WindowLogits(NamedTuple):
 
     logits: Float32[np.ndarray, "h w C"]
     keys: Float32[np.ndarray, "L D"] | None
-    confidence: Float32[np.ndarray, "C"]  # noqa: UP037
+    confidence: Float32[np.ndarray, " C"]
 
 
 def window_scores(
@@ -80,11 +80,13 @@ def window_scores(
 
 def window_side(settings: PredictionSettings) -> int:
     """The padded side that all windows share, in pixels."""
+    assert settings.windows is not None
     return round_up(settings.windows[0], settings.config.stride)
 
 
 def plan_windows(original: Shape, settings: PredictionSettings) -> Plan:
     """The windows of an image of that size."""
+    assert settings.windows is not None
     p = settings.preprocess
     valid = resize_shape(*original, short_side=p.short_side, long_side=p.long_side, within=p.within)
     return Plan(*(axis_windows(length, *settings.windows) for length in valid), valid, original)

@@ -1,6 +1,6 @@
 """The few layers every student is made of, with PyTorch's numerics and parameter shapes that never depend on the route.
 
-Kernels of a convolution are [k, k, in, out] (HWIO), whichever route `clip.convolutions` takes.
+Kernels of a convolution are [k, k, in, out] (HWIO), whichever route `ops/conv.py` takes.
 """
 
 from collections.abc import Sequence

@@ -193,7 +193,8 @@ class Student(nn.Module):
 
 def create_student(config: StudentConfig) -> Student:
     """The linen module of a config; it holds no arrays. Raises UserError for float64 where JAX has none."""
-    if config.dtype == "float64" and not jax.config.jax_enable_x64:
+    wide = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]: flags are added at run time
+    if config.dtype == "float64" and not wide:
         raise UserError(
             "dtype float64 needs 64-bit numbers, but JAX has them off: set JAX_ENABLE_X64=1, or use float32"
         )

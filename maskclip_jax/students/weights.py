@@ -139,7 +139,7 @@ def convert_state_dict(
     """
     name = detect_format(state)
     _, table, ignorable = FORMATS[name]
-    ours = traverse_util.flatten_dict(variables)
+    ours: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
     wanted = {path for path in ours if path[1] in parts}
     filled: dict[tuple[str, ...], np.ndarray] = {}
     unused, shapes, origin = [], [], {}
@@ -151,7 +151,7 @@ def convert_state_dict(
             continue
         if path is not None and path[1] not in parts:
             continue
-        if path not in wanted:
+        if path is None or path not in wanted:
             unused.append(key)
             continue
         if path in filled:
@@ -185,11 +185,11 @@ def backbone_from_clip(tower: Variables, variables: Variables) -> Variables:
     Raises:
         UserError: listing both sides when the towers differ.
     """
-    theirs = {}
+    theirs: dict[tuple[str, ...], Any] = {}
     for (collection, *path), value in traverse_util.flatten_dict(tower).items():
         if path[0] != "attnpool":
             theirs[(collection, "backbone", *(path[1:] if path[0] == "stem" else path))] = value
-    ours = traverse_util.flatten_dict(variables)
+    ours: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
     wanted = {path for path in ours if path[1] == "backbone"}
     unused, missing = (
         ["/".join(path) for path in sorted(paths)] for paths in (set(theirs) - wanted, wanted - set(theirs))

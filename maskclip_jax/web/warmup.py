@@ -19,6 +19,7 @@ def steps(desk: Desk) -> Iterator[Callable[[], None]]:
     """What is to be run once, in turn, for the first model of the shelf."""
     reader = desk.shelf.reader(None)
     short = reader.pretrained.preprocess.short_side or reader.pretrained.preprocess.image_size
+    assert short is not None  # every encoder's file says one of the two
     words = as_classes(["dog", "grass", "sky"])
 
     def one(aspect: tuple[int, int]) -> None:

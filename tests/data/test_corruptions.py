@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import maskclip_jax.data.corruptions.corrupt as corruptions
 from maskclip_jax.data.corruptions.corrupt import CORRUPTIONS, LEVELS, corrupt, corrupt_batch
-from maskclip_jax.data.corruptions.corrupt import corrupt as corruptions
 from maskclip_jax.data.corruptions.jpeg import quantisation_tables
 from maskclip_jax.errors import UserError
 

@@ -18,7 +18,7 @@ from tiny_distill import SIDE, config_of, run_steps
 from maskclip_jax.distill import step
 from maskclip_jax.distill.config import DistillConfig
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "helpers"  # the modules that tests share
 
 
 def case():

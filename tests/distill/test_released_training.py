@@ -15,8 +15,8 @@ import pytest
 from tiny_distill import on_devices, quickly
 
 from maskclip_jax.checkpoints.folders import Reading
-from maskclip_jax.checkpoints.load import IMAGENET_MEAN, IMAGENET_STD, Pretrained, load_visual
-from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.checkpoints.load import Pretrained, load_visual
+from maskclip_jax.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.optimizer import descent_direction
 from maskclip_jax.distill.step import TrainState, _forward, _loss, _target, make_train_step

@@ -126,7 +126,8 @@ def _disk(radius: int, softening: float) -> Float32[np.ndarray, "n n"]:
     for axis in (0, 1):
         padded = np.pad(disk, [(taps, taps) if a == axis else (0, 0) for a in (0, 1)], mode="reflect")
         size = disk.shape[axis]
-        disk = sum(w * padded.take(np.arange(size) + taps + o, axis) for w, o in zip(weights, offsets, strict=True))
+        parts = (w * padded.take(np.arange(size) + taps + o, axis) for w, o in zip(weights, offsets, strict=True))
+        disk = sum(parts, np.zeros_like(disk))
     return disk.astype(np.float32)
 
 
