@@ -27,12 +27,8 @@ from pathlib import Path
 
 from maskclip_jax.cli import common
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.files import is_own, is_result, output_names, write_result
 
-STUDENTS_REFUSE = (
-    *("templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background"),
-    *("within", "protocol", "scales", "flip", *common.METHOD_OPTIONS),
-)
+STUDENTS_TAKE = ("short_side", "batch_size", "background_threshold")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from maskclip_jax.data.images import read_image, write_json
+    from maskclip_jax.segment.files import is_own, output_names, write_result
 
     paths, skipped, written = list(dict.fromkeys(find_images(args.images, args.out))), [], 0
     segmenter = make_segmenter(args)
@@ -147,9 +144,9 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
     if is_run(args.model):
         from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
 
-        common.refuse_for_students(args, STUDENTS_REFUSE)
+        common.refuse_for_students(args, STUDENTS_TAKE)
         trained = common.load_run(args)
-        options = {name: getattr(args, name) for name in ("short_side", "batch_size", "background_threshold")}
+        options = {name: getattr(args, name) for name in STUDENTS_TAKE}
         options["classes"] = None if args.classes is None else [str(c) for c in parse_classes(args.classes)]
         chosen_labels(trained.config, options["classes"])  # complains before anything is written
         return lambda images: iter_student_segmentations(images, trained, **options)
@@ -158,7 +155,8 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
     if args.classes is None:
         raise UserError('a CLIP looks for what is named, but --classes is missing: --classes "dog, sofa" (see: --help)')
     classes = parse_classes(args.classes)
-    settings = prediction_settings(classes, common.load_model(args), **common.reading_options(args))
+    options = common.reading_options(args, background=args.background is not None)
+    settings = prediction_settings(classes, common.load_model(args), options)
     return lambda images: iter_segmentations(images, settings)
 
 
@@ -169,6 +167,7 @@ def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:
     """
     from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
     from maskclip_jax.data.walk import files_below
+    from maskclip_jax.segment.files import is_result
 
     written = None if out is None else os.path.realpath(out)
     for path in paths:

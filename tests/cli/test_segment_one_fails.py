@@ -66,7 +66,7 @@ def test_an_overlay_too_large_for_memory_is_skipped(segment, tmp_path, draw, mon
             raise MemoryError
         return write_result(out, name, *rest)
 
-    monkeypatch.setattr("maskclip_jax.cli.segment.write_result", write)
+    monkeypatch.setattr("maskclip_jax.segment.files.write_result", write)
     result = segment(*files)
     assert (result.code, len(result.errors)) == (2, 1)
     assert "b.png does not (MemoryError" in result.errors[0].replace("out of memory", "MemoryError")

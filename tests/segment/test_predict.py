@@ -14,6 +14,7 @@ from pixel_loops import CLASSES, settings_of, softmax, upsampled
 
 from maskclip_jax.checkpoints.load import load_visual
 from maskclip_jax.data.preprocess import interpolation_matrix, prepare, upsample_matrix
+from maskclip_jax.encoders.dense import METHODS
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops.compile_count import count_compiles
 from maskclip_jax.segment import images as whole
@@ -54,7 +55,7 @@ def alone(p, image, classifier, **options):
 READINGS = {
     "raw": {},
     "refined": {"prompt_denoising": 0.4, "key_smoothing": 0.9},
-    "naive": {"naive": True},
+    "naive": {"method": "clip"},
 }
 
 
@@ -75,7 +76,7 @@ def test_buckets_and_batches_change_nothing(pretrained, images, monkeypatch, kin
     settings = settings_of(p, batch_size=3, **READINGS[reading])
     pictures = images((40, 50), (33, 90))  # 32 × 40 and 32 × 87 pixels before padding
     monkeypatch.setattr(whole, "bucket_shapes", lambda *_: [(64, 128)] * 2)  # far larger: padding on all sides
-    core = {"denoising": settings.denoising, "smoothing": settings.smoothing, "naive": settings.naive}
+    core = {"denoising": settings.denoising, "smoothing": settings.smoothing, "method": settings.method}
     results = dict(whole.whole_scores(pictures, settings))
     assert sorted(results) == [0, 1]
     for i, picture in enumerate(pictures):
@@ -142,7 +143,7 @@ def test_the_released_code_inside_a_padded_batch(released_vit, shape):
                 images,
                 arrays["text"],
                 grid=grid,
-                naive=naive,
+                method=METHODS["clip" if naive else "maskclip"],
                 denoising=threshold if denoised else None,
                 smoothing=smoothing,
             )
