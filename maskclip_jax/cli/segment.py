@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
                 try:
                     if isinstance(result, Exception):
                         raise result
-                    write_result(out, names[path], path, image, result)
+                    write_result(out, names[path], path, result.overlay(image), result)
                 except MemoryError as error:
                     skip(path, _too_large(path, error))
                 except Unanswered as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from maskclip_jax.data.images import read_image
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import Classes
 from maskclip_jax.segment.images import Upsampled, whole_scores
-from maskclip_jax.segment.options import Options
+from maskclip_jax.segment.options import Options, with_overrides
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels
 from maskclip_jax.segment.scores import dense_logits as dense_logits
 from maskclip_jax.segment.scores import predict_probabilities as predict_probabilities
@@ -55,11 +56,34 @@ class Segmentation(NamedTuple):
     confidence: Float32[np.ndarray, "H W"]  # probability of each pixel's class
     probabilities: Float32[np.ndarray, "H W K"] | None  # of every class, if asked for
 
+    def overlay(self, image: Image) -> UInt8[np.ndarray, "H2 W2 3"]:
+        """The masks on the image they were found in, above a legend. Raises UserError for an image of another size."""
+        from maskclip_jax.visualize import overlay_with_legend
+
+        pixels = as_pixels(image)
+        if pixels.shape[:2] != self.labels.shape:
+            raise UserError(
+                f"masks lie on the image they were found in, of {self.labels.shape[1]}×{self.labels.shape[0]} pixels, "
+                f"but one of {pixels.shape[1]}×{pixels.shape[0]} came: give that image"
+            )
+        return overlay_with_legend(pixels, self.labels, self.classes)
+
+    def save(self, folder: str | os.PathLike, image: Image | None = None, name: str | None = None) -> None:
+        """The files that `segment` writes: NAME.json, NAME_labels.png and, given the image, NAME_overlay.png.
+
+        `name` is the stem of the image's path, or "image"; files of that name are replaced. Raises UserError where
+        they cannot be written, or where the image has another size.
+        """
+        from maskclip_jax.segment.files import write_result
+
+        path = Path(image if isinstance(image, str | os.PathLike) else name or "image")
+        write_result(Path(folder), name or path.stem, path, None if image is None else self.overlay(image), self)
+
 
 def segment_images(
     images: Sequence[Image],
-    classes: Classes,
-    model: Pretrained,
+    classes: Classes | None,
+    model: Pretrained | Any,
     options: Options | None = None,
     *,
     classifier: Float[np.ndarray, "words E"] | None = None,
@@ -71,7 +95,8 @@ def segment_images(
     Args:
       images: uint8 RGB arrays [H, W, 3], or paths of image files.
       classes: names, "sofa,couch" or a tuple being synonyms; or one text, as `parse_classes` takes it.
-      model: from `load_clip`; its fidelity decides the habits.
+      model: from `load_clip`, whose fidelity decides the habits; or from `load_student`: then `classes` are some of
+        its own (None: all), and only sizes and thresholds of its own are read from the options.
       options: how images are read; `Options` says what there is.
       classifier: [words, E] of unit vectors to use instead of the text tower: background words, then classes (with
         synonyms="max" a row for every synonym).
@@ -87,13 +112,16 @@ def segment_images(
     Raises:
       UserError: one line, on the first input or option that cannot be used.
     """
-    settings = prediction_settings(classes, model, options, classifier=classifier, **overrides)
     if isinstance(images, str | os.PathLike):
         raise UserError(f"images must be a list, but one path came ({images}): write [path]")
-    total, out = len(images), []
+    total = len(images)
     report = (lambda done: progress(done, total)) if progress is not None else None
-    out.extend(iter_segmentations(images, settings, report))
-    return out
+    if hasattr(model, "iter_segmentations"):  # a student, of a folder that comes after this one
+        if classifier is not None:
+            raise UserError("a student knows its own classes, but a classifier came: leave it out")
+        return list(model.iter_segmentations(images, classes, with_overrides(options, overrides), report))
+    settings = prediction_settings(classes, model, options, classifier=classifier, **overrides)
+    return list(iter_segmentations(images, settings, report))
 
 
 def iter_segmentations(

@@ -26,7 +26,7 @@ from maskclip_jax.segment.feature_cache import Kept, class_probability, keep_fea
 from maskclip_jax.segment.files import output_names, result_record
 from maskclip_jax.segment.predict import Segmentation
 from maskclip_jax.segment.settings import PredictionSettings, prediction_settings
-from maskclip_jax.visualize import heat_map, overlay_with_legend
+from maskclip_jax.visualize import heat_map
 from maskclip_jax.web.cache import Memory
 from maskclip_jax.web.limits import check_cost
 from maskclip_jax.web.models import Shelf
@@ -140,7 +140,7 @@ class Desk:
             return File(label_png(result.labels, palette), "image/png", f"{stem}_labels.png")
         if kind == "result.json":
             return File(json_text(result_record(photo.name, result)).encode(), "application/json", f"{stem}.json")
-        picture = overlay_with_legend(self._decoded(photo.data, photo.name), result.labels, result.classes, palette)
+        picture = result.overlay(self._decoded(photo.data, photo.name))
         return File(_png(picture), "image/png", f"{stem}_overlay.png")
 
     def heat(self, token: str, index: int) -> File:
