@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=common.place, help="JSON file to write")
     common.add_model_arguments(parser)
     common.add_reading_arguments(parser, without=("window", "stride", "background", "background_threshold"))
+    parser.set_defaults(scales=[1.0])  # recorded with every score
     common.add_image_arguments(parser)
 
 

@@ -22,7 +22,7 @@ def test_scores_are_written(call, model, draw, tmp_path):
     found = []
     for name, data in (("a", tmp_path / "data"), ("b", f"{tmp_path / 'data.zip'}!data")):
         out = tmp_path / "new" / f"{name}.json"
-        result = call("evaluate", data, "--classes", "dog, cat", "--model", model, "--scales", 1, "--out", out)
+        result = call("evaluate", data, "--classes", "dog, cat", "--model", model, "--out", out)
         assert (result.code, result.errors, result.lines[-1]) == (0, [], f"wrote {out}")
         found.append(json.loads(out.read_text()))
         assert found[-1]["settings"]["scales"] == [1.0]
