@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from maskclip_jax.distill.run_folder import load_student as load_student
     from maskclip_jax.encoders.config import Fidelity as Fidelity
     from maskclip_jax.errors import UserError as UserError
+    from maskclip_jax.segment.options import Options as Options
     from maskclip_jax.segment.predict import Segmentation as Segmentation
     from maskclip_jax.segment.predict import segment_images as segment_images
 
@@ -27,6 +28,7 @@ _HOMES = {
     "Pretrained": "checkpoints.load",
     "load_clip": "checkpoints.load",
     "UserError": "errors",
+    "Options": "segment.options",
     "Segmentation": "segment.predict",
     "segment_images": "segment.predict",
     "load_student": "distill.run_folder",

@@ -22,7 +22,7 @@ from maskclip_jax.label.batches import Devices, cell_batches, compute_cells
 from maskclip_jax.label.corpus import FileCorpus
 from maskclip_jax.label.run import BATCHES_OF_A_BLOCK, LabelOptions, label_shard
 from maskclip_jax.segment.images import padded_batch
-from maskclip_jax.segment.options import PredictionSettings, prediction_settings
+from maskclip_jax.segment.settings import PredictionSettings, prediction_settings
 
 SHAPES = ((375, 500), (375, 500), (375, 500), (500, 375))  # VOC's usual sizes, a quarter of them upright
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -30,6 +30,7 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.encoder import evaluate_teacher, teacher_reader
 from maskclip_jax.evaluate.engine import Counter
 from maskclip_jax.segment.classifier import text_classifier
+from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.predict import segment_images
 from maskclip_jax.visualize import area_legend, comparison_sheet, overlay
 
@@ -144,15 +145,14 @@ def teacher_cell(
         images = open_data(data, count)
         clip, counter = _reader(model, data, fidelity, dense_stride, tuple(sorted(reading.items())))
         names = class_set(DATASETS[data].classes)
-        options = dict(reading)
-        if unseen:
-            options["unseen"] = [i for i, name in enumerate(names) if str(name) in unseen_of(data)]
+        found_later = [i for i, name in enumerate(names) if unseen and str(name) in unseen_of(data)]
         classifier = text_classifier(clip, names, templates)
         images = images if source is None else source(images)
         with progress(key, len(images)) as report:
             found = evaluate_teacher(
                 clip, classifier, [str(n) for n in names], images, batch_size=20,
-                progress=lambda done, total: report(done), counter=counter, **options,
+                progress=lambda done, total: report(done), counter=counter, unseen=found_later,
+                options=options_of(reading),
             )  # fmt: skip
         return percent(found)
 
@@ -166,10 +166,14 @@ def _reader(
     clip, size = pretrained(model, fidelity, dense_stride), DATASETS[data].size
     if size is not None:
         clip = dataclasses.replace(clip, preprocess=dataclasses.replace(clip.preprocess, **size))
-    options = dict(reading)
-    refinement = options.get("prompt_denoising"), options.get("key_smoothing")
-    reader = teacher_reader(clip, *refinement, bool(options.get("naive")))
+    reader = teacher_reader(clip, options_of(dict(reading)))
     return clip, Counter(reader, len(class_set(DATASETS[data].classes)))
+
+
+def options_of(reading: Mapping[str, Any]) -> Options:
+    """A reading as the records name it, where CLIP's own last attention is `naive`."""
+    given = dict(reading)
+    return Options(**({"method": "clip"} if given.pop("naive", False) else {}), **given)
 
 
 def scenes_sheet(readings: Mapping[str, dict[str, Any]], model: str) -> np.ndarray:
@@ -178,7 +182,9 @@ def scenes_sheet(readings: Mapping[str, dict[str, Any]], model: str) -> np.ndarr
     shown, names = [source[i] for i in SHOWN], [str(n) for n in class_set("scenes66")]
     classifier, palette = text_classifier(clip, names), class_palette(names)
     images = [e.image for e in shown]
-    columns = [segment_images(images, names, clip, classifier=classifier, **options) for options in readings.values()]
+    columns = [
+        segment_images(images, names, clip, options_of(reading), classifier=classifier) for reading in readings.values()
+    ]
     large = lambda x: np.repeat(np.repeat(x, 2, 0), 2, 1)  # noqa: E731
     rows = []
     for example, *found in zip(shown, *columns, strict=True):

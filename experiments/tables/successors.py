@@ -69,7 +69,7 @@ def full_options(row: str) -> dict[str, Any]:
     """A row's protocol. What has none of its own, or one that is not of windows, is read as SCLIP's paper reads it."""
     method, _, refined = row.partition(", ")
     own = method in PROTOCOLS and method != "maskclip"
-    options = protocol_options(method if own else "sclip") | {"method": method}
+    options = protocol_options(method if own else "sclip").changed() | {"method": method}
     return options | {"pamr": 10 if refined else 0}
 
 

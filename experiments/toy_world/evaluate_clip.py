@@ -17,9 +17,9 @@ from maskclip_jax.encoders.model import CLIP
 BATCH = 25
 
 
-@partial(jax.jit, static_argnames=("model", "naive"))
-def _logits(variables, images, classifier, *, model: CLIP, naive: bool):
-    features = model.apply(variables, images, naive=naive, method="encode_dense").features
+@partial(jax.jit, static_argnames=("model", "attention"))
+def _logits(variables, images, classifier, *, model: CLIP, attention: str):
+    features = model.apply(variables, images, attention=attention, method="encode_dense").features
     return features @ classifier.T
 
 
@@ -58,8 +58,8 @@ def dense_scores(
         x = (images[start : start + BATCH].astype(np.float32) / 255 - mean) / std
         if side != 128:
             x = jax.image.resize(x, (BATCH, side, side, 3), "linear")
-        for name, naive in (("naive", True), ("mask", False)):
-            logits = _logits(variables, x, classifier, model=model, naive=naive)
+        for name, attention in (("naive", "qk"), ("mask", "value")):
+            logits = _logits(variables, x, classifier, model=model, attention=attention)
             predicted.setdefault(name, []).append(np.asarray(upsample(logits)))
         best = jax.nn.softmax(scale * logits, axis=-1).max(axis=(1, 2), keepdims=True)
         for t in thresholds:

@@ -27,7 +27,7 @@ from maskclip_jax.segment.predict import segment_images
 
 ARCHIVE = Path(__file__).with_name("heldout.zip")
 READINGS = {
-    "naive": {"naive": True},
+    "naive": {"method": "clip"},
     "MaskCLIP": {},
     **{f"PD {t}": {"prompt_denoising": t} for t in (0.2, 0.3, 0.4, 0.5, 0.7, 0.8)},
     "KS": {"key_smoothing": True},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -14,9 +15,10 @@ from typing import Any
 from maskclip_jax.data.whole_files import as_text as as_text
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
+from maskclip_jax.segment.options import FIELDS, Options
 
 MOST_MESSAGE = 2000  # characters: what somebody sent in may be a megabyte
-METHOD_OPTIONS = ("method", "synonyms", "probability_scale", "pamr")
+READING = {option.name: option for option in FIELDS if option.metadata["flag"]}  # the fields that have a flag
 
 
 def unit(text: str) -> float:
@@ -33,6 +35,9 @@ def positive(text: str) -> int:
         if (value := int(text)) >= 1:
             return value
     raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
+
+
+TYPES = {"text": str, "number": float, "integer": int, "probability": unit, "count": positive}
 
 
 def place(text: str) -> Path:
@@ -120,80 +125,42 @@ class _Notes(logging.Handler):
         complain(record.getMessage(), "note")
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--templates", help="maskclip (85), imagenet (80), scene (5), single, or a template with {}")
-    add_size_arguments(parser)
-    parser.add_argument("--naive", action="store_true", help="the paper's baseline: the unmodified last layer")
-    parser.add_argument(
-        "--prompt-denoising", type=unit, metavar="T", help="drop classes that are nowhere more probable than T"
-    )
-    parser.add_argument(
-        "--key-smoothing", type=unit, nargs="?", const=1.0, metavar="T", help="smooth positions less sure than T (1)"
-    )
-    parser.add_argument("--window", type=positive, help="side of sliding windows in pixels of the resized image")
-    parser.add_argument("--stride", type=positive, help="distance of sliding windows")
-    parser.add_argument("--background", help="words that compete and become one class, background")
-    parser.add_argument("--background-threshold", type=unit, metavar="P", help="less sure pixels become background")
-    parser.add_argument("--batch-size", type=positive, default=8, help="images or windows at once")
-    add_method_arguments(parser)
-    parser.add_argument("--scales", type=float, nargs="+", help="sizes whose probabilities are averaged (1.0)")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
-
-
-def add_size_arguments(parser: argparse.ArgumentParser) -> None:
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--short-side", type=positive, help="pixels the short side is resized to (long side at most 2048)"
-    )
-    size.add_argument(
-        "--within", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="instead: the largest size that fits"
-    )
-
-
-def add_method_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", help="how CLIP's last blocks are read: maskclip, sclip, clearclip, naclip, gem, …")
+def add_reading_arguments(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+    """A flag for every field of `Options` that has one, and --protocol; what is not given stays None."""
+    size, method = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
+    groups = {"short_side": size, "within": size, "method": method}
+    method.add_argument("--naive", action="store_true", help="the paper's baseline: short for --method clip")
     parser.add_argument("--protocol", help="a paper's sizes, windows, templates, scale and method; yours go first")
-    parser.add_argument(
-        "--synonyms", choices=("mean", "max"), help="a class is its synonyms' mean, or the best of them"
-    )
-    parser.add_argument("--probability-scale", type=float, metavar="S", help="of the softmax over classes")
-    parser.add_argument("--pamr", type=int, metavar="N", help="steps that pull masks to the image's edges (paper: 10)")
+    for name, option in READING.items():
+        if name not in without:
+            flag = option.metadata["flag"]
+            keywords = flag | ({"type": TYPES[flag["type"]]} if "type" in flag else {})
+            flag_name = f"--{name.replace('_', '-')}"
+            groups.get(name, parser).add_argument(flag_name, help=option.metadata["help"], **keywords)
 
 
-def with_protocol(args: argparse.Namespace, options: dict[str, Any], *, background: bool) -> dict[str, Any]:
-    """`options` and those of `add_method_arguments`, gaps (None) filled by `--protocol`, and then by the defaults."""
+def reading_options(args: argparse.Namespace, *, background: bool):
+    """The `Options` that the flags describe: what is given, else what `--protocol` says, else the defaults.
+
+    `background`: whether the classes include one, to which a protocol's threshold applies.
+    """
     from maskclip_jax.segment.protocols import protocol_options
 
-    options = options | {name: getattr(args, name) for name in METHOD_OPTIONS}
-    if args.protocol is not None:
-        preset = protocol_options(args.protocol, background=background)
-        if options.get("naive"):
-            preset["method"] = None
-        if options.get("window") is not None:  # a window of one's own comes with its own stride
-            preset["stride"] = None
-        if options.get("short_side") is not None or options.get("within") is not None:  # one's own size, of either kind
-            preset["short_side"] = preset["within"] = None
-        options |= {name: value for name, value in preset.items() if options.get(name) is None}
-    defaults = {"method": "maskclip", "synonyms": "mean", "pamr": 0, "scales": (1.0,)}
-    return options | {name: value for name, value in defaults.items() if options.get(name) is None}
+    given = {name: value for name in READING if (value := getattr(args, name, None)) is not None and value is not False}
+    if args.naive:
+        given["method"] = "clip"
+    if args.protocol is None:
+        return Options(**given)
+    one = {"stride"} if "window" in given else set()  # a window of one's own comes with its own stride
+    one |= {"short_side", "within"} if {"short_side", "within"} & set(given) else set()  # a size too, of either kind
+    return dataclasses.replace(protocol_options(args.protocol, background=background), **dict.fromkeys(one), **given)
 
 
-def template_option(args: argparse.Namespace) -> str | tuple[str] | None:
-    """`--templates`: the name of a set, or one template of the user's own."""
-    return (args.templates,) if args.templates is not None and "{" in args.templates else args.templates
-
-
-def reading_options(args: argparse.Namespace) -> dict[str, Any]:
-    """`add_reading_arguments` as keyword arguments of `segment_images`."""
-    names = ("short_side", "within", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
-    names += ("background_threshold", "batch_size", "scales", "flip")
-    options = {"templates": template_option(args)} | {name: getattr(args, name) for name in names}
-    return with_protocol(args, options, background=args.background is not None)
-
-
-def refuse_for_students(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Raises UserError where an option of the given ones was set: a student is read as it was trained."""
-    if refused := [name for name in (*names, "activation") if getattr(args, name)]:
+def refuse_for_students(args: argparse.Namespace, takes: Sequence[str], also: Sequence[str] = ()) -> None:
+    """Raises UserError where a reading's or a CLIP's option was set that a student does not take."""
+    names = [name for name in READING if name not in takes]
+    names += ["naive", "protocol", "tokenizer", "activation", "dense_stride", *also]
+    if refused := [name for name in names if getattr(args, name, None)]:
         option = f"--{refused[0].replace('_', '-')}"
         raise UserError(f"a student is read as it was trained, but {option} came: leave it out")
 

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     pretrained = common.load_model(args)
     threshold = pretrained.reading.prompt_denoising or 0.5
     readings = {
-        "naive": {"naive": True},
+        "naive": {"method": "clip"},
         "MaskCLIP": {},
         f"+ denoising {threshold:g}": {"prompt_denoising": threshold},
         "+ smoothing": {"prompt_denoising": threshold, "key_smoothing": True},

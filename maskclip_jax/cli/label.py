@@ -101,8 +101,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("a CLIP must be told what to look for, but --classes is missing: name it")
     else:
         classes = [list(entry) for entry in parse_classes(args.classes)]
-        model = common.load_model(args)
-        settings = prediction_settings(parse_classes(args.classes), model, **common.reading_options(args))
+        reading = common.reading_options(args, background=args.background is not None)
+        settings = prediction_settings(parse_classes(args.classes), common.load_model(args), reading)
         label.check_options(settings, options)
     out = common.output_folder(args.out)
     record = {name: value for name, value in vars(args).items() if name not in PLACE}
@@ -152,9 +152,7 @@ def _student(args: argparse.Namespace):
     from maskclip_jax.distill.predict import StudentLabeller
     from maskclip_jax.distill.run_folder import load_student
 
-    refused = ("classes", "templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background")
-    refused += ("background_threshold", "protocol", "scales", "flip", "top_k", "features", "tokenizer", "dense_stride")
-    common.refuse_for_students(args, (*refused, *common.METHOD_OPTIONS))
+    common.refuse_for_students(args, ("short_side", "batch_size"), ("classes", "top_k", "features"))
     trained = load_student(args.model)
     return StudentLabeller(trained, short_side=args.short_side, batch_size=args.batch_size)
 

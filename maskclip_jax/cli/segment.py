@@ -28,10 +28,7 @@ from pathlib import Path
 from maskclip_jax.cli import common
 from maskclip_jax.errors import UserError
 
-STUDENTS_REFUSE = (
-    *("templates", "naive", "prompt_denoising", "key_smoothing", "window", "stride", "background"),
-    *("within", "protocol", "scales", "flip", *common.METHOD_OPTIONS),
-)
+STUDENTS_TAKE = ("short_side", "batch_size", "background_threshold")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,14 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from maskclip_jax.data.images import read_image, write_json
-    from maskclip_jax.segment import files
+    from maskclip_jax.segment.files import is_own, output_names, write_result
 
     paths, skipped, written = list(dict.fromkeys(find_images(args.images, args.out))), [], 0
     segmenter = make_segmenter(args)
     out = common.output_folder(args.out)
-    if not files.is_own(out / "segment.json", {"command", "settings", "versions", "skipped"}):
+    if not is_own(out / "segment.json", {"command", "settings", "versions", "skipped"}):
         raise UserError(f"--out has a segment.json, but {out}'s is not by `segment`: choose another folder, or move it")
-    names = files.output_names(paths, out)
+    names = output_names(paths, out)
 
     def skip(path: Path, error: Exception) -> None:  # the others go on; the exit code tells
         skipped.append(common.as_text(path))
@@ -73,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
                 try:
                     if isinstance(result, Exception):
                         raise result
-                    files.write_result(out, names[path], path, image, result)
+                    write_result(out, names[path], path, result.overlay(image), result)
                 except MemoryError as error:
                     skip(path, _too_large(path, error))
                 except Unanswered as error:
@@ -147,9 +144,9 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
     if is_run(args.model):
         from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
 
-        common.refuse_for_students(args, STUDENTS_REFUSE)
+        common.refuse_for_students(args, STUDENTS_TAKE)
         trained = common.load_run(args)
-        options = {name: getattr(args, name) for name in ("short_side", "batch_size", "background_threshold")}
+        options = {name: getattr(args, name) for name in STUDENTS_TAKE}
         options["classes"] = None if args.classes is None else [str(c) for c in parse_classes(args.classes)]
         chosen_labels(trained.config, options["classes"])  # complains before anything is written
         return lambda images: iter_student_segmentations(images, trained, **options)
@@ -158,7 +155,8 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
     if args.classes is None:
         raise UserError('a CLIP looks for what is named, but --classes is missing: --classes "dog, sofa" (see: --help)')
     classes = parse_classes(args.classes)
-    settings = prediction_settings(classes, common.load_model(args), **common.reading_options(args))
+    options = common.reading_options(args, background=args.background is not None)
+    settings = prediction_settings(classes, common.load_model(args), options)
     return lambda images: iter_segmentations(images, settings)
 
 

@@ -144,20 +144,27 @@ def sized(preprocess: Preprocess, short_side: int | None = None, within: Sequenc
 
     Neither leaves it. Raises UserError for both, and for what is no size.
     """
-    if short_side is None and within is None:
-        return preprocess
+    check_size(short_side, within)
+    if short_side is not None:
+        return dataclasses.replace(preprocess, short_side=int(short_side), within=None)
+    if within is not None:
+        return dataclasses.replace(preprocess, short_side=None, long_side=None, within=(int(within[0]), int(within[1])))
+    return preprocess
+
+
+def check_size(short_side: Any, within: Any) -> None:
+    """Raises UserError for a size and a frame that came together, and for what is neither."""
     if short_side is not None and within is not None:
         raise UserError(
-            f"an image is sized by its short side or within a frame, but both came ({short_side}, {tuple(within)}): "
+            f"an image is sized by its short side or within a frame, but both came ({short_side!r}, {within!r}): "
             "leave one out"
         )
-    if within is None:
-        if not _is_side(short_side):
-            raise UserError(f"the short side is at least one pixel, a whole number, but {short_side!r} came: try 512")
-        return dataclasses.replace(preprocess, short_side=int(short_side), within=None)
-    if isinstance(within, str) or not np.iterable(within) or len(within) != 2 or not all(map(_is_side, within)):
+    if short_side is not None and not _is_side(short_side):
+        raise UserError(f"the short side is at least one pixel, a whole number, but {short_side!r} came: try 512")
+    if within is not None and not (
+        isinstance(within, list | tuple | np.ndarray) and len(within) == 2 and all(map(_is_side, within))
+    ):
         raise UserError(f"within is a height and a width in whole pixels, but {within!r} came: try (520, 520)")
-    return dataclasses.replace(preprocess, short_side=None, long_side=None, within=(int(within[0]), int(within[1])))
 
 
 def _is_side(value: Any) -> bool:

@@ -28,6 +28,8 @@ from maskclip_jax.distill.run_layout import CONFIG, TEXT
 from maskclip_jax.distill.step import TrainState, create_train_state
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import hosts
+from maskclip_jax.segment.classifier import named_classes
+from maskclip_jax.segment.options import Options
 from maskclip_jax.students import Student, create_student
 
 LOCK = ".lock"
@@ -48,6 +50,18 @@ class TrainedStudent(NamedTuple):
     def origin(self) -> str:
         """Which checkpoint it is, and how it was chosen, for a line."""
         return f"checkpoint: step {self.step} of {self.config.steps}" + f", {self.chosen}" * bool(self.chosen)
+
+    def iter_segmentations(self, images: Any, classes: Any, options: Options, progress: Any = None) -> Iterator:
+        """What `segment_images` calls in place of a CLIP's. Raises UserError for an option that no student reads."""
+        from maskclip_jax.distill.predict import iter_student_segmentations
+
+        given = options.changed()
+        given.pop("cache", None)  # of a text classifier, which is none of a student's
+        takes = ("short_side", "batch_size", "background_threshold", "return_probabilities")
+        if refused := [name for name in given if name not in takes]:
+            raise UserError(f"a student is read as it was trained, but {refused[0]} came: leave it out")
+        names = None if classes is None else [str(entry) for entry in named_classes(classes)]
+        return iter_student_segmentations(images, self, progress, classes=names, **given)
 
 
 @contextlib.contextmanager

@@ -185,15 +185,20 @@ def dense_method(method: str | DenseMethod, config: CLIPConfig) -> DenseMethod:
     Six blocks are half of the tower that CLIP Surgery and GEM were made for; a preset takes no more than half of a
     smaller one. Raises UserError for an unknown name, or more blocks than there are.
     """
+    check_method(method)
     if isinstance(method, DenseMethod):
         check_blocks(method, config.vision)
         return method
-    if method not in METHODS:
-        raise UserError(f"a method is one of {', '.join(METHODS)}, not {method!r}: choose one of them")
     preset = METHODS[method]
     if isinstance(config.vision, ViTConfig) and preset.blocks > 1:
         preset = dataclasses.replace(preset, blocks=min(preset.blocks, max(1, config.vision.layers // 2)))
     return preset
+
+
+def check_method(method: str | DenseMethod) -> None:
+    """Raises UserError for what is neither a preset's name nor a `DenseMethod`."""
+    if not isinstance(method, DenseMethod) and not (isinstance(method, str) and method in METHODS):
+        raise UserError(f"a method is one of {', '.join(METHODS)}, not {method!r}: choose one of them")
 
 
 def check_blocks(method: DenseMethod, vision: object) -> None:

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
-from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
+from maskclip_jax.encoders.dense import DenseMethod
 from maskclip_jax.encoders.layers import Dtype, fold_linear
 from maskclip_jax.encoders.resnet import ModifiedResNet
 from maskclip_jax.encoders.text import TextTransformer
@@ -73,7 +73,6 @@ class CLIP(nn.Module):
         images: Float[Array, "B H W 3"],
         *,
         grid: Int[Array, "B 2"] | None = None,
-        naive: bool = False,
         attention: str = "value",
         residual: bool = True,
         mlp: bool = True,
@@ -87,7 +86,6 @@ class CLIP(nn.Module):
           grid: when images of different sizes share a padded batch, each one's valid rows and columns in units of
             `config.multiple` pixels; `config.cells` says what features these have. What lies beyond changes nothing
             inside, and comes out meaningless.
-          naive: the paper's baseline instead, the unmodified last layer (keys are the same).
           attention, residual, mlp, blocks, sigma: another reading of the last blocks, as `DenseMethod` has them;
             `**dataclasses.asdict(METHODS["sclip"])` is a published one.
 
@@ -95,9 +93,7 @@ class CLIP(nn.Module):
           features [B, h, w, E] of unit norm and keys [B, h·w, D]. Under `jit`, what is not used is not computed.
         """
         method = DenseMethod(attention, residual, mlp, blocks, sigma)
-        if naive and method != MASKCLIP:
-            raise UserError("naive is the unmodified last layer, but another attention came too: give one of the two")
-        features, keys = self.visual.dense(images, grid, naive, method)
+        features, keys = self.visual.dense(images, grid, method)
         features = in_full_precision(features)
         norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
         return DenseFeatures(features / jnp.maximum(norm, 1e-12), keys)

@@ -135,11 +135,6 @@ class AttentionPool(nn.Module):
         tokens = tokens + jnp.concatenate([table[None, :1], patches], axis=1).astype(tokens.dtype)
         return self._attend(tokens[:, :1], tokens, None)[:, 0]
 
-    def naive(self, x: Float[Array, "B h w D"], mask: Bool[Array, "B h w"] | None) -> Float[Array, "B h w E"]:
-        """Every position as a query, without position embedding: the paper's baseline."""
-        tokens = self._tokens(x, mask)
-        return self._attend(tokens, tokens, _token_mask(mask))[:, 1:].reshape(*x.shape[:3], -1)
-
     def read(
         self, x: Float[Array, "B h w D"], mask: Bool[Array, "B h w"] | None, grid: Array | None, method: DenseMethod
     ) -> Float[Array, "B h w E"]:
@@ -212,7 +207,6 @@ class ModifiedResNet(nn.Module):
         self,
         images: Float[Array, "B H W 3"],
         grid: Int[Array, "B 2"] | None,
-        naive: bool,
         method: DenseMethod = MASKCLIP,
     ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
         """Projected features of every position (not normalised) and the keys; see `CLIP.encode_dense`."""
@@ -221,9 +215,7 @@ class ModifiedResNet(nn.Module):
         x, _ = self._trunk(images, real, stride, False)
         folded = self.get_variable("folded", "value") if self.has_variable("folded", "value") else None
         values, keys = self.attnpool.dense(x, folded)
-        if naive:
-            values = self.attnpool.naive(x, real.mask(x.shape[1:3], stride))
-        elif method.attention != "value":
+        if method.attention != "value":
             values = self.attnpool.read(x, real.mask(x.shape[1:3], stride), real.cells(stride), method)
         return values, keys
 

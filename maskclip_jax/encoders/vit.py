@@ -49,7 +49,6 @@ class VisionTransformer(nn.Module):
         self,
         images: Float[Array, "B H W 3"],
         grid: Int[Array, "B 2"] | None,
-        naive: bool,
         method: DenseMethod = MASKCLIP,
     ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
         """Projected features of every patch (not normalised) and the last layer's keys; see `CLIP.encode_dense`."""
@@ -62,10 +61,8 @@ class VisionTransformer(nn.Module):
             return self._project(z).reshape(z.shape[0], *shape, -1), keys
         x = self.transformer.penultimate(self._embed(images, grid), mask)
         folded = self.get_variable("folded", "value") if self.has_variable("folded", "value") else None
-        # The class token ends here: nothing below looks from one token to another, except in the naive baseline.
+        # The class token ends here: nothing below looks from one token to another.
         z, keys = self.transformer.last_dense(x[:, 1:], self.fidelity.keys, folded)
-        if naive:
-            z = self.transformer.last(x, mask)[:, 1:]
         return self._project(z).reshape(z.shape[0], *shape, -1), keys
 
     def _read(

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Int64
 
 from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.data.images import IGNORE, ignored_label
+from maskclip_jax.data.preprocess import sized
 from maskclip_jax.data.sources import DataSource
-from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod, dense_method
+from maskclip_jax.encoders.dense import dense_method
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import Counter, Reader, batches, prepared, read_ahead
@@ -31,7 +32,13 @@ from maskclip_jax.evaluate.metrics import (
     seen_unseen_harmonic,
 )
 from maskclip_jax.ops.hosts import sum_over_hosts
+from maskclip_jax.segment.options import Options, with_overrides
 from maskclip_jax.segment.scores import predict_scores, probability_scale, to_probabilities
+
+READ_HERE = (
+    *("prompt_denoising", "key_smoothing", "method", "short_side", "within", "scales", "flip", "batch_size"),
+    *("templates", "cache"),  # of the classifier, which is made before
+)
 
 
 class Scores(NamedTuple):
@@ -65,69 +72,66 @@ def evaluate_teacher(
     classifier: Float[np.ndarray | Array, "C E"],
     names: Sequence[str],
     source: DataSource,
+    options: Options | None = None,
     *,
-    prompt_denoising: float | None = None,
-    key_smoothing: float | None = None,
-    naive: bool = False,
-    method: str | DenseMethod = "maskclip",
     unseen: Sequence[int] = (),
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
     counter: Counter | None = None,
+    **overrides: Any,
 ) -> Scores:
     """Scores of MaskCLIP itself, whole images; `classifier` has a row for each name. Otherwise as for students.
 
-    `method` is another reading of the last blocks (`maskclip_jax.encoders.dense.METHODS`).
+    `options` and `overrides` as for `segment_images`, of those in `READ_HERE`; `evaluate_protocol` knows all of them.
     `counter` keeps compiled programs from call to call: `Counter(teacher_reader(…), C)` of the same model and options.
     """
-    fidelity, reading = pretrained.config.fidelity, dense_method(method, pretrained.config)
+    options = with_overrides(options, overrides)
+    if unread := [name for name in options.changed() if name not in READ_HERE]:
+        raise UserError(
+            f"evaluate_teacher counts whole images, by {', '.join(READ_HERE)}, but {unread[0]} came: "
+            "call evaluate_protocol, or leave it out"
+        )
+    pretrained = dataclasses.replace(
+        pretrained, preprocess=sized(pretrained.preprocess, options.short_side, options.within)
+    )
     protocol = {
-        "scales": list(scales),
-        "flip": flip,
+        "scales": list(options.scales),
+        "flip": options.flip,
         "short side": pretrained.preprocess.short_side,
         "within": pretrained.preprocess.within,
-        "prompt denoising": prompt_denoising,
-        "key smoothing": key_smoothing,
-        "naive": naive,
-        "method": method if isinstance(method, str) else dataclasses.asdict(method),
+        "prompt denoising": options.prompt_denoising,
+        "key smoothing": options.key_smoothing,
+        "method": options.method if isinstance(options.method, str) else dataclasses.asdict(options.method),
         "stride": pretrained.config.stride,
-        "fidelity": dataclasses.asdict(fidelity),
+        "fidelity": dataclasses.asdict(pretrained.config.fidelity),
     }
     if counter is None:
-        reader = teacher_reader(pretrained, prompt_denoising, key_smoothing, naive, reading)
-        counter = Counter(reader, len(names))
+        counter = Counter(teacher_reader(pretrained, options), len(names))
     return evaluate(
         counter,
         {"clip": pretrained.variables, "text": classifier},
         source,
         names,
         unseen=unseen,
-        scales=scales,
-        flip=flip,
-        batch_size=batch_size,
+        scales=options.scales,
+        flip=options.flip,
+        batch_size=options.batch_size,
         progress=progress,
         protocol=protocol,
     )
 
 
-def teacher_reader(
-    pretrained: Pretrained,
-    denoising: float | None = None,
-    smoothing: float | None = None,
-    naive: bool = False,
-    method: DenseMethod = MASKCLIP,
-) -> Reader:
-    """MaskCLIP with its refinement."""
+def teacher_reader(pretrained: Pretrained, options: Options | None = None) -> Reader:
+    """MaskCLIP with its refinement: the options' thresholds and method."""
     model: CLIP = pretrained.model
+    o = Options() if options is None else options
+    method = dense_method(o.method, pretrained.config)
 
     def scores(v: Any, pixels: Array, grid: Array | None) -> Array:
-        options = {"grid": grid, "denoising": denoising, "smoothing": smoothing, "naive": naive, "method": method}
-        return predict_scores(model, v["clip"], pixels, v["text"], **options)
+        refinement = {"denoising": o.prompt_denoising, "smoothing": o.key_smoothing}
+        return predict_scores(model, v["clip"], pixels, v["text"], grid=grid, method=method, **refinement)
 
     def probabilities(v: Any, scores: Array) -> Array:
-        return to_probabilities(scores, probability_scale(model, v["clip"]), smoothed=smoothing is not None)
+        return to_probabilities(scores, probability_scale(model, v["clip"]), smoothed=o.key_smoothing is not None)
 
     return Reader(scores, probabilities, pretrained.preprocess, model.config)
 

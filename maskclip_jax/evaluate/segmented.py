@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.data.images import ignored_label
@@ -23,53 +24,58 @@ from maskclip_jax.evaluate.encoder import Scores, scored
 from maskclip_jax.evaluate.engine import check_amount, known_labels
 from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.ops.hosts import sum_over_hosts
-from maskclip_jax.segment.options import BACKGROUND
+from maskclip_jax.segment.options import BACKGROUND, FIELDS, Options, with_overrides
 from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
 
 
 def evaluate_protocol(
     pretrained: Pretrained,
     source: DataSource,
+    options: Options | None = None,
     *,
     classes: Sequence[ClassName],
     unseen: Sequence[int] = (),
     protocol_name: str | None = None,
+    classifier: Float[np.ndarray, "words E"] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    **options: Any,
+    **overrides: Any,
 ) -> Scores:
-    """mIoU of a prediction with any options of `prediction_settings`.
+    """mIoU of the masks that `segment_images` makes, with any of its options.
 
     Args:
       classes: names of the masks' values, in order. Where the first is "background", its synonyms are the words of the
         background (none: only the threshold makes it), and `background_threshold` applies.
       unseen: indices of unseen classes.
       protocol_name: for the record.
-      options: of `prediction_settings`.
+      options, classifier, overrides: as for `segment_images`.
 
     Raises:
       UserError: an option that cannot be used, an image without annotation, or a label that is no class.
     """
     names = [str(name) for name in classes]
     check_amount(len(names))
-    method = options.get("method", "maskclip")
+    options = with_overrides(options, overrides)
     # not part of a protocol, or recorded below as it was used
-    apart = ("batch_size", "classifier", "cache", "short_side", "within", "probability_scale", "naive", "method")
-    protocol = {"protocol": protocol_name} | {k: v for k, v in options.items() if k not in apart and v is not None}
+    apart = ("batch_size", "cache", "return_probabilities", "short_side", "within", "probability_scale", "method")
+    protocol = {"protocol": protocol_name} | {
+        field.name: value
+        for field in FIELDS
+        if field.name not in apart and (value := getattr(options, field.name)) is not None
+    }
     if names[0].casefold() == BACKGROUND and len(classes) > 1:
-        options["background"] = [(word,) for word in classes[0][1:]] or None
+        options = dataclasses.replace(options, background=[(word,) for word in classes[0][1:]] or None)
         classes = classes[1:]
-        if options["background"] is None and options.get("background_threshold") is None:
+        if options.background is None and options.background_threshold is None:
             raise UserError(
                 "a background needs words of its own ('background, sky, wall; dog') or a threshold, but there are "
                 "neither: name some, or take a --protocol that has one"
             )
-    settings = prediction_settings(classes, pretrained, **options)
+    settings = prediction_settings(classes, pretrained, options, classifier=classifier)
     protocol |= {
         "short side": settings.preprocess.short_side,
         "within": settings.preprocess.within,
         "probability scale": round(float(settings.scale), 3),
-        "naive": settings.naive,
-        "method": method if isinstance(method, str) else dataclasses.asdict(method),
+        "method": options.method if isinstance(options.method, str) else dataclasses.asdict(options.method),
         "fidelity": dataclasses.asdict(pretrained.config.fidelity),
     }
     waiting: deque[np.ndarray] = deque()

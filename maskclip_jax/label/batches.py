@@ -23,8 +23,8 @@ from maskclip_jax.data.preprocess import PreparedImage
 from maskclip_jax.encoders.dense import DenseMethod
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.segment.images import Shape, Upsampled, batch_size_for, padded_batch, upsampled
-from maskclip_jax.segment.options import PredictionSettings
 from maskclip_jax.segment.scores import predict_scores, to_probabilities
+from maskclip_jax.segment.settings import PredictionSettings
 
 
 class Cells(NamedTuple):
@@ -106,7 +106,6 @@ def compute_cells(
         settings.denoising,
         settings.smoothing,
         settings.scale,
-        naive=settings.naive,
         method=settings.method,
         word_class=settings.word_class,
         top_k=top_k,
@@ -114,7 +113,7 @@ def compute_cells(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "naive", "method", "word_class", "top_k", "with_features"))
+@functools.partial(jax.jit, static_argnames=("model", "method", "word_class", "top_k", "with_features"))
 def _cells(
     model: CLIP,
     variables: Any,
@@ -125,13 +124,12 @@ def _cells(
     smoothing: ArrayLike | None,
     scale: ArrayLike,
     *,
-    naive: bool,
     method: DenseMethod,
     word_class: tuple[int, ...],
     top_k: int,
     with_features: bool,
 ) -> Cells:
-    options = {"grid": grid, "naive": naive, "method": method, "denoising": denoising, "smoothing": smoothing}
+    options = {"grid": grid, "method": method, "denoising": denoising, "smoothing": smoothing}
     scores = predict_scores(model, variables, images, classifier, **options)
     classes = probabilities = features = None
     if top_k:
@@ -139,7 +137,7 @@ def _cells(
         of_class = jax.nn.one_hot(np.array(word_class), max(word_class) + 1)
         probabilities, classes = jax.lax.top_k(jnp.einsum("bhwc,ck->bhwk", words, of_class, precision="highest"), top_k)
     if with_features:  # the same tower again in one program: XLA computes it once
-        reading = {"naive": naive, **dataclasses.asdict(method)}
+        reading = dataclasses.asdict(method)
         features, _ = model.apply(variables, images, grid=grid, method="encode_dense", **reading)
         features = features.astype(jnp.bfloat16)
     return Cells(scores, classes, probabilities, features)

@@ -11,9 +11,9 @@ import numpy as np
 from maskclip_jax.data.preprocess import PreparedImage
 from maskclip_jax.label.batches import Devices, whole_cells
 from maskclip_jax.label.corpus import Read
-from maskclip_jax.segment.options import PredictionSettings
 from maskclip_jax.segment.pixels import PixelMaps
 from maskclip_jax.segment.predict import labelled_pixels
+from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.windows import window_scores
 
 
@@ -43,17 +43,17 @@ class ClipLabeller:
     """A CLIP as the settings say, on all devices of this host."""
 
     def __init__(self, settings: PredictionSettings):
-        self.settings, self.names, self.batch_size = settings, tuple(settings.names), settings.batch_size
+        self.settings, self.names, self.batch_size = settings, tuple(settings.names), settings.options.batch_size
 
     def prepare(self, image: np.ndarray) -> PreparedImage | None:
-        if self.settings.windows is not None:
+        if self.settings.options.windows is not None:
             return None
         return self.settings.prepare(image)
 
     def scores(
         self, images: Sequence[tuple[Read, PreparedImage | None]], wanted: set[int], *, top_k: int, features: bool
     ) -> Iterator[tuple[int, Any, dict[str, np.ndarray]]]:
-        if self.settings.windows is None:
+        if self.settings.options.windows is None:
             cells = {"top_k": top_k, "with_features": features}
             prepared = [prepared for _, prepared in images]
             yield from whole_cells(prepared, self.settings, _devices(self.settings), wanted, **cells)

@@ -28,7 +28,7 @@ from maskclip_jax.label.corpus import Corpus, Read
 from maskclip_jax.label.folder import damaged_shards, read_shard, undo_shard, write_shard
 from maskclip_jax.label.labellers import Labeller, labeller_of
 from maskclip_jax.label.store import Entry, FileStore, Labelled, PartGone, RecordStore, Store
-from maskclip_jax.segment.options import PredictionSettings
+from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.views import needs_every_pixel
 
 BATCHES_OF_A_BLOCK = 8  # a block is this many batches' worth of images: few are half empty, and it fits memory
@@ -70,7 +70,7 @@ def check_options(settings: PredictionSettings, options: LabelOptions) -> None:
         raise UserError(
             "a corpus is labelled from one reading of each image, but PAMR or several views came: leave them"
         )
-    if settings.windows is not None and (options.top_k or options.features):
+    if settings.options.windows is not None and (options.top_k or options.features):
         raise UserError("top-k and features are those of whole images, but --window came too: leave one out")
     if options.top_k > len(settings.names):
         raise UserError(f"top-k is at most the {len(settings.names)} classes, but {options.top_k} came: take fewer")

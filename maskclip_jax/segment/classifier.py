@@ -126,7 +126,7 @@ def filled_templates(pretrained: Pretrained, templates: Templates) -> tuple[str,
     """The sentences that `templates` stands for. Raises UserError when one is no text with exactly one "{}"."""
     if templates is None:
         templates = "maskclip" if pretrained.reading.templates is None else pretrained.reading.templates
-    templates = prompt_templates(templates) if isinstance(templates, str) and "{}" not in templates else templates
+    templates = prompt_templates(templates) if isinstance(templates, str) and "{" not in templates else templates
     templates = (templates,) if isinstance(templates, str) else templates
     if not isinstance(templates, list | tuple):
         raise UserError(

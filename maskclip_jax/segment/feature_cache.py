@@ -20,14 +20,15 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from maskclip_jax.data.buckets import Shape
 from maskclip_jax.encoders.config import CLIPConfig
+from maskclip_jax.encoders.dense import DenseMethod
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.ops import round_up
 from maskclip_jax.segment.images import Upsampled, batch_size_for, bucket_shapes, padded_batch, upsampled
-from maskclip_jax.segment.options import PredictionSettings
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels
 from maskclip_jax.segment.predict import Segmentation, segmentation_of
 from maskclip_jax.segment.refine import DROPPED, class_confidence
 from maskclip_jax.segment.scores import flat_mask, probability_scale, refined
+from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.windows import Plan, WindowLogits, plan_windows, stitched, window_crops
 
 _LEAST_COLUMNS = 8
@@ -59,7 +60,7 @@ class Kept(NamedTuple):
 def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSettings) -> Kept:
     """Runs the image tower. Of the settings, the words, the thresholds and the background play no part."""
     config = settings.config
-    if settings.windows is None:
+    if settings.options.windows is None:
         (shape,) = bucket_shapes([image.shape[:2]], settings)
         prepared = settings.prepare(image)
         batches = [padded_batch([prepared.pixels], 1, shape, config)]
@@ -74,9 +75,8 @@ def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSetting
             for start in range(0, len(crops), size)
         ]
         windows, valid = plan.count, plan.valid
-    options = _tower_options(settings)
     kept = tuple(
-        KeptBatch(*_encode(settings.model, settings.variables, pixels, grid, options=options), grid)
+        KeptBatch(*_encode(settings.model, settings.variables, pixels, grid, method=settings.method), grid)
         for pixels, grid in batches
     )
     return Kept(kept, windows, plan, valid, image.shape[:2])
@@ -103,7 +103,9 @@ def read_features(
         "all alike", shared with them). None makes room for the words there are, and labels and confidences are those
         of `segment_images`.
     """
-    maps = _maps(kept, settings, settings.word_class, size, columns, with_probabilities=settings.return_probabilities)
+    maps = _maps(
+        kept, settings, settings.word_class, size, columns, with_probabilities=settings.options.return_probabilities
+    )
     return segmentation_of(maps, settings.names)
 
 
@@ -149,7 +151,7 @@ def _maps(
         scale=settings.scale,
         smoothed=settings.smoothing is not None,
         least=settings.least,
-        synonyms=settings.synonyms,
+        synonyms=settings.options.synonyms,
         with_probabilities=with_probabilities,
     )
 
@@ -180,21 +182,16 @@ def _windows(kept: Kept, settings: PredictionSettings, classifier: np.ndarray, s
     return stitched(found[: kept.windows], plan, len(kept.batches[0].features), settings)
 
 
-def _tower_options(settings: PredictionSettings) -> tuple[tuple[str, Any], ...]:
-    """How `encode_dense` is to read the tower; hashable, for it is part of the program."""
-    return (("naive", settings.naive), *dataclasses.asdict(settings.method).items())
-
-
-@functools.partial(jax.jit, static_argnames=("model", "options"))
+@functools.partial(jax.jit, static_argnames=("model", "method"))
 def _encode(
     model: CLIP,
     variables: Any,
     images: Float[Array, "B H W 3"],
     grid: Int[Array, "B 2"],
     *,
-    options: tuple[tuple[str, Any], ...],
+    method: DenseMethod,
 ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
-    return tuple(model.apply(variables, images, grid=grid, method="encode_dense", **dict(options)))
+    return tuple(model.apply(variables, images, grid=grid, method="encode_dense", **dataclasses.asdict(method)))
 
 
 def _confident_logits(

@@ -10,7 +10,6 @@ from pathlib import Path
 from maskclip_jax.data.images import write_image, write_json, write_label_png
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.data.whole_files import as_text
-from maskclip_jax.visualize import overlay_with_legend
 
 TRAILS = ("_overlay.png", "_labels.png", ".json")  # of the files of one image
 LONGEST = 200  # bytes of an output's name before its suffix: systems take 255 in all
@@ -69,12 +68,13 @@ def _is_occupied(out: Path, name: str, inputs: set[str]) -> bool:
     return bool(there) and not (files[2] in there and is_own(files[2], {"image", "height", "width", "classes"}))
 
 
-def write_result(out: Path, name: str, path: Path, image, result) -> None:
-    """The three files of one image."""
+def write_result(out: Path, name: str, path: Path, overlay, result) -> None:
+    """The files of one image, `path`; `overlay` is `result.overlay(image)`, or None: then there is no such file."""
     palette = class_palette(result.classes)
     # first: by this file the next run knows that the others are results
     write_json(out / f"{name}.json", result_record(as_text(path), result))
-    write_image(out / f"{name}_overlay.png", overlay_with_legend(image, result.labels, result.classes, palette))
+    if overlay is not None:
+        write_image(out / f"{name}_overlay.png", overlay)
     write_label_png(out / f"{name}_labels.png", result.labels, palette)
 
 

@@ -17,9 +17,9 @@ from maskclip_jax.data.preprocess import PreparedImage, resize_shape
 from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
 from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
 from maskclip_jax.encoders.model import CLIP
-from maskclip_jax.segment.options import PredictionSettings
 from maskclip_jax.segment.pixels import pixel_matrix
 from maskclip_jax.segment.scores import predict_scores
+from maskclip_jax.segment.settings import PredictionSettings
 
 BUCKETS = 6  # shapes to compile for; with the pixels and the text tower that makes 8 programs
 _ATTENTION_BYTES = 2**30  # of one layer's attention matrices in float32
@@ -56,7 +56,6 @@ def whole_scores(
                 grid,
                 settings.denoising,
                 settings.smoothing,
-                naive=settings.naive,
                 method=settings.method,
             )
             # The accelerator works on this batch while the host makes pixels of the one before.
@@ -90,7 +89,7 @@ def _buckets(model: CLIP, short_side: int | None) -> ShapeBuckets:
 def batch_size_for(settings: PredictionSettings, shape: Shape, count: int) -> int:
     """How many of `count` images of a padded shape go together: full batches (smaller where images are large), or one
     by one where a batch would be mostly empty. Two sizes a shape are all that is ever compiled."""
-    most = min(settings.batch_size, max(1, _BATCH_PIXELS // (shape[0] * shape[1])))
+    most = min(settings.options.batch_size, max(1, _BATCH_PIXELS // (shape[0] * shape[1])))
     attention = attention_bytes(settings.config, shape, settings)
     most = min(most, max(1, _ATTENTION_BYTES // attention)) if attention else most
     return most if 2 * count > most else 1
@@ -98,7 +97,7 @@ def batch_size_for(settings: PredictionSettings, shape: Shape, count: int) -> in
 
 def attention_bytes(config: CLIPConfig, shape: Shape, settings: PredictionSettings) -> int:
     """Bytes of one layer's attention matrices for one image of a padded shape, in float32."""
-    values_alone = not settings.naive and settings.method.attention == MASKCLIP.attention
+    values_alone = settings.method.attention == MASKCLIP.attention
     if not isinstance(config.vision, ViTConfig) and values_alone:
         return 0
     tokens = shape[0] * shape[1] // config.stride**2 + 1
@@ -121,7 +120,7 @@ def padded_batch(
     return batch, grid
 
 
-@functools.partial(jax.jit, static_argnames=("model", "naive", "method"))
+@functools.partial(jax.jit, static_argnames=("model", "method"))
 def _scores(
     model: CLIP,
     variables: Any,
@@ -131,7 +130,6 @@ def _scores(
     denoising: ArrayLike | None,
     smoothing: ArrayLike | None,
     *,
-    naive: bool,
     method: DenseMethod,
 ) -> Float[Array, "B h w C"]:
     return predict_scores(
@@ -140,7 +138,6 @@ def _scores(
         images,
         classifier,
         grid=grid,
-        naive=naive,
         method=method,
         denoising=denoising,
         smoothing=smoothing,

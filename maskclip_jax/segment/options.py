@@ -1,182 +1,150 @@
-"""What a prediction is asked to do, checked once and kept for any number of images."""
+"""How images are read: one frozen dataclass that keywords, command-line flags, the page's JSON and protocols share.
 
+No JAX or NumPy is needed to import this: `maskclip --help` is made from the fields.
+"""
+
+# ruff: noqa: RUF009  (`_option` makes a field)
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from pathlib import Path
+from numbers import Integral, Real
 from typing import Any
 
-import jax
-import numpy as np
-from jaxtyping import Array, Float, UInt8
-
-from maskclip_jax.checkpoints.load import Pretrained
-from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare, sized
-from maskclip_jax.data.vocabulary import ClassName, as_classes
-from maskclip_jax.encoders.config import CLIPConfig
-from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod, dense_method
-from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.classifier import Classes, Templates, named_classes, text_classifier
-from maskclip_jax.segment.window_layout import check_windows
 
 BACKGROUND = "background"
+BATCH_SIZE = 8
+MOST_OVERLAP = 8  # windows over one pixel, along one axis
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PredictionSettings:
-    """Everything about a prediction but the images. Made by `prediction_settings`.
+def _option(default: Any, help: str, /, **flag: Any) -> Any:
+    """A field: what it does, and the keywords of its command-line flag (none: it has no flag).
 
-    Fields:
-      model, variables, preprocess: the checkpoint's; variables lie on the device.
-      classifier: [words, E], on the device.
-      names: classes to display.
-      word_class: the class of each of the classifier's words.
-      scale: what logits are multiplied by before a softmax.
-      denoising, smoothing: thresholds; None is off.
-      naive: read the unmodified last layer.
-      windows: (window, stride) in pixels of the resized image; None is whole images.
-      least: below this probability a pixel is class 0; 0 is never.
-      batch_size: images or windows at once, at most.
-      return_probabilities: keep the probability of every class.
-      method: how the last blocks are read.
-      synonyms: a class's words are one row ("mean"), or a row each, of which the most probable counts ("max").
-      pamr: steps of PAMR on the pixels.
-      scales, flip: views whose probabilities are averaged.
+    A flag's `type` is "probability" (above 0, up to 1), "count" (a whole number of at least 1), "number" or "integer".
     """
+    return dataclasses.field(default=default, metadata={"help": help, "flag": flag})
 
-    model: CLIP
-    variables: Any
-    preprocess: Preprocess
-    classifier: Any
-    names: tuple[str, ...]
-    word_class: tuple[int, ...]
-    scale: np.float32
-    denoising: np.float32 | None
-    smoothing: np.float32 | None
-    naive: bool
-    windows: tuple[int, int] | None
-    least: float
-    batch_size: int
-    return_probabilities: bool
-    method: DenseMethod = MASKCLIP
-    synonyms: str = "mean"
-    pamr: int = 0
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How images are read; checked when it is made (UserError, one line)."""
+
+    templates: Any = _option(
+        None, "maskclip (85), imagenet (80), scene (5), single, or a template with {}", type="text"
+    )
+    short_side: int | None = _option(None, "pixels the short side is resized to (long side at most 2048)", type="count")
+    within: Sequence[int] | None = _option(
+        None, "instead: the largest size that fits", type="count", nargs=2, metavar=("HEIGHT", "WIDTH")
+    )
+    method: Any = _option(
+        "maskclip",
+        "how CLIP's last blocks are read: maskclip, sclip, clearclip, naclip, gem, … (clip: the paper's baseline)",
+        type="text",
+    )
+    prompt_denoising: float | int | None = _option(
+        None, "drop classes that are nowhere more probable than T (paper: 0.5)", type="probability", metavar="T"
+    )
+    key_smoothing: float | int | None = _option(
+        None, "smooth positions less sure than T (1)", type="probability", nargs="?", const=1.0, metavar="T"
+    )
+    window: int | None = _option(None, "side of sliding windows in pixels of the resized image", type="count")
+    stride: int | None = _option(None, "distance of sliding windows (half the window)", type="count")
+    background: Any = _option(None, "words that compete and become one class, background", type="text")
+    background_threshold: float | int | None = _option(
+        None, "less sure pixels become background", type="probability", metavar="P"
+    )
+    synonyms: str = _option("mean", "a class is its synonyms' mean, or the best of them", choices=("mean", "max"))
+    probability_scale: float | int | None = _option(
+        None, "what cosines are multiplied by before a softmax (the model's own)", type="number", metavar="S"
+    )
+    pamr: int = _option(0, "steps that pull masks to the image's edges (paper: 10); slow", type="integer", metavar="N")
+    scales: Sequence[float | int] = _option(
+        (1.0,), "sizes whose probabilities are averaged (1.0); slow", type="number", nargs="+"
+    )
+    flip: bool = _option(False, "average with the mirrored image", action="store_true")
+    batch_size: int = _option(BATCH_SIZE, "images or windows at once, at most", type="count", default=BATCH_SIZE)
+    return_probabilities: bool = _option(False, "keep the probability of every class at every pixel, in float32")
+    cache: Any = _option(True, "whether (or in which folder) the text classifier is kept for the next time")
+
+    def __post_init__(self):
+        from maskclip_jax.data.preprocess import check_size  # only here: --help needs neither NumPy nor JAX
+        from maskclip_jax.encoders.dense import check_method
+
+        if isinstance(self.key_smoothing, bool):
+            object.__setattr__(self, "key_smoothing", 1.0 if self.key_smoothing else None)
+        if self.synonyms not in ("mean", "max"):
+            raise UserError(f"synonyms are taken by their 'mean' or their 'max', not {self.synonyms!r}: choose one")
+        check_method(self.method)
+        if not _is_whole(self.pamr, 0):
+            raise UserError(f"PAMR takes 0 steps or more, a whole number, but {self.pamr!r} came: try 10")
+        scales = self.scales
+        if not isinstance(scales, list | tuple) or not scales or not all(_is_number(s) and s > 0 for s in scales):
+            raise UserError(f"images are read at scales above 0, but {scales!r} came: try (0.75, 1.0, 1.25)")
+        object.__setattr__(self, "scales", tuple(map(float, scales)))
+        scale = self.probability_scale
+        if scale is not None and not (_is_number(scale) and scale > 0):
+            raise UserError(f"a probability scale is above 0, but {scale!r} came: try 40")
+        for name, value in (
+            ("prompt denoising", self.prompt_denoising),
+            ("key smoothing", self.key_smoothing),
+            ("a background threshold", self.background_threshold),
+        ):
+            if value is not None and not (_is_number(value) and 0 < value <= 1):
+                raise UserError(f"{name} takes a probability above 0 and up to 1, but {value!r} came: try 0.5")
+        if not _is_whole(self.batch_size, 1):
+            raise UserError(f"a batch holds at least one image, but {self.batch_size!r} came: use 1 or more")
+        check_windows(self.window, self.stride)
+        check_size(self.short_side, self.within)
+        if self.within is not None:
+            object.__setattr__(self, "within", tuple(map(int, self.within)))
 
     @property
-    def config(self) -> CLIPConfig:
-        """The model's."""
-        return self.model.config
+    def windows(self) -> tuple[int, int] | None:
+        """(window, stride) in pixels of the resized image; None is whole images."""
+        return None if self.window is None else (self.window, self.stride or max(1, self.window // 2))
 
-    def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> PreparedImage:
-        """A whole image as the tower takes it."""
-        return prepare(image, self.preprocess, self.config.multiple, least=self.config.stride)
+    @property
+    def views(self) -> list[tuple[float, bool]]:
+        """(scale, mirrored) of every view."""
+        return [(scale, flipped) for scale in self.scales for flipped in ((False, True) if self.flip else (False,))]
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that are not at their defaults."""
+        return {f.name: v for f in FIELDS if (v := getattr(self, f.name)) is not f.default and v != f.default}
 
 
-def prediction_settings(
-    classes: Classes,
-    pretrained: Pretrained,
-    *,
-    templates: Templates = None,
-    classifier: Float[np.ndarray | Array, "words E"] | None = None,
-    prompt_denoising: float | int | None = None,
-    key_smoothing: float | int | bool | None = None,
-    naive: bool = False,
-    short_side: int | None = None,
-    within: Sequence[int] | None = None,
-    window: int | None = None,
-    stride: int | None = None,
-    background: Classes | None = None,
-    background_threshold: float | int | None = None,
-    batch_size: int = 8,
-    return_probabilities: bool = False,
-    cache: bool | str | Path = True,
-    method: str | DenseMethod = "maskclip",
-    synonyms: str = "mean",
-    probability_scale: float | int | None = None,
-    pamr: int = 0,
-    scales: Sequence[float | int] = (1.0,),
-    flip: bool = False,
-) -> PredictionSettings:
-    """Checks the options of `segment_images` (see there) and makes the text classifier. Raises UserError."""
-    names, words, word_class = _words(named_classes(classes), background, background_threshold is not None)
-    if synonyms not in ("mean", "max"):
-        raise UserError(f"synonyms are taken by their 'mean' or their 'max', not {synonyms!r}: choose one")
-    if synonyms == "max":
-        word_class = tuple(c for c, entry in zip(word_class, words, strict=True) for _ in entry)
-        words = tuple(ClassName.of((word,)) for entry in words for word in entry)
-    reading = dense_method(method, pretrained.config)
-    if naive and reading != MASKCLIP:
-        raise UserError("--naive is the unmodified last layer, but another method came too: give one of the two")
-    if pamr < 0 or not scales or min(scales) <= 0:
-        raise UserError(f"PAMR takes 0 steps or more and scales are above 0, but {pamr} and {list(scales)} came")
-    if probability_scale is not None and probability_scale <= 0:
-        raise UserError(f"a probability scale is above 0, but {probability_scale} came: try 40")
-    if isinstance(key_smoothing, bool):
-        key_smoothing = 1.0 if key_smoothing else None
-    for name, value in (
-        ("prompt denoising", prompt_denoising),
-        ("key smoothing", key_smoothing),
-        ("a background threshold", background_threshold),
-    ):
-        if value is not None and not 0 < value <= 1:
-            raise UserError(f"{name} takes a probability above 0 and up to 1, but {value} came: try 0.5")
-    if batch_size < 1:
-        raise UserError(f"a batch holds at least one image, but {batch_size} came: use 1 or more")
-    windows = check_windows(window, stride)
-    preprocess = sized(pretrained.preprocess, short_side, within)
-    if classifier is None:
-        classifier = text_classifier(pretrained, words, templates, cache=cache)
-    classifier = np.asarray(classifier, np.float32)
-    wanted = (len(words), pretrained.config.embed_dim)
-    if classifier.shape != wanted:
+FIELDS = dataclasses.fields(Options)
+Options.__doc__ = f"{Options.__doc__}\n\nFields:\n" + "\n".join(f"  {f.name}: {f.metadata['help']}" for f in FIELDS)
+
+
+def with_overrides(options: Options | None, overrides: dict[str, Any]) -> Options:
+    """`options` (None: the defaults) with other values of some fields. Raises TypeError for what is no field."""
+    return dataclasses.replace(Options() if options is None else options, **overrides)
+
+
+def check_windows(window: int | None, stride: int | None) -> None:
+    """Raises UserError for windows that are no whole pixels, leave gaps, or overlap too often."""
+    if window is None:
+        if stride is not None:
+            raise UserError(f"a stride ({stride}) belongs to a window, but no window came: give both or neither")
+        return
+    if not _is_whole(window, 1) or not (stride is None or (_is_whole(stride, 1) and stride <= window)):
         raise UserError(
-            f"a classifier has a row for each of the {wanted[0]} words (background first) and {wanted[1]} columns, "
-            f"but {list(classifier.shape)} came: make it with text_classifier"
+            f"windows are at least 1 pixel and the stride at most the window, but {window!r} and {stride!r} came: "
+            "try --window 224 --stride 112"
         )
-    model = pretrained.model
-    if probability_scale is not None:  # where the fidelity keeps it, so that every softmax there is takes it
-        fidelity = dataclasses.replace(model.config.fidelity, probability_scale=float(probability_scale))
-        model = CLIP(dataclasses.replace(model.config, fidelity=fidelity), model.dtype)
-    fixed = model.config.fidelity.probability_scale
-    scale = np.exp(np.asarray(pretrained.variables["params"]["logit_scale"])) if fixed is None else fixed
-    return PredictionSettings(
-        model,
-        jax.device_put(pretrained.variables),
-        preprocess,
-        jax.device_put(classifier),
-        names,
-        word_class,
-        np.float32(scale),
-        None if prompt_denoising is None else np.float32(prompt_denoising),
-        None if key_smoothing is None else np.float32(key_smoothing),
-        naive,
-        windows,
-        float(background_threshold or 0),
-        batch_size,
-        return_probabilities,
-        reading,
-        synonyms,
-        pamr,
-        tuple(map(float, scales)),
-        flip,
-    )
-
-
-def _words(
-    classes: Sequence[ClassName], background: Classes | None, with_background: bool
-) -> tuple[tuple[str, ...], tuple[ClassName, ...], tuple[int, ...]]:
-    """Names to display, what the classifier has rows for, and the class of each row."""
-    names = tuple(str(entry) for entry in classes)
-    if background is None and not with_background:
-        return names, tuple(classes), tuple(range(len(classes)))
-    if BACKGROUND in (name.casefold() for name in names):
+    if stride is not None and stride * MOST_OVERLAP < window:
         raise UserError(
-            f"the class {BACKGROUND!r} is added by itself, but it is among the classes too: leave it out there"
+            f"at most {MOST_OVERLAP} windows overlap, so a window of {window} has a stride of at least "
+            f"{-(-window // MOST_OVERLAP)}, but {stride} came: use a larger stride"
         )
-    unwanted = () if background is None else named_classes(background)
-    words = as_classes([*unwanted, *classes])
-    return (BACKGROUND, *names), words, (0,) * len(unwanted) + tuple(range(1, len(classes) + 1))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least

@@ -14,23 +14,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Integer, UInt8
 
 from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.data.images import read_image
-from maskclip_jax.encoders.dense import DenseMethod
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.classifier import Classes, Templates
+from maskclip_jax.segment.classifier import Classes
 from maskclip_jax.segment.images import Upsampled, whole_scores
-from maskclip_jax.segment.options import PredictionSettings
-from maskclip_jax.segment.options import prediction_settings as prediction_settings
+from maskclip_jax.segment.options import Options, with_overrides
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels
 from maskclip_jax.segment.scores import dense_logits as dense_logits
 from maskclip_jax.segment.scores import predict_probabilities as predict_probabilities
 from maskclip_jax.segment.scores import predict_scores as predict_scores
+from maskclip_jax.segment.settings import PredictionSettings
+from maskclip_jax.segment.settings import prediction_settings as prediction_settings
 from maskclip_jax.segment.views import needs_every_pixel, pixel_maps
 from maskclip_jax.segment.windows import window_scores
 
@@ -56,101 +56,72 @@ class Segmentation(NamedTuple):
     confidence: Float32[np.ndarray, "H W"]  # probability of each pixel's class
     probabilities: Float32[np.ndarray, "H W K"] | None  # of every class, if asked for
 
+    def overlay(self, image: Image) -> UInt8[np.ndarray, "H2 W2 3"]:
+        """The masks on the image they were found in, above a legend. Raises UserError for an image of another size."""
+        from maskclip_jax.visualize import overlay_with_legend
+
+        pixels = as_pixels(image)
+        if pixels.shape[:2] != self.labels.shape:
+            raise UserError(
+                f"masks lie on the image they were found in, of {self.labels.shape[1]}×{self.labels.shape[0]} pixels, "
+                f"but one of {pixels.shape[1]}×{pixels.shape[0]} came: give that image"
+            )
+        return overlay_with_legend(pixels, self.labels, self.classes)
+
+    def save(self, folder: str | os.PathLike, image: Image | None = None, name: str | None = None) -> None:
+        """The files that `segment` writes: NAME.json, NAME_labels.png and, given the image, NAME_overlay.png.
+
+        `name` is the stem of the image's path, or "image"; files of that name are replaced. Raises UserError where
+        they cannot be written, or where the image has another size.
+        """
+        from maskclip_jax.segment.files import write_result
+
+        path = Path(image if isinstance(image, str | os.PathLike) else name or "image")
+        write_result(Path(folder), name or path.stem, path, None if image is None else self.overlay(image), self)
+
 
 def segment_images(
     images: Sequence[Image],
-    classes: Classes,
-    pretrained: Pretrained,
+    classes: Classes | None,
+    model: Pretrained | Any,
+    options: Options | None = None,
     *,
-    templates: Templates = None,
     classifier: Float[np.ndarray, "words E"] | None = None,
-    prompt_denoising: float | int | None = None,
-    key_smoothing: float | int | bool | None = None,
-    naive: bool = False,
-    short_side: int | None = None,
-    within: Sequence[int] | None = None,
-    window: int | None = None,
-    stride: int | None = None,
-    background: Classes | None = None,
-    background_threshold: float | int | None = None,
-    batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
-    return_probabilities: bool = False,
-    cache: bool | str | Path = True,
-    method: str | DenseMethod = "maskclip",
-    synonyms: str = "mean",
-    probability_scale: float | int | None = None,
-    pamr: int = 0,
-    scales: Sequence[float | int] = (1.0,),
-    flip: bool = False,
+    **overrides: Any,
 ) -> list[Segmentation]:
     """Finds the named things in images of any sizes (MaskCLIP: paper, section 3).
 
     Args:
       images: uint8 RGB arrays [H, W, 3], or paths of image files.
       classes: names, "sofa,couch" or a tuple being synonyms; or one text, as `parse_classes` takes it.
-      pretrained: from `load_clip`; its fidelity decides the habits.
-      templates, cache: as in `text_classifier`.
-      classifier: [words, E] of unit vectors to use instead of the text tower: background words, then classes.
-      prompt_denoising: threshold in 0..1 (paper: 0.5); None is off.
-      key_smoothing: threshold in 0..1, True being 1 (paper); None is off.
-      naive: the paper's baseline, the unmodified last layer.
-      short_side: pixels that the short side is resized to (the long side at most 2048, whatever that makes of the
-        short one); with neither this nor `within`, `pretrained.preprocess` says.
-      within: instead, (height, width) in pixels: the largest size that fits, aspect ratio kept.
-      window, stride: sides and distance of sliding windows, in pixels of the resized image; the stride is half the
-        window unless given. Logits are averaged where windows overlap; denoising looks at all windows of an image
-        together, smoothing at one window at a time, and then its probabilities are averaged.
-      background: names of what is not wanted; their words compete as classes do, and all of them are one class,
-        "background", the first.
-      background_threshold: pixels whose class is less probable become "background" (and keep that confidence).
-      batch_size: images (or windows) at once, at most; large images take less.
+      model: from `load_clip`, whose fidelity decides the habits; or from `load_student`: then `classes` are some of
+        its own (None: all), and only sizes and thresholds of its own are read from the options.
+      options: how images are read; `Options` says what there is.
+      classifier: [words, E] of unit vectors to use instead of the text tower: background words, then classes (with
+        synonyms="max" a row for every synonym).
       progress: called with (images done, images in all).
-      return_probabilities: also return the probability of every class at every pixel, in float32.
-      method: how CLIP's last blocks are read: "maskclip", "sclip", "clearclip", "naclip", "clip_surgery", "gem", … or a
-        `DenseMethod` (`maskclip_jax.encoders.dense`).
-      synonyms: a class is the "mean" of its synonyms' prompts, or the most probable of them, each a row of its own
-        ("max": then a given `classifier` has a row for every synonym).
-      probability_scale: what cosines are multiplied by before a softmax; None takes the model's own.
-      pamr: steps of PAMR, which pulls masks to the image's edges (`maskclip_jax.segment.pamr`); slow.
-      scales, flip: sizes (1 is `short_side`), and the mirrored image too, whose probabilities are averaged; slow.
+      overrides: fields of `Options` by name, `key_smoothing=True`, instead of what `options` has there.
 
     Returns:
-      One `Segmentation` per image, in order.
+      One `Segmentation` per image, in order. Where windows overlap, logits are averaged; denoising looks at all windows
+      of an image together, smoothing at one window at a time, and then its probabilities are averaged. With a
+      background, its words are one class, "background", the first; pixels that a threshold makes background keep their
+      confidence.
 
     Raises:
       UserError: one line, on the first input or option that cannot be used.
     """
-    settings = prediction_settings(
-        classes,
-        pretrained,
-        templates=templates,
-        classifier=classifier,
-        prompt_denoising=prompt_denoising,
-        key_smoothing=key_smoothing,
-        naive=naive,
-        short_side=short_side,
-        within=within,
-        window=window,
-        stride=stride,
-        background=background,
-        background_threshold=background_threshold,
-        batch_size=batch_size,
-        return_probabilities=return_probabilities,
-        cache=cache,
-        method=method,
-        synonyms=synonyms,
-        probability_scale=probability_scale,
-        pamr=pamr,
-        scales=scales,
-        flip=flip,
-    )
     if isinstance(images, str | os.PathLike):
         raise UserError(f"images must be a list, but one path came ({images}): write [path]")
-    total, out = len(images), []
+    total = len(images)
     report = (lambda done: progress(done, total)) if progress is not None else None
-    out.extend(iter_segmentations(images, settings, report))
-    return out
+    if hasattr(model, "iter_segmentations"):  # a student, of a folder that comes after this one
+        if classifier is not None:
+            raise UserError("a student knows its own classes, but a classifier came: leave it out")
+        return list(model.iter_segmentations(images, classes, with_overrides(options, overrides), report))
+    settings = prediction_settings(classes, model, options, classifier=classifier, **overrides)
+    return list(iter_segmentations(images, settings, report))
 
 
 def iter_segmentations(
@@ -162,7 +133,7 @@ def iter_segmentations(
     images done.
     """
     done = 0
-    scores = whole_scores if settings.windows is None else window_scores
+    scores = whole_scores if settings.options.windows is None else window_scores
     for chunk in chunks(images):
         if needs_every_pixel(settings):
             found = in_order(pixel_maps(chunk, settings, scores))
@@ -214,8 +185,8 @@ def labelled_pixels(upsampled: Upsampled, settings: PredictionSettings) -> Pixel
         scale=settings.scale,
         smoothed=settings.smoothing is not None,
         least=settings.least,
-        synonyms=settings.synonyms,
-        with_probabilities=settings.return_probabilities,
+        synonyms=settings.options.synonyms,
+        with_probabilities=settings.options.return_probabilities,
     )
 
 

@@ -1,6 +1,6 @@
-"""How each paper reads an image and scores it, as options of `prediction_settings`.
+"""How each paper reads an image and scores it, as `Options`.
 
-    segment_images(images, classes, clip, **protocol_options("sclip"))
+    segment_images(images, classes, clip, protocol_options("sclip"))
 
 Numbers are those of the methods' public code (ViT-B/16). What depends on the data set is VOC's, or said in `note`.
 """
@@ -8,72 +8,54 @@ Numbers are those of the methods' public code (ViT-B/16). What depends on the da
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from maskclip_jax.errors import UserError
+from maskclip_jax.segment.options import Options
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
-    """Options of `prediction_settings` by their names there; `background_threshold` counts where there is a background.
+class Protocol(Options):
+    """A paper's options; `note` says what a data set changes, and what is left out here."""
 
-    `note` says what a data set changes, and what is left out here.
-    """
-
-    method: str
-    short_side: int | None
-    window: int | None = None
-    stride: int | None = None
-    templates: str = "imagenet"
-    synonyms: str = "max"
-    probability_scale: float | None = None
-    background_threshold: float | None = None
-    pamr: int = 0
-    within: tuple[int, int] | None = None
     note: str = ""
 
 
+# Sliding windows over images of short side 336, a row for every synonym: what SCLIP began, and others follow.
+_SLIDING = {"templates": "imagenet", "synonyms": "max", "window": 224, "stride": 112}
 PROTOCOLS = {
-    "maskclip": Protocol(
-        "maskclip", 512, templates="maskclip", synonyms="mean", note="VOC and COCO-Stuff, long side at most 2048"
-    ),
-    "maskclip-context": Protocol(
-        "maskclip", None, templates="maskclip", synonyms="mean", within=(520, 520), note="Pascal Context"
-    ),
+    "maskclip": Protocol("maskclip", 512, note="VOC and COCO-Stuff, long side at most 2048"),
+    "maskclip-context": Protocol("maskclip", within=(520, 520), note="Pascal Context"),
     "sclip": Protocol(
-        "sclip",
-        336,
-        224,
-        112,
+        **_SLIDING,
+        short_side=336,
+        method="sclip",
         probability_scale=40.0,
         background_threshold=0.1,
         note="COCO-Stuff: short side 448, Cityscapes 560; VOC21: scale 65, small areas dropped (not done here)",
     ),
     "clearclip": Protocol(
-        "clearclip",
-        448,
-        448,
-        224,
+        **_SLIDING | {"window": 448, "stride": 224},
+        short_side=448,
+        method="clearclip",
         probability_scale=50.0,
         background_threshold=0.5,
         note="Context60: threshold 0.15",
     ),
-    "naclip": Protocol("naclip", 336, 224, 112, probability_scale=40.0, background_threshold=0.1, pamr=10),
+    "naclip": Protocol(
+        **_SLIDING, short_side=336, method="naclip", probability_scale=40.0, background_threshold=0.1, pamr=10
+    ),
     "clip_surgery": Protocol(
-        "clip_surgery",
+        "maskclip",
         512,
-        templates="maskclip",
-        synonyms="mean",
+        method="clip_surgery",
         note="the mean over classes that it subtracts changes neither the largest class nor a softmax",
     ),
-    "gem": Protocol(
-        "gem", 448, templates="single", synonyms="mean", probability_scale=100.0, background_threshold=0.85
-    ),
+    "gem": Protocol("single", 448, method="gem", probability_scale=100.0, background_threshold=0.85),
 }
 
 
-def protocol_options(name: str, *, background: bool = False) -> dict[str, Any]:
-    """Keyword arguments for `prediction_settings` and `segment_images`; None where they have their defaults.
+def protocol_options(name: str, *, background: bool = False) -> Protocol:
+    """The options of a protocol.
 
     Args:
       name: one of `PROTOCOLS`.
@@ -84,8 +66,5 @@ def protocol_options(name: str, *, background: bool = False) -> dict[str, Any]:
     """
     if name not in PROTOCOLS:
         raise UserError(f"a protocol is one of {', '.join(PROTOCOLS)}, not {name!r}: choose one of them")
-    options = dataclasses.asdict(PROTOCOLS[name])
-    del options["note"]
-    if not background:
-        options["background_threshold"] = None
-    return options
+    found = PROTOCOLS[name]
+    return found if background else dataclasses.replace(found, background_threshold=None)

@@ -34,7 +34,6 @@ def dense_logits(
     classifier: Float[Arrays, "C E"],
     *,
     grid: Int[Arrays, "B 2"] | None = None,
-    naive: bool = False,
     method: DenseMethod = MASKCLIP,
 ) -> DenseLogits:
     """MaskCLIP (paper, equation 4): the text classifier applied to the value features of every position.
@@ -44,12 +43,11 @@ def dense_logits(
       images: normalised, sides multiples of `config.multiple`.
       classifier: unit vectors, as `text_classifier` makes them. Logits are differentiable in them.
       grid: valid rows and columns of each image inside a padded batch, in units of `config.multiple` (`encode_dense`).
-      naive: the paper's baseline, the unmodified last layer.
-      method: how the last blocks are read instead (`maskclip_jax.encoders.dense.METHODS`).
+      method: how the last blocks are read (`maskclip_jax.encoders.dense.METHODS`).
     """
     images, grid = jnp.asarray(images), None if grid is None else jnp.asarray(grid)
     reading = dataclasses.asdict(method)
-    features, keys = model.apply(variables, images, grid=grid, naive=naive, method="encode_dense", **reading)
+    features, keys = model.apply(variables, images, grid=grid, method="encode_dense", **reading)
     return DenseLogits(jnp.einsum("bhwe,ce->bhwc", features, classifier, precision="highest"), keys)
 
 
@@ -66,7 +64,6 @@ def predict_scores(
     classifier: Float[Arrays, "C E"],
     *,
     grid: Int[Arrays, "B 2"] | None = None,
-    naive: bool = False,
     method: DenseMethod = MASKCLIP,
     denoising: ArrayLike | None = None,
     smoothing: ArrayLike | None = None,
@@ -78,7 +75,7 @@ def predict_scores(
       smoothing: threshold of `key_smoothing`, may be traced; None is off.
       The others are those of `dense_logits`; the habits are those of `model.config.fidelity`.
     """
-    logits, keys = dense_logits(model, variables, images, classifier, grid=grid, naive=naive, method=method)
+    logits, keys = dense_logits(model, variables, images, classifier, grid=grid, method=method)
     scale = probability_scale(model, variables)
     flat, valid = (
         logits.reshape(logits.shape[0], -1, logits.shape[-1]),
@@ -119,7 +116,6 @@ def predict_probabilities(
     classifier: Float[Arrays, "C E"],
     *,
     grid: Int[Arrays, "B 2"] | None = None,
-    naive: bool = False,
     method: DenseMethod = MASKCLIP,
     denoising: ArrayLike | None = None,
     smoothing: ArrayLike | None = None,
@@ -131,7 +127,6 @@ def predict_probabilities(
         images,
         classifier,
         grid=grid,
-        naive=naive,
         method=method,
         denoising=denoising,
         smoothing=smoothing,

@@ -19,10 +19,10 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.images import Upsampled
-from maskclip_jax.segment.options import PredictionSettings
 from maskclip_jax.segment.pamr import pamr
 from maskclip_jax.segment.pixels import PixelMaps, best_class
 from maskclip_jax.segment.scores import to_probabilities
+from maskclip_jax.segment.settings import PredictionSettings
 
 MOST_FLOATS = 2**28  # words × pixels of one image: 1 GiB, of which a few copies exist
 _STEP = 64  # images are padded to multiples of this, so that few programs serve many sizes
@@ -32,12 +32,7 @@ Scorer = Callable[[Sequence[UInt8[np.ndarray, "_H _W 3"]], PredictionSettings], 
 
 def needs_every_pixel(settings: PredictionSettings) -> bool:
     """Whether an image takes this way."""
-    return settings.pamr > 0 or len(views(settings)) > 1
-
-
-def views(settings: PredictionSettings) -> list[tuple[float, bool]]:
-    """(scale, mirrored) of every view."""
-    return [(scale, flipped) for scale in settings.scales for flipped in ((False, True) if settings.flip else (False,))]
+    return settings.options.pamr > 0 or len(settings.options.views) > 1
 
 
 def pixel_maps(
@@ -56,7 +51,7 @@ def pixel_maps(
                 "them out"
             )
     found = []
-    for scale, flipped in views(settings):
+    for scale, flipped in settings.options.views:
         view = dataclasses.replace(settings, preprocess=scaled(settings.preprocess, scale))
         seen = [np.ascontiguousarray(image[:, ::-1]) for image in images] if flipped else images
         found.append((flipped, dict(scorer(seen, view))))
@@ -101,10 +96,10 @@ def _finished(
         np.asarray(settings.word_class, np.int32),
         settings.scale,
         np.float32(settings.least),
-        settings.pamr,
+        settings.options.pamr,
         smoothed=smoothed,
-        synonyms=settings.synonyms,
-        classes=classes if settings.return_probabilities else None,
+        synonyms=settings.options.synonyms,
+        classes=classes if settings.options.return_probabilities else None,
     )
     inside = np.s_[:height, :width]
     return PixelMaps(

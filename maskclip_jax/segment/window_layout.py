@@ -13,9 +13,6 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from maskclip_jax.data.preprocess import interpolation_matrix
-from maskclip_jax.errors import UserError
-
-MOST_OVERLAP = 8  # windows over one pixel, along one axis
 
 
 class AxisWindows(NamedTuple):
@@ -23,26 +20,6 @@ class AxisWindows(NamedTuple):
 
     starts: tuple[int, ...]
     size: int
-
-
-def check_windows(window: int | None, stride: int | None) -> tuple[int, int] | None:
-    """(window, stride) in pixels; the stride is half the window unless given; None without windows."""
-    if window is None:
-        if stride is not None:
-            raise UserError(f"a stride ({stride}) belongs to a window, but no window came: give both or neither")
-        return None
-    stride = max(1, window // 2) if stride is None else stride
-    if window < 1 or not 1 <= stride <= window:
-        raise UserError(
-            f"windows are at least 1 pixel and the stride at most the window, but {window} and {stride} came: "
-            "try --window 224 --stride 112"
-        )
-    if stride * MOST_OVERLAP < window:
-        raise UserError(
-            f"at most {MOST_OVERLAP} windows overlap, so a window of {window} has a stride of at least "
-            f"{-(-window // MOST_OVERLAP)}, but {stride} came: use a larger stride"
-        )
-    return window, stride
 
 
 def axis_windows(length: int, window: int, stride: int) -> AxisWindows:

@@ -20,10 +20,10 @@ from maskclip_jax.encoders.dense import DenseMethod
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.ops import round_up
 from maskclip_jax.segment.images import Upsampled, batch_size_for, padded_batch
-from maskclip_jax.segment.options import PredictionSettings
 from maskclip_jax.segment.pixels import pixel_matrix
 from maskclip_jax.segment.refine import class_confidence
 from maskclip_jax.segment.scores import dense_logits, flat_mask, probability_scale, refined
+from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.window_layout import AxisWindows, axis_windows, side_by_side, window_matrix
 
 
@@ -67,7 +67,6 @@ def window_scores(
                 pixels,
                 settings.classifier,
                 grid,
-                naive=settings.naive,
                 method=settings.method,
                 with_keys=settings.smoothing is not None,
             )
@@ -80,16 +79,16 @@ def window_scores(
 
 def window_side(settings: PredictionSettings) -> int:
     """The padded side that all windows share, in pixels."""
-    assert settings.windows is not None
-    return round_up(settings.windows[0], settings.config.stride)
+    assert settings.options.windows is not None
+    return round_up(settings.options.windows[0], settings.config.stride)
 
 
 def plan_windows(original: Shape, settings: PredictionSettings) -> Plan:
     """The windows of an image of that size."""
-    assert settings.windows is not None
+    assert settings.options.windows is not None
     p = settings.preprocess
     valid = resize_shape(*original, short_side=p.short_side, long_side=p.long_side, within=p.within)
-    return Plan(*(axis_windows(length, *settings.windows) for length in valid), valid, original)
+    return Plan(*(axis_windows(length, *settings.options.windows) for length in valid), valid, original)
 
 
 def window_crops(
@@ -103,7 +102,7 @@ def window_crops(
         yield np.pad(prepared[y : y + height, x : x + width], (*padding, (0, 0)))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "naive", "method", "with_keys"))
+@functools.partial(jax.jit, static_argnames=("model", "method", "with_keys"))
 def _window_logits(
     model: CLIP,
     variables: Any,
@@ -111,11 +110,10 @@ def _window_logits(
     classifier: Float[Array, "C E"],
     grid: Int[Array, "B 2"],
     *,
-    naive: bool,
     method: DenseMethod,
     with_keys: bool,
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B L D"] | None, Float[Array, "B C"]]:
-    logits, keys = dense_logits(model, variables, images, classifier, grid=grid, naive=naive, method=method)
+    logits, keys = dense_logits(model, variables, images, classifier, grid=grid, method=method)
     flat = logits.reshape(logits.shape[0], -1, logits.shape[-1])
     valid = flat_mask(grid, logits.shape[1:3], model.config)
     confidence = class_confidence(flat, scale=probability_scale(model, variables), valid=valid)

@@ -11,7 +11,7 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
 from maskclip_jax.segment.feature_cache import window_side
 from maskclip_jax.segment.images import attention_bytes
-from maskclip_jax.segment.options import PredictionSettings
+from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.windows import plan_windows
 
 MOST_WINDOWS = 256  # of one image: others wait meanwhile
@@ -38,7 +38,7 @@ def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
             f"become {valid[1]} × {valid[0]}: cut it"
         )
     shape, count, remedy = valid, 1, "cut the image"
-    if settings.windows is not None:
+    if settings.options.windows is not None:
         plan = plan_windows(size, settings)
         count, remedy = plan.count, "take a smaller window, or cut the image"
         if count > MOST_WINDOWS:

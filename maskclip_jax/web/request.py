@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from typing import Any
 
 from maskclip_jax.data.names import shown
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes
+from maskclip_jax.encoders import dense
 from maskclip_jax.errors import UserError
+from maskclip_jax.segment.options import Options
 
 MOST_CLASSES = 256  # what an indexed label PNG holds; a page with more is no use to anybody
 MOST_WORDS = 512  # synonyms and background included: the text tower reads some 85 sentences for each
@@ -19,55 +20,40 @@ LONGEST_TEXT = 1000  # of any other field
 MOST_PIXELS = 4096  # of a window's side or stride
 
 
-def _methods() -> dict[str, dict[str, Any]]:
-    """Names of methods, and what `prediction_settings` is given for each: all that the library has."""
-    own: dict[str, dict[str, Any]] = {"maskclip": {}, "naive": {"naive": True}}
-    try:
-        attentions = importlib.import_module("maskclip_jax.encoders.dense")
-    except ModuleNotFoundError:
-        return own
-    return own | {name: {"method": name} for name in attentions.METHODS if name not in own}
-
-
-METHODS = _methods()
+# what the page offers, and the method of `Options` that each is
+METHODS = {"maskclip": "maskclip", "naive": "clip"} | {name: name for name in dense.METHODS}
+ASKED = (
+    *("method", "prompt_denoising", "key_smoothing", "window", "stride", "background", "background_threshold"),
+    "templates",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """One question. The fields are the keys of the JSON; all but `image` and `classes` may be left out.
+    """One question. Its JSON has `image`, `classes` and maybe `model`, and of `Options` what `ASKED` names.
 
     Fields:
       image: the number of a shipped scene ("0005"), or what /api/images answered.
       classes: what to look for, as after `--classes`: text or class set, or a list (["dog", "sofa, couch"]).
       model: one of the models served; None is the first.
-      method: one of `METHODS`.
-      prompt_denoising, key_smoothing, window, stride, background, background_threshold, templates: as the switches of
-        `segment`; None is off, or the model's own.
+      options: how the image is read; in JSON, a method is one of `METHODS`.
     """
 
     image: str
     classes: tuple[ClassName, ...]
     model: str | None = None
-    method: str = "maskclip"
-    prompt_denoising: float | int | None = None
-    key_smoothing: float | int | None = None
-    window: int | None = None
-    stride: int | None = None
-    background: tuple[ClassName, ...] | None = None
-    background_threshold: float | int | None = None
-    templates: str | None = None
+    options: Options = dataclasses.field(default_factory=Options)
+
+    @property
+    def words(self) -> tuple[ClassName, ...]:
+        """Background words, then classes."""
+        return (*(self.options.background or ()), *self.classes)
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes, about."""
-        words = [word for entry in (*self.classes, *(self.background or ())) for word in entry]
-        return 2000 + sum(100 + 4 * len(word) for word in words) + 4 * len(self.templates or "")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of `prediction_settings`, words and templates left out."""
-        names = ("prompt_denoising", "key_smoothing", "window", "stride", "background", "background_threshold")
-        return METHODS[self.method] | {name: getattr(self, name) for name in names}
+        words = [word for entry in self.words for word in entry]
+        return 2000 + sum(100 + 4 * len(word) for word in words) + 4 * len(self.options.templates or "")
 
 
 def read_ask(body: bytes) -> Ask:
@@ -78,7 +64,7 @@ def read_ask(body: bytes) -> Ask:
         raise UserError(f"a question is JSON, but this is not ({error}): see the README's curl line") from error
     if not isinstance(fields, dict):
         raise UserError(f"a question is a JSON object, but {_kind(fields)} came: see the README's curl line")
-    known = [field.name for field in dataclasses.fields(Ask)]
+    known = ["image", "classes", "model", *ASKED]
     if unknown := sorted(set(fields) - set(known)):
         raise UserError(f"a question has {', '.join(known)}, but {', '.join(unknown)} came: check the spelling")
     if missing := [name for name in ("image", "classes") if fields.get(name) is None]:
@@ -94,15 +80,15 @@ def read_ask(body: bytes) -> Ask:
         _checked(fields, name, (int, float), "a number above 0 and up to 1")
         if abs(fields.get(name, 0)) > MOST_PIXELS:  # 10^400 is a whole number in JSON, and no float
             raise UserError(f"{name} is a number above 0 and up to 1, but {_kind(fields[name])} came: change it")
-    method = fields.setdefault("method", "maskclip")
-    if method not in METHODS:
+    if (method := fields.get("method", "maskclip")) not in METHODS:
         raise UserError(f"a method is one of {', '.join(METHODS)}, but {method!r} came: choose one")
-    fields["classes"] = _words(fields["classes"])
-    background = fields.get("background")
+    classes, background = _words(fields["classes"]), fields.get("background")
     empty = background is None or (isinstance(background, str) and not background.strip())
-    fields["background"] = None if empty else _words(background)
-    _check_amount(fields["classes"], fields["background"] or ())
-    return Ask(**fields)
+    background = None if empty else _words(background)
+    _check_amount(classes, background or ())
+    given = {name: fields[name] for name in ASKED if name in fields}
+    options = Options(**given | {"method": METHODS[method], "background": background, "cache": False})
+    return Ask(fields["image"], classes, fields.get("model"), options)
 
 
 def _checked(fields: dict[str, Any], name: str, kind: type | tuple[type, ...], wanted: str) -> None:

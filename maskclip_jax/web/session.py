@@ -24,9 +24,9 @@ from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.feature_cache import Kept, class_probability, keep_features, read_features, room_for
 from maskclip_jax.segment.files import output_names, result_record
-from maskclip_jax.segment.options import PredictionSettings, prediction_settings
 from maskclip_jax.segment.predict import Segmentation
-from maskclip_jax.visualize import heat_map, overlay_with_legend
+from maskclip_jax.segment.settings import PredictionSettings, prediction_settings
+from maskclip_jax.visualize import heat_map
 from maskclip_jax.web.cache import Memory
 from maskclip_jax.web.limits import check_cost
 from maskclip_jax.web.models import Shelf
@@ -140,7 +140,7 @@ class Desk:
             return File(label_png(result.labels, palette), "image/png", f"{stem}_labels.png")
         if kind == "result.json":
             return File(json_text(result_record(photo.name, result)).encode(), "application/json", f"{stem}.json")
-        picture = overlay_with_legend(self._decoded(photo.data, photo.name), result.labels, result.classes, palette)
+        picture = result.overlay(self._decoded(photo.data, photo.name))
         return File(_png(picture), "image/png", f"{stem}_overlay.png")
 
     def heat(self, token: str, index: int) -> File:
@@ -158,13 +158,12 @@ class Desk:
 
     def _settings(self, ask: Ask) -> PredictionSettings:
         reader = self.shelf.reader(ask.model)
-        words = (*(ask.background or ()), *ask.classes)
-        classifier = reader.classifier(words, ask.templates)
-        return prediction_settings(ask.classes, reader.pretrained, classifier=classifier, cache=False, **ask.options)
+        classifier = reader.classifier(ask.words, ask.options.templates)
+        return prediction_settings(ask.classes, reader.pretrained, ask.options, classifier=classifier)
 
     def _features(self, ask: Ask, settings: PredictionSettings) -> tuple[Kept, bool]:
         """The kept features of an image, and whether the image tower had to run for them."""
-        key = (ask.image, ask.model or self.shelf.names[0], ask.method, settings.windows)
+        key = (ask.image, ask.model or self.shelf.names[0], ask.options.method, settings.options.windows)
         kept = self._kept.get(key)
         if kept is not None:
             return kept, False

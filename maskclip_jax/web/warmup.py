@@ -8,7 +8,7 @@ import numpy as np
 
 from maskclip_jax.data.vocabulary import as_classes
 from maskclip_jax.segment.feature_cache import class_probability, keep_features, read_features
-from maskclip_jax.segment.options import prediction_settings
+from maskclip_jax.segment.settings import prediction_settings
 from maskclip_jax.web.session import Desk, shown_size
 
 ASPECTS = ((1, 1), (3, 4), (4, 3), (9, 16), (16, 9))  # a shape bucket each (data.buckets: sides grow by 3^(1/3))

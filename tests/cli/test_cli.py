@@ -146,7 +146,8 @@ def test_the_public_names_are_there_without_being_imported():
             "assert 'jax' not in sys.modules",
             "assert {'load_clip', 'segment_images'} <= set(dir(maskclip_jax))",
             "maskclip_jax.segment.refine.key_smoothing, maskclip_jax.evaluate.metrics.mean_iou",
-            "from maskclip_jax import Fidelity, Pretrained, Segmentation, UserError, load_clip, segment_images",
+            "from maskclip_jax import Fidelity, Options, Pretrained, Segmentation, UserError",
+            "from maskclip_jax import load_clip, segment_images",
             "assert maskclip_jax.load_clip is load_clip and load_clip.__module__ == 'maskclip_jax.checkpoints.load'",
             "assert not hasattr(maskclip_jax, 'nonsense')",
         ]

@@ -30,7 +30,18 @@ def test_scores_are_written(call, model, draw, tmp_path):
     assert [one["mIoU"] for one in found] == [found[0]["mIoU"]] * 2
     before = (tmp_path / "data.zip").read_bytes()
     for out in (tmp_path / "data", tmp_path / "data.zip", tmp_path / "data.zip" / "a.json"):
-        result = call("evaluate", f"{tmp_path / 'data.zip'}!data", "--classes", "dog", "--model", model, "--out", out)
+        result = call(
+            "evaluate",
+            f"{tmp_path / 'data.zip'}!data",
+            "--classes",
+            "dog",
+            "--model",
+            model,
+            "--scales",
+            1,
+            "--out",
+            out,
+        )
         assert (result.code, result.lines, len(result.errors)) == (2, [], 1)
         assert str(tmp_path / "data") in result.errors[0]
     assert (tmp_path / "data.zip").read_bytes() == before

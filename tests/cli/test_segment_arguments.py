@@ -45,6 +45,10 @@ REFUSED = {
     "no such templates": ({"options": ["--templates", "haiku"]}, "templates must be"),
     "a template without a place": ({"options": ["--templates", "a {photo"]}, "one {}"),
     "no such option": ({"options": ["--colour", "red"]}, "--colour"),
+    "two readings": ({"options": ["--naive", "--method", "sclip"]}, "not allowed with"),
+    "no such method": ({"options": ["--method", "slip"]}, "a method is one of"),
+    "no such protocol": ({"options": ["--protocol", "slip"]}, "a protocol is one of"),
+    "two sizes": ({"options": ["--short-side", "32", "--within", "32", "32"]}, "not allowed with"),
     "no such dtype": ({"options": ["--dtype", "int8"]}, "int8"),
 }
 

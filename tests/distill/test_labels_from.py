@@ -18,7 +18,7 @@ from maskclip_jax.label import folder as label_files
 from maskclip_jax.label import records as label_records
 from maskclip_jax.label import run as label
 from maskclip_jax.label.corpus import FileCorpus
-from maskclip_jax.segment.options import prediction_settings
+from maskclip_jax.segment.settings import prediction_settings
 
 COUNT = 6
 

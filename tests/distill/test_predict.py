@@ -15,6 +15,8 @@ from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentatio
 from maskclip_jax.distill.run_folder import TrainedStudent
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.metrics import confusion_matrix
+from maskclip_jax.segment.options import Options
+from maskclip_jax.segment.predict import segment_images
 
 SIZES = ((32, 32), (40, 56), (32, 32), (21, 33), (64, 32))
 
@@ -32,6 +34,17 @@ def pictures():
     return [
         rng.integers(0, 256, (h // 4 + 1, w // 4 + 1, 3), np.uint8).repeat(4, 0).repeat(4, 1)[:h, :w] for h, w in SIZES
     ]
+
+
+def test_a_student_is_given_as_a_clip_is(trained, pictures):
+    found = segment_images(pictures, CLASSES[:2], trained, Options(batch_size=2), short_side=32)
+    options = {"classes": CLASSES[:2], "batch_size": 2, "short_side": 32}
+    for one, other in zip(found, iter_student_segmentations(pictures, trained, **options), strict=True):
+        assert one.classes == other.classes == tuple(CLASSES[:2])
+        np.testing.assert_array_equal(one.labels, other.labels)
+    for wrong, words in (({"key_smoothing": True}, "key_smoothing came"), ({"classifier": text_rows()}, "classifier")):
+        with pytest.raises(UserError, match=words):
+            segment_images(pictures, None, trained, **wrong)
 
 
 class Labelled(list):

@@ -20,13 +20,14 @@ def at_stride(config, dense_stride):
     return dataclasses.replace(config, vision=dataclasses.replace(config.vision, dense_stride=dense_stride))
 
 
-def dense(config, naive):
-    return jax.jit(lambda v, x, grid=None: CLIP(config).apply(v, x, grid=grid, naive=naive, method="encode_dense"))
+def dense(config, attention="value"):
+    reading = {"attention": attention, "method": "encode_dense"}
+    return jax.jit(lambda v, x, grid=None: CLIP(config).apply(v, x, grid=grid, **reading))
 
 
-@pytest.mark.parametrize("naive", [False, True])
+@pytest.mark.parametrize("attention", ["value", "qk"])
 @pytest.mark.parametrize(("kind", "dense_stride"), READINGS)
-def test_padding_changes_nothing_inside(checkpoints, kind, dense_stride, naive):
+def test_padding_changes_nothing_inside(checkpoints, kind, dense_stride, attention):
     config, variables = checkpoints.random_clip(kind)
     config = at_stride(config, dense_stride)
     unit = config.multiple  # images are padded to this already; the batch pads them further, to the bucket
@@ -38,7 +39,7 @@ def test_padding_changes_nothing_inside(checkpoints, kind, dense_stride, naive):
         row[: image.shape[0], : image.shape[1]] = image
     grid = jnp.asarray(sizes) // config.stride
     with jax.default_matmul_precision("highest"):
-        apply = dense(config, naive)
+        apply = dense(config, attention)
         padded = apply(variables, jnp.asarray(batch), grid)
         for i, image in enumerate(images):
             alone = apply(variables, jnp.asarray(image)[None])
@@ -63,7 +64,7 @@ def test_a_resnet_reads_images_unpadded(checkpoints, dense_stride):
     for row, image in zip(batch, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     with jax.default_matmul_precision("highest"):
-        apply = dense(config, False)
+        apply = dense(config)
         padded = apply(variables, jnp.asarray(batch), jnp.asarray(sizes))
         for i, image in enumerate(images):
             alone = apply(variables, jnp.asarray(image)[None]).features[0]
@@ -90,7 +91,7 @@ def test_a_finer_stride_of_the_resnet(checkpoints, dense_stride):
     rng = np.random.default_rng(3)
     # The receptive field of this ResNet is below 300 px a side: only at the centre does no border play a role.
     wide = jnp.asarray(rng.normal(size=(1, 448, 448 + 32, 3)), jnp.float32)
-    apply = dense(config, False)
+    apply = dense(config)
     left, right = apply(variables, wide[:, :, :448]).features, apply(variables, wide[:, :, 32:]).features
     assert left.shape == (1, 448 // dense_stride, 448 // dense_stride, config.embed_dim)
     np.testing.assert_allclose(np.linalg.norm(left, axis=-1), 1, atol=1e-5)
@@ -106,7 +107,7 @@ def test_a_stride_that_becomes_a_dilation_keeps_the_scale(checkpoints):
     image = jnp.broadcast_to(jnp.asarray([0.3, -1.0, 0.8]), (1, 448, 448, 3))
     centres = []
     for dense_stride in (8, 16, 32):
-        features = dense(at_stride(config, dense_stride), False)(variables, image).features
+        features = dense(at_stride(config, dense_stride))(variables, image).features
         centres.append(features[0, features.shape[1] // 2, features.shape[2] // 2])
     np.testing.assert_allclose(centres[0], centres[2], atol=1e-5)
     np.testing.assert_allclose(centres[1], centres[2], atol=1e-5)

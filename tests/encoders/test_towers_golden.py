@@ -57,7 +57,7 @@ def test_the_released_vit(shape):
     agree(dense.keys, arrays[f"{shape}/keys"])
     agree(dense.features, nhwc(arrays[f"{shape}/value_features_nchw"]))
     agree(dense.features @ arrays["text"].T, nhwc(arrays[f"{shape}/logits_nchw"]))
-    naive = run(model, variables, images, "encode_dense", naive=True)
+    naive = run(model, variables, images, "encode_dense", attention="qk")
     agree(naive.features @ arrays["text"].T, nhwc(arrays[f"{shape}/naive_logits_nchw"]))
     agree(naive.keys, arrays[f"{shape}/keys"])
 
@@ -70,7 +70,7 @@ def test_the_released_resnet(shape):
     agree(stages["layer4"], nhwc(arrays[f"{shape}/stage4_nchw"]))
     dense = run(model, variables, images, "encode_dense")
     agree(dense.features @ arrays["text"].T, nhwc(arrays[f"{shape}/logits_nchw"]))
-    naive = run(model, variables, images, "encode_dense", naive=True)
+    naive = run(model, variables, images, "encode_dense", attention="qk")
     agree(naive.features @ arrays["text"].T, nhwc(arrays[f"{shape}/naive_logits_nchw"]))
     if shape == "square":
         agree(run(model, variables, images, "encode_image"), arrays["square/image_embedding"])

@@ -249,9 +249,9 @@ def test_many_sizes_do_not_wait_for_ever():
 def test_all_devices_count(tmp_path):
     """Three devices and seven images: shares that do not divide, in another process; the same matrix."""
     code = f"""
-import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]
+import sys; sys.path[:0] = [{str(HERE.parent / "evaluate")!r}, {str(HERE)!r}, {str(HERE.parents[1])!r}]
 import jax, numpy as np
-from test_evaluation import MIXED, brightness_reader
+from test_encoder import MIXED, brightness_reader
 from maskclip_jax.evaluate.encoder import evaluate
 from maskclip_jax.evaluate.engine import Counter
 assert jax.local_device_count() == 3

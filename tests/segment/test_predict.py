@@ -14,11 +14,13 @@ from pixel_loops import CLASSES, settings_of, softmax, upsampled
 
 from maskclip_jax.checkpoints.load import load_visual
 from maskclip_jax.data.preprocess import interpolation_matrix, prepare, upsample_matrix
+from maskclip_jax.encoders.dense import METHODS
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops.compile_count import count_compiles
 from maskclip_jax.segment import images as whole
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.images import batch_size_for, bucket_shapes
+from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.pixels import pixel_matrix
 from maskclip_jax.segment.predict import (
     chunks,
@@ -54,7 +56,7 @@ def alone(p, image, classifier, **options):
 READINGS = {
     "raw": {},
     "refined": {"prompt_denoising": 0.4, "key_smoothing": 0.9},
-    "naive": {"naive": True},
+    "naive": {"method": "clip"},
 }
 
 
@@ -75,7 +77,7 @@ def test_buckets_and_batches_change_nothing(pretrained, images, monkeypatch, kin
     settings = settings_of(p, batch_size=3, **READINGS[reading])
     pictures = images((40, 50), (33, 90))  # 32 × 40 and 32 × 87 pixels before padding
     monkeypatch.setattr(whole, "bucket_shapes", lambda *_: [(64, 128)] * 2)  # far larger: padding on all sides
-    core = {"denoising": settings.denoising, "smoothing": settings.smoothing, "naive": settings.naive}
+    core = {"denoising": settings.denoising, "smoothing": settings.smoothing, "method": settings.method}
     results = dict(whole.whole_scores(pictures, settings))
     assert sorted(results) == [0, 1]
     for i, picture in enumerate(pictures):
@@ -142,7 +144,7 @@ def test_the_released_code_inside_a_padded_batch(released_vit, shape):
                 images,
                 arrays["text"],
                 grid=grid,
-                naive=naive,
+                method=METHODS["clip" if naive else "maskclip"],
                 denoising=threshold if denoised else None,
                 smoothing=smoothing,
             )
@@ -334,3 +336,23 @@ def test_answers_come_as_soon_as_those_before_have():
     answers = in_order(found())
     assert [(next(answers), list(pulled)) for _ in range(2)] == [("0", [0]), ("1", [0, 3, 1])]
     assert list(answers) == ["2", "3", "4"]
+
+
+def test_an_answer_is_drawn_and_saved_as_segment_does(pretrained, images, tmp_path):
+    (picture,) = images((40, 50))
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    options = Options(templates="single", prompt_denoising=0.3)
+    (found,) = segment_images([picture], CLASSES, pretrained("vit"), options)
+    assert found.overlay(picture).shape[2] == 3
+    found.save(tmp_path / "new" / "out", tmp_path / "photo.png")
+    found.save(tmp_path / "bare", name="mine")
+    names = {
+        str(path.relative_to(tmp_path)) for folder in ("new/out", "bare") for path in (tmp_path / folder).iterdir()
+    }
+    written = {f"new/out/photo{trail}" for trail in ("_overlay.png", "_labels.png", ".json")}
+    assert names == written | {"bare/mine_labels.png", "bare/mine.json"}
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "bare" / "mine_labels.png")), found.labels)
+    with pytest.raises(UserError, match="of 50×40 pixels, but one of 40×40 came"):
+        found.overlay(picture[:, :40])
+    with pytest.raises(UserError, match="must be writable"):
+        found.save(tmp_path / "photo.png")

@@ -99,19 +99,19 @@ def test_a_method_changes_the_answer_and_windows_read_it_too(pretrained, images)
 def test_protocols_are_options(pretrained):
     p = pretrained("vit")
     for name in PROTOCOLS:
-        settings = prediction_settings(CLASSES, p, **protocol_options(name))
+        settings = prediction_settings(CLASSES, p, protocol_options(name))
         assert settings.preprocess.short_side == PROTOCOLS[name].short_side
         assert settings.least == 0
-    assert protocol_options("sclip", background=True)["background_threshold"] == 0.1
-    settings = prediction_settings(CLASSES, p, **protocol_options("naclip"))
-    assert (settings.windows, settings.pamr, float(settings.scale), len(settings.word_class)) == ((224, 112), 10, 40, 5)
+    assert protocol_options("sclip", background=True).background_threshold == 0.1
+    settings = prediction_settings(CLASSES, p, protocol_options("naclip"))
+    assert (float(settings.scale), len(settings.word_class)) == (40, 5)
+    assert (settings.options.windows, settings.options.pamr) == ((224, 112), 10)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"method": "slip"}, "a method is one of"),
-        ({"method": "sclip", "naive": True}, "one of the two"),
         ({"method": DenseMethod("qq", blocks=3)}, "has 2 blocks"),
         ({"synonyms": "best"}, "'mean' or their 'max'"),
         ({"pamr": -1}, "0 steps or more"),

@@ -5,8 +5,9 @@ import pytest
 
 from maskclip_jax.data.preprocess import interpolation_matrix, upsample_matrix
 from maskclip_jax.errors import UserError
+from maskclip_jax.segment.options import MOST_OVERLAP, Options
 from maskclip_jax.segment.pixels import CELLS
-from maskclip_jax.segment.window_layout import MOST_OVERLAP, axis_windows, check_windows, side_by_side, window_matrix
+from maskclip_jax.segment.window_layout import axis_windows, side_by_side, window_matrix
 
 
 def test_the_last_window_ends_at_the_border():
@@ -51,11 +52,11 @@ def test_the_most_overlap_allowed_fits_a_tile():
 
 
 def test_options():
-    assert check_windows(None, None) is None
-    assert check_windows(224, None) == (224, 112)
-    assert check_windows(224, 100) == (224, 100)
-    assert check_windows(1, None) == (1, 1)
+    assert Options().windows is None
+    assert Options(window=224).windows == (224, 112)
+    assert Options(window=224, stride=100).windows == (224, 100)
+    assert Options(window=1).windows == (1, 1)
     for window, stride in ((None, 112), (224, 225), (224, 0), (0, None), (-3, 1), (224, 27)):
         with pytest.raises(UserError) as error:
-            check_windows(window, stride)
+            Options(window=window, stride=stride)
         assert "\n" not in str(error.value)

@@ -9,7 +9,8 @@ import pytest
 from maskclip_jax.data.vocabulary import as_classes
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.feature_cache import window_side
-from maskclip_jax.segment.options import prediction_settings
+from maskclip_jax.segment.options import Options
+from maskclip_jax.segment.settings import prediction_settings
 from maskclip_jax.segment.windows import plan_windows
 from maskclip_jax.web.limits import Programs, check_cost
 from maskclip_jax.web.models import OVERHEAD, WORD_BYTES, Reader
@@ -61,7 +62,7 @@ def test_windows_of_every_size_have_few_programs(shelf):
     sides = set()
     settings = settings_of(shelf)
     for window in range(8, 4096, 8):
-        plan = plan_windows((1000, 1500), dataclasses.replace(settings, windows=(window, window)))
+        plan = plan_windows((1000, 1500), dataclasses.replace(settings, options=Options(window=window, stride=window)))
         multiple = settings.config.multiple
         sides.add(side := window_side(plan, multiple))
         assert side % multiple == 0

@@ -18,9 +18,9 @@ def names(entries):
 
 def test_what_may_be_left_out():
     asked = ask()
-    assert (asked.image, asked.model, asked.method) == ("0005", None, "maskclip")
+    assert (asked.image, asked.model, asked.options.method) == ("0005", None, "maskclip")
     assert names(asked.classes) == ["dog", "grass"]
-    assert set(asked.options.values()) == {None}
+    assert set(asked.options.changed()) == {"cache"}
     assert ask(prompt_denoising=None, model=None, background=" ") == asked
 
 
@@ -34,7 +34,7 @@ def test_what_may_be_left_out():
 )
 def test_words(classes, read):
     assert names(ask(classes=classes).classes) == read
-    assert names(ask(classes="car", background=classes).background) == read
+    assert names(ask(classes="car", background=classes).options.background) == read
 
 
 def test_a_class_set_by_name():
@@ -44,14 +44,14 @@ def test_a_class_set_by_name():
 def test_the_servers_files_are_not_read(tmp_path):
     (tmp_path / "secret.txt").write_text("a password\n")
     assert names(ask(classes=str(tmp_path / "secret.txt")).classes) == [str(tmp_path / "secret.txt")]
-    assert names(ask(background=str(tmp_path / "secret.txt")).background) == [str(tmp_path / "secret.txt")]
+    assert names(ask(background=str(tmp_path / "secret.txt")).options.background) == [str(tmp_path / "secret.txt")]
 
 
 def test_options():
     asked = ask(method="naive", prompt_denoising=0.3, key_smoothing=1, window=96, stride=48, background_threshold=0.5)
-    assert asked.options["naive"] is True
-    assert (asked.options["prompt_denoising"], asked.options["key_smoothing"]) == (0.3, 1)
-    assert (asked.options["window"], asked.options["stride"]) == (96, 48)
+    assert asked.options.method == "clip"
+    assert (asked.options.prompt_denoising, asked.options.key_smoothing) == (0.3, 1)
+    assert asked.options.windows == (96, 48)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""Options for one model and its words: what is the same for any number of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare, sized
+from maskclip_jax.data.vocabulary import ClassName, as_classes
+from maskclip_jax.encoders.config import CLIPConfig
+from maskclip_jax.encoders.dense import DenseMethod, dense_method
+from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.errors import UserError
+from maskclip_jax.segment.classifier import Classes, named_classes, text_classifier
+from maskclip_jax.segment.options import BACKGROUND, Options, with_overrides
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PredictionSettings:
+    """Options, and what follows from them for one model and its words. Made by `prediction_settings`.
+
+    Fields:
+      options: as they came.
+      model, variables, preprocess: the checkpoint's, with the options' sizes and scale; variables lie on the device.
+      classifier: [words, E], on the device.
+      names: classes to display.
+      word_class: the class of each of the classifier's words.
+      scale: what logits are multiplied by before a softmax.
+      method: how the last blocks are read.
+    """
+
+    options: Options
+    model: CLIP
+    variables: Any
+    preprocess: Preprocess
+    classifier: Any
+    names: tuple[str, ...]
+    word_class: tuple[int, ...]
+    scale: np.float32
+    method: DenseMethod
+
+    @property
+    def config(self) -> CLIPConfig:
+        """The model's."""
+        return self.model.config
+
+    @property
+    def denoising(self) -> np.float32 | None:
+        """Threshold of prompt denoising; None is off."""
+        return _single(self.options.prompt_denoising)
+
+    @property
+    def smoothing(self) -> np.float32 | None:
+        """Threshold of key smoothing; None is off."""
+        return _single(self.options.key_smoothing)
+
+    @property
+    def least(self) -> float:
+        """Below this probability a pixel is class 0; 0 is never."""
+        return float(self.options.background_threshold or 0)
+
+    def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> PreparedImage:
+        """A whole image as the tower takes it."""
+        return prepare(image, self.preprocess, self.config.multiple, least=self.config.stride)
+
+
+def prediction_settings(
+    classes: Classes,
+    pretrained: Pretrained,
+    options: Options | None = None,
+    *,
+    classifier: Float[np.ndarray | Array, "words E"] | None = None,
+    **overrides: Any,
+) -> PredictionSettings:
+    """The options of `segment_images` (see there) for one model, and the text classifier. Raises UserError."""
+    o = with_overrides(options, overrides)
+    names, words, word_class = _words(named_classes(classes), o.background, o.background_threshold is not None)
+    if o.synonyms == "max":
+        word_class = tuple(c for c, entry in zip(word_class, words, strict=True) for _ in entry)
+        words = tuple(ClassName.of((word,)) for entry in words for word in entry)
+    method = dense_method(o.method, pretrained.config)
+    preprocess = sized(pretrained.preprocess, o.short_side, o.within)
+    if classifier is None:
+        classifier = text_classifier(pretrained, words, o.templates, cache=o.cache)
+    classifier = np.asarray(classifier, np.float32)
+    wanted = (len(words), pretrained.config.embed_dim)
+    if classifier.shape != wanted:
+        raise UserError(
+            f"a classifier has a row for each of the {wanted[0]} words (background first) and {wanted[1]} columns, "
+            f"but {list(classifier.shape)} came: make it with text_classifier"
+        )
+    model = pretrained.model
+    if o.probability_scale is not None:  # where the fidelity keeps it, so that every softmax there is takes it
+        fidelity = dataclasses.replace(model.config.fidelity, probability_scale=float(o.probability_scale))
+        model = CLIP(dataclasses.replace(model.config, fidelity=fidelity), model.dtype)
+    fixed = model.config.fidelity.probability_scale
+    scale = np.float32(np.exp(np.asarray(pretrained.variables["params"]["logit_scale"])) if fixed is None else fixed)
+    on_device = jax.device_put((pretrained.variables, classifier))
+    return PredictionSettings(o, model, on_device[0], preprocess, on_device[1], names, word_class, scale, method)
+
+
+def _single(value: float | None) -> np.float32 | None:
+    return None if value is None else np.float32(value)
+
+
+def _words(
+    classes: Sequence[ClassName], background: Classes | None, with_background: bool
+) -> tuple[tuple[str, ...], tuple[ClassName, ...], tuple[int, ...]]:
+    """Names to display, what the classifier has rows for, and the class of each row."""
+    names = tuple(str(entry) for entry in classes)
+    if background is None and not with_background:
+        return names, tuple(classes), tuple(range(len(classes)))
+    if BACKGROUND in (name.casefold() for name in names):
+        raise UserError(
+            f"the class {BACKGROUND!r} is added by itself, but it is among the classes too: leave it out there"
+        )
+    unwanted = () if background is None else named_classes(background)
+    words = as_classes([*unwanted, *classes])
+    return (BACKGROUND, *names), words, (0,) * len(unwanted) + tuple(range(1, len(classes) + 1))
