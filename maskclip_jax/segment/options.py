@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt8
 from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare, sized
 from maskclip_jax.data.vocabulary import ClassName, as_classes
+from maskclip_jax.data.whole_files import cut
 from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.encoders.model import CLIP
@@ -22,6 +23,9 @@ from maskclip_jax.segment.classifier import Classes, Templates, named_classes, t
 from maskclip_jax.segment.window_layout import check_windows
 
 BACKGROUND = "background"
+MOST_PAMR = 1000
+MOST_SCALE = 16
+MOST_LOGIT_SCALE = 1e6  # float32's exponentials of more are one class's or none's
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,10 +115,15 @@ def prediction_settings(
     reading = dense_method(method, pretrained.config)
     if naive and reading != MASKCLIP:
         raise UserError("--naive is the unmodified last layer, but another method came too: give one of the two")
-    if pamr < 0 or not scales or min(scales) <= 0:
-        raise UserError(f"PAMR takes 0 steps or more and scales are above 0, but {pamr} and {list(scales)} came")
-    if probability_scale is not None and probability_scale <= 0:
-        raise UserError(f"a probability scale is above 0, but {probability_scale} came: try 40")
+    if not 0 <= pamr <= MOST_PAMR:
+        raise UserError(f"PAMR takes 0 to {MOST_PAMR} steps, but {pamr} came: the paper's are 10")
+    if not scales or not all(MOST_SCALE >= scale >= 1 / MOST_SCALE for scale in scales):  # NaN neither
+        least = 1 / MOST_SCALE
+        raise UserError(f"scales are {least} to {MOST_SCALE}, but {cut(list(scales))} came: try 0.75 1 1.25")
+    if probability_scale is not None and not 0 < probability_scale <= MOST_LOGIT_SCALE:
+        raise UserError(
+            f"a probability scale is above 0 and up to {MOST_LOGIT_SCALE:g}, but {probability_scale} came: try 40"
+        )
     if isinstance(key_smoothing, bool):
         key_smoothing = 1.0 if key_smoothing else None
     for name, value in (
