@@ -117,9 +117,7 @@ def prediction_settings(
         raise UserError("--naive is the unmodified last layer, but another method came too: give one of the two")
     if not 0 <= pamr <= MOST_PAMR:
         raise UserError(f"PAMR takes 0 to {MOST_PAMR} steps, but {pamr} came: the paper's are 10")
-    if not scales or not all(MOST_SCALE >= scale >= 1 / MOST_SCALE for scale in scales):  # NaN neither
-        least = 1 / MOST_SCALE
-        raise UserError(f"scales are {least} to {MOST_SCALE}, but {cut(list(scales))} came: try 0.75 1 1.25")
+    check_scales(scales)
     if probability_scale is not None and not 0 < probability_scale <= MOST_LOGIT_SCALE:
         raise UserError(
             f"a probability scale is above 0 and up to {MOST_LOGIT_SCALE:g}, but {probability_scale} came: try 40"
@@ -173,6 +171,13 @@ def prediction_settings(
         tuple(map(float, scales)),
         flip,
     )
+
+
+def check_scales(scales: Sequence[float | int]) -> None:
+    """Raises UserError unless there are scales, of a size that an image may have."""
+    if not scales or not all(1 / MOST_SCALE <= scale <= MOST_SCALE for scale in scales):  # NaN neither
+        least = 1 / MOST_SCALE
+        raise UserError(f"scales are {least} to {MOST_SCALE}, but {cut(list(scales))} came: try 0.75 1 1.25")
 
 
 def _words(
