@@ -1,4 +1,4 @@
-"""Weight files -> named NumPy arrays: safetensors (also sharded), Flax msgpack, PyTorch's files."""
+"""Weight files -> named NumPy arrays: safetensors and PyTorch's files (both also sharded), Flax msgpack."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from maskclip_jax.data.whole_files import cut, read_json
 from maskclip_jax.errors import UserError
 
 SUFFIXES = (".safetensors", ".msgpack", ".bin", ".pt", ".pth")
+INDICES = (".safetensors.index.json", ".bin.index.json")
 _SAFETENSORS_DTYPES: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -34,12 +35,12 @@ _SAFETENSORS_DTYPES: dict[str, Any] = {
 
 
 def read_arrays(path: Path) -> Mapping[str, Any]:
-    """The arrays of one weight file, or of the shards that a `….safetensors.index.json` names.
+    """The arrays of one weight file, or of the shards that a `….safetensors.index.json` or `….bin.index.json` names.
 
     Raises:
       UserError: missing, empty, truncated or not the kind of file its name says.
     """
-    if path.name.endswith(".safetensors.index.json"):
+    if path.name.endswith(INDICES):
         return _read_shards(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"weights are a file of {', '.join(SUFFIXES)}, but {path} came: give one of these")
@@ -121,12 +122,13 @@ def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def shard_map(index: Path) -> dict[str, str]:
-    """Name of every array -> the file that holds it, from a `….safetensors.index.json`; files are its neighbours."""
+    """Name of every array -> the file that holds it, from an index; files are its neighbours, of the kind it names."""
     files = schema.fields(read_json(index), {"weight_map": schema.OBJECT}, str(index), needed=("weight_map",))[
         "weight_map"
     ]
+    suffix = Path(index.name.removesuffix(".index.json")).suffix
     for name in files.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(suffix):
             raise UserError(f"a shard is a file in the folder of {index}, not {cut(name, 60)}: take the original file")
     return files
 

@@ -26,6 +26,7 @@ WEIGHTS = {  # in order of preference
         "model.safetensors.index.json",
         "flax_model.msgpack",
         "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
     ),
     "open_clip_config.json": (
         "open_clip_model.safetensors",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -101,7 +101,7 @@ def to_variables(
         elif not misshapen and not left_over and not missing:
             with np.errstate(all="ignore"):  # what overflows is infinite, and refused as such
                 numbers = [np.require(part, np.float32, "C") for part in parts]
-            if reason := _unusable(name, array.dtype, numbers):
+            if reason := why_unusable(name, array.dtype, numbers):
                 unusable.append(f"{cut(name, 80)} {reason}")
             for path, part in zip(entry.paths, numbers, strict=True) if not unusable else ():
                 filled[path] = jax.device_put(part)
@@ -171,7 +171,8 @@ def _their_shape(entry: Entry, shapes: list[tuple[int, ...]]) -> tuple[int, ...]
     return (len(shapes) * first, *rest)
 
 
-def _unusable(name: str, dtype: np.dtype, numbers: list[np.ndarray]) -> str | None:
+def why_unusable(name: str, dtype: np.dtype, numbers: Sequence[np.ndarray]) -> str | None:
+    """Why the numbers of an array are no weights: of an integer type, not finite, a negative variance; None if not."""
     if not jnp.issubdtype(dtype.newbyteorder("="), jnp.floating):
         return f"is of type {dtype}"
     if not all(np.isfinite(part).all() for part in numbers):

@@ -12,6 +12,7 @@ protocol: a number without it means nothing.
 from __future__ import annotations
 
 import argparse
+import math
 
 from maskclip_jax.cli import common
 from maskclip_jax.errors import UserError
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> None:
     for name, value in found.pop("per class").items():
         if value == value:  # NaN: in neither masks nor predictions
             print(f"  {name:<24} {value:5.1f}")
+    if not math.isfinite(found["mIoU"]):
+        common.complain("no pixel of these masks is labelled (255 is none): there is nothing to score", "warning")
     protocol = found.pop("protocol")
     print("  ".join(f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()))
     print(

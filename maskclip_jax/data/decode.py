@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
+from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
 # Only raster formats that Pillow decodes itself: EPS and the like would start an outside program on the user's file.
@@ -114,8 +115,8 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def line(error: BaseException) -> str:
-    """An error's own words on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's own words on one line, and not too many: zipfile quotes what it read."""
+    return cut(str(error)) or type(error).__name__
 
 
 def _loaded(name: str, source: Path | bytes, most: int | None) -> Image.Image:

@@ -23,6 +23,7 @@ _COMMAS, _SEMICOLONS = ",\uff0c\u3001\u060c", ";\uff1b\u061b"  # also full-width
 _QUOTES = {'"': '"', "\u201c": "\u201d", "'": "'"}
 # Byte order marks, soft hyphens, zero-width spaces and marks of direction are neither seen nor meant.
 _UNSEEN = re.compile("[\ufeff\u00ad\u200b\u200e\u200f\u2060\u202a-\u202e\u2066-\u2069]")
+_WIDE = re.compile("[\uff01-\uffee]+")  # full-width Latin and half-width Japanese: tokenizers narrow and widen them
 _BULLET = re.compile(r"[-*\u2022]\s+")
 _HEADER = re.compile(r"\w+:")  # of a YAML list
 _NUMBERED = re.compile(r"(\d+)\s*([.:,;)\t]|\s)\s*\S")
@@ -240,4 +241,6 @@ def _clean(word: str) -> str:
 
 
 def _folded(word: str) -> str:
-    return unicodedata.normalize("NFC", word.casefold())
+    """A name without what tells it from another by its looks alone: case, and the width of Asian fonts."""
+    narrow = _WIDE.sub(lambda wide: unicodedata.normalize("NFKC", wide[0]), word)
+    return unicodedata.normalize("NFC", narrow.casefold())

@@ -210,7 +210,8 @@ def about_of(workdir: Path, step: int | None = None) -> dict[str, str]:
     steps = [step] if step is not None else sorted(_steps_of(workdir), reverse=True)
     for number in steps:
         with contextlib.suppress(UserError):
-            if isinstance(about := read_sums(workdir / FOLDER / f"{number:08d}").get("about"), dict):
+            about = read_sums(workdir / FOLDER / f"{number:08d}").get("about")
+            if isinstance(about, dict) and all(isinstance(digest, str) for digest in about.values()):
                 return about
     return {}
 

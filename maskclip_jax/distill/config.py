@@ -28,6 +28,7 @@ CHOICES = {
     "mode": MODES,
     "teacher_fidelity": ("clip", "released"),
     "teacher_method": tuple(METHODS),
+    "teacher_activation": (None, "quick_gelu", "gelu"),
     "foreground": ("none", "annotation"),
     "loss_mean": ("labelled", "all"),
     "mapper": (None, "identity", "linear", "mlp"),
@@ -131,6 +132,7 @@ class DistillConfig:
       background: class 0 is the background, a learnable embedding; never a pseudo label.
       teacher, teacher_fidelity, dense_stride: arguments of `load_clip`.   templates: of `text_classifier`.
       teacher_method: how the teacher's last blocks are read (`maskclip_jax.encoders.dense.METHODS`).
+      teacher_activation: of a teacher whose weights come without a config (None: QuickGELU; "gelu" for open_clip's).
       prompt_denoising, key_smoothing: thresholds of the teacher's refinement; None is off.
       conf_thresh: pseudo labels less probable than this (softmax over the candidate classes) become 255; None is off.
       labels_from: "online" (the teacher inside the step), a folder of masks made before (`run.py label`: its labels/),
@@ -165,6 +167,7 @@ class DistillConfig:
     teacher: str = "embedded"
     teacher_fidelity: str = "clip"
     teacher_method: str = "maskclip"
+    teacher_activation: str | None = None
     dense_stride: int | None = None
     templates: str | None = None
     prompt_denoising: float | None = None

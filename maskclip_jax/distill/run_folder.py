@@ -178,9 +178,9 @@ def read_text(workdir: Path) -> Float[np.ndarray, "C E"]:
     path = workdir / TEXT
     try:
         text = np.load(io.BytesIO(read_bytes(path, MOST_TEXT)), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError, MemoryError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # a damaged header raises what Python's own parser does
         raise UserError(f"{path} is damaged ({cut(str(error))}): run the same `distill` again, it mends it") from error
     if not isinstance(text, np.ndarray) or text.dtype != np.float32 or text.ndim != 2 or not np.isfinite(text).all():
         raise UserError(f"{path} must hold finite float32 [C, E], but does not: run the same `distill` again")

@@ -100,7 +100,12 @@ def normalise(
 
 def load_teacher(config: DistillConfig) -> tuple[Teacher | None, Frozen]:
     """The teacher that a config names and the arrays beside the train state; None where the mode runs no teacher."""
-    pretrained = load_clip(config.teacher, fidelity=config.teacher_fidelity, dense_stride=config.dense_stride)
+    pretrained = load_clip(
+        config.teacher,
+        fidelity=config.teacher_fidelity,
+        dense_stride=config.dense_stride,
+        activation=config.teacher_activation,
+    )
     return teacher_from(config, pretrained)
 
 

@@ -22,7 +22,6 @@ from maskclip_jax.data.preprocess import sized
 from maskclip_jax.data.sources import DataSource
 from maskclip_jax.encoders.dense import dense_method
 from maskclip_jax.encoders.model import CLIP
-from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import Counter, Reader, batches, prepared, read_ahead
 from maskclip_jax.evaluate.metrics import (
     ZeroShotScores,
@@ -32,7 +31,7 @@ from maskclip_jax.evaluate.metrics import (
     seen_unseen_harmonic,
 )
 from maskclip_jax.ops.hosts import sum_over_hosts
-from maskclip_jax.segment.options import Options, with_overrides
+from maskclip_jax.segment.options import Options, check_scales, with_overrides
 from maskclip_jax.segment.scores import predict_scores, probability_scale, to_probabilities
 
 READ_HERE = (
@@ -150,8 +149,7 @@ def evaluate(
     protocol: dict[str, Any],
 ) -> Scores:
     """Counts over this host's share of `source` (every n-th image), sums over the hosts, and scores the sum."""
-    if not scales or min(scales) <= 0:
-        raise UserError(f"evaluation takes scales above 0, but {list(scales)} came: try 0.75 1.0 1.25")
+    check_scales(scales)
     share = range(jax.process_index(), len(source), jax.process_count())
     views = [(scale, flipped) for scale in scales for flipped in ((False, True) if flip else (False,))]
     variables = counter.place(variables)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from maskclip_jax.data.sums import with_digest, without_digest
-from maskclip_jax.data.whole_files import cut, read_json, reason, sync
+from maskclip_jax.data.whole_files import cut, is_count, read_json, reason, sync
 from maskclip_jax.errors import UserError
 
 PARTIAL, SETTINGS, MANIFEST, SKIPPED = ".partial", "label.json", "manifest.json", "skipped.json"
@@ -85,8 +85,9 @@ def begin(out: Path, settings: dict[str, Any]) -> None:
         write_json_whole(out, SETTINGS, settings)
         return
     if before != settings:
-        name = next(name for name in sorted({*settings, *before}) if before.get(name) != settings.get(name))
-        was, now = (cut(repr(values.get(name))) for values in (before, settings))
+        names, gone = sorted({*settings, *before}), object()  # None is a setting
+        name = next(name for name in names if before.get(name, gone) != settings.get(name, gone))
+        was, now = (cut(repr(values[name])) if name in values else "not there" for values in (before, settings))
         what = f"{name} was {was} and is {now}"
         raise UserError(f"a labelling goes on with the settings it began with, but {what}: choose another --out")
 
@@ -126,7 +127,11 @@ def write_shard(out: Path, shard: int, shards: int, found: dict[str, Any]) -> No
 def _sound(path: Path) -> dict[str, Any]:
     found = without_digest(read_json(path, most=MOST, surrogates=True), path)
     kinds = {"images": int, "bytes": int, "pixels": dict, "skipped": list, "files": dict}
-    if any(type(found.get(name)) is not kind for name, kind in kinds.items()):
+    if any(type(found.get(name)) is not kind for name, kind in kinds.items()) or not (
+        all(map(is_count, (found["images"], found["bytes"], *found["pixels"].values())))
+        and all(isinstance(entry, dict) for entry in found["skipped"])
+        and all(isinstance(digest, str) for digest in found["files"].values())
+    ):
         raise UserError(f"{path} is not a shard's: remove it")
     return found
 

@@ -12,10 +12,14 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
 BACKGROUND = "background"
 BATCH_SIZE = 8
+MOST_PAMR = 1000
+MOST_SCALE = 16
+MOST_LOGIT_SCALE = 1e6  # float32's exponentials of more are one class's or none's
 MOST_OVERLAP = 8  # windows over one pixel, along one axis
 
 
@@ -77,15 +81,15 @@ class Options:
         if self.synonyms not in ("mean", "max"):
             raise UserError(f"synonyms are taken by their 'mean' or their 'max', not {self.synonyms!r}: choose one")
         check_method(self.method)
-        if not _is_whole(self.pamr, 0):
-            raise UserError(f"PAMR takes 0 steps or more, a whole number, but {self.pamr!r} came: try 10")
-        scales = self.scales
-        if not isinstance(scales, list | tuple) or not scales or not all(_is_number(s) and s > 0 for s in scales):
-            raise UserError(f"images are read at scales above 0, but {scales!r} came: try (0.75, 1.0, 1.25)")
-        object.__setattr__(self, "scales", tuple(map(float, scales)))
+        if not _is_whole(self.pamr, 0) or self.pamr > MOST_PAMR:
+            raise UserError(f"PAMR takes 0 to {MOST_PAMR} steps, a whole number, but {cut(self.pamr)} came: try 10")
+        check_scales(self.scales)
+        object.__setattr__(self, "scales", tuple(map(float, self.scales)))
         scale = self.probability_scale
-        if scale is not None and not (_is_number(scale) and scale > 0):
-            raise UserError(f"a probability scale is above 0, but {scale!r} came: try 40")
+        if scale is not None and not (_is_number(scale) and 0 < scale <= MOST_LOGIT_SCALE):
+            raise UserError(
+                f"a probability scale is above 0 and up to {MOST_LOGIT_SCALE:g}, but {cut(scale)} came: try 40"
+            )
         for name, value in (
             ("prompt denoising", self.prompt_denoising),
             ("key smoothing", self.key_smoothing),
@@ -122,6 +126,14 @@ Options.__doc__ = f"{Options.__doc__}\n\nFields:\n" + "\n".join(f"  {f.name}: {f
 def with_overrides(options: Options | None, overrides: dict[str, Any]) -> Options:
     """`options` (None: the defaults) with other values of some fields. Raises TypeError for what is no field."""
     return dataclasses.replace(Options() if options is None else options, **overrides)
+
+
+def check_scales(scales: Any) -> None:
+    """Raises UserError unless there are scales, of a size that an image may have."""
+    fits = isinstance(scales, list | tuple) and all(_is_number(s) and 1 / MOST_SCALE <= s <= MOST_SCALE for s in scales)
+    if not scales or not fits:
+        least = 1 / MOST_SCALE
+        raise UserError(f"scales are {least} to {MOST_SCALE}, but {cut(scales)} came: try 0.75 1 1.25")
 
 
 def check_windows(window: int | None, stride: int | None) -> None:

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from maskclip_jax.checkpoints.files import SUFFIXES, read_arrays
+from maskclip_jax.checkpoints.folders import WEIGHTS
+from maskclip_jax.checkpoints.weights import why_unusable
 from maskclip_jax.errors import UserError
 
 Table = tuple[tuple[str, str], ...]
@@ -135,7 +138,7 @@ def convert_state_dict(
 
     Raises:
         UserError: for an unknown format, or listing both sides: their keys unused, our parameters unfilled, and
-            shapes that differ.
+            shapes that differ; or numbers that are no weights (`checkpoints.weights.why_unusable`).
     """
     name = detect_format(state)
     _, table, ignorable = FORMATS[name]
@@ -157,6 +160,8 @@ def convert_state_dict(
         if path in filled:
             raise UserError(f"{origin[path]} and {key} are both the weights of {'/'.join(path)}: keep one")
         value = np.asarray(state[key])
+        if reason := why_unusable(key, value.dtype, [value]):
+            raise UserError(f"weights are finite floating-point numbers, but {key} {reason}: take the original file")
         if path[-1] == "kernel":
             # PyTorch's [out, in, k, k] -> HWIO; a Dense classifier's kernel is its 1×1 convolution without the k's
             value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
@@ -208,21 +213,24 @@ def backbone_from_clip(tower: Variables, variables: Variables) -> Variables:
     return traverse_util.unflatten_dict(ours | theirs)
 
 
-def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays of a `.safetensors` file, of a folder with `model.safetensors`, or of a hub id ("timm/…").
+def read_state_dict(path: str | Path) -> Mapping[str, np.ndarray]:
+    """Arrays of a weight file as `checkpoints.files.read_arrays` takes it, of a folder with one, or of a hub id.
+
+    Nothing pickled in `.pth`, `.pt` or `.bin` is run, and PyTorch is not needed.
 
     Raises:
-        UserError: when there is nothing of the kind there.
+        UserError: when there is nothing of the kind there, or it is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     file = Path(path).expanduser()
     if file.is_dir():
-        file /= "model.safetensors"
+        file = next((file / name for name in WEIGHTS["config.json"] if (file / name).is_file()), file)
+    if file.is_dir():
+        raise UserError(f"no ImageNet weights in {path}: it holds none of {', '.join(WEIGHTS['config.json'])}")
     if not file.exists():
-        if file.suffix == ".safetensors" or str(path).count("/") != 1:
-            raise UserError(f"no ImageNet weights at {path}: give a .safetensors file, its folder, or a hub id")
+        if file.suffix in SUFFIXES or str(path).count("/") != 1:
+            raise UserError(
+                f"no ImageNet weights at {path}: give a file of {', '.join(SUFFIXES)}, its folder, a hub id"
+            )
         from huggingface_hub import hf_hub_download
 
         try:
@@ -230,10 +238,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         except Exception as error:  # the hub raises a dozen kinds, all meaning "not to be had"
             reason = str(error).splitlines()[0]
             raise UserError(f"no ImageNet weights at {path}, neither a folder nor on the hub ({reason})") from error
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a readable safetensors file ({error}): fetch it again") from error
+    return read_arrays(file)
 
 
 def load_backbone_weights(path: str | Path, variables: Variables) -> Variables:

@@ -1,8 +1,10 @@
 """PyTorch's files without PyTorch: every form of tensor, OpenAI's archives, and nothing that a file holds is run."""
 
 import io
+import json
 import os
 import pickle
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -12,6 +14,7 @@ import make_torch_files
 import numpy as np
 import pytest
 
+from maskclip_jax.checkpoints.files import read_arrays
 from maskclip_jax.checkpoints.load import load_clip
 from maskclip_jax.checkpoints.torch_files import TorchFile
 from maskclip_jax.errors import UserError
@@ -36,6 +39,26 @@ def test_every_form_of_tensor(name):
     np.testing.assert_array_equal(arrays[f"{prefix}bfloat16"].astype(np.float32), base.astype(jnp.bfloat16))
     if "fp8" in others:
         np.testing.assert_array_equal(arrays["fp8"].astype(np.float32), base.astype(jnp.float8_e4m3fn))
+
+
+def test_shards(tmp_path):
+    """`pytorch_model.bin.index.json`, as transformers wrote it before safetensors; what it does not name is kept."""
+    expected = make_torch_files.forms()
+    for place, name in enumerate(("state", "training")):
+        shutil.copy(FILES / f"{name}.pt", tmp_path / f"pytorch_model-0000{place + 1}-of-00002.bin")
+    where = dict.fromkeys(list(expected)[:2], "pytorch_model-00001-of-00002.bin")
+    where |= {f"module.{key}": "pytorch_model-00002-of-00002.bin" for key in expected}
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    arrays = read_arrays(index)
+    assert {*expected} < {*arrays}
+    for key, array in expected.items():
+        np.testing.assert_array_equal(arrays[key], array)
+        np.testing.assert_array_equal(arrays[f"module.{key}"], array)
+    for name in ("pytorch_model-00003-of-00002.bin", "../a.bin", "a.safetensors", 3):
+        index.write_text(json.dumps({"weight_map": where | {"x": name}}))
+        with pytest.raises(UserError, match=r"must be a file, but is missing|a shard is a file in the folder"):
+            read_arrays(index)
 
 
 @pytest.mark.parametrize(("name", "activation"), [("traced", "quick_gelu"), ("gelu", "gelu")])

@@ -28,6 +28,10 @@ def test_scores_are_written(call, model, draw, tmp_path):
         assert found[-1]["settings"]["scales"] == [1.0]
     assert 0 < found[0]["mIoU"] <= 100
     assert [one["mIoU"] for one in found] == [found[0]["mIoU"]] * 2
+    label = tmp_path / "data" / "labels" / "a.png"
+    Image.fromarray(np.full((40, 60), 255, np.uint8)).save(label)
+    result = call("evaluate", tmp_path / "data", "--classes", "dog, cat", "--model", model)
+    assert result.errors == ["warning: no pixel of these masks is labelled (255 is none): there is nothing to score"]
     before = (tmp_path / "data.zip").read_bytes()
     for out in (tmp_path / "data", tmp_path / "data.zip", tmp_path / "data.zip" / "a.json"):
         result = call(

@@ -11,7 +11,9 @@ import pytest
 from command_outputs import WORDS
 from label_outputs import COUNT, Killed, check_manifest, tree
 
+from maskclip_jax.errors import UserError
 from maskclip_jax.label import store as label_store
+from maskclip_jax.label.folder import begin
 
 
 def damaged(path: Path, kind: str) -> bytes:
@@ -67,6 +69,19 @@ def test_settings_that_are_others_now_are_refused(label, photos, tmp_path):
     result = label(photos)
     assert (result.code, len(result.errors)) == (2, 1)
     assert "shard_size was 7 and is 6" in result.errors[0]
+
+
+def test_a_setting_that_is_not_there_differs_from_none(tmp_path):
+    """Another version knows other settings; long values are told apart, though messages cut them."""
+    names = [f"class {i}" for i in range(500)]
+    for before, now, words in (
+        ({"a": 1}, {"a": 1, "short_side": None}, "short_side was not there and is None"),
+        ({"a": 1, "b": None}, {"a": 1}, "b was None and is not there"),
+        ({"a": names}, {"a": [*names[:-1], "x"]}, r"a was \['class 0'.* and is \['class 0'"),
+    ):
+        (tmp_path / "label.json").write_text(json.dumps(before))
+        with pytest.raises(UserError, match=words):
+            begin(tmp_path, now)
 
 
 def test_damaged_settings_are_refused_where_nothing_tells(label, photos, tmp_path):

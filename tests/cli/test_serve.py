@@ -48,6 +48,18 @@ def test_an_address_of_another_machine(call):
     assert "192.0.2.1" in result.errors[0]
 
 
+@pytest.mark.parametrize("option", ["--model", "--more-models"])
+def test_a_run_is_sent_to_segment(call, tmp_path, option):
+    needs_the_extra()
+    for name in ("config.json", "text.npy"):
+        (tmp_path / name).write_bytes(b"{}")
+    result = call("serve", "--port", "0", option, tmp_path)
+    assert result.code == 2
+    assert result.errors == [
+        f"error: the page shows CLIPs, but {tmp_path} is a run of distill: look at it with segment --model {tmp_path}"
+    ]
+
+
 @pytest.mark.parametrize("number", ["70000", "-1", "http"])
 def test_no_port(call, number):
     result = call("serve", f"--port={number}")

@@ -65,6 +65,8 @@ def test_lists(text, read):
         ("dog\x00", "has one that is none"),
         ("e\u0301clair, \xe9clair", "one class only"),
         ("Dog , dog", "one class only"),
+        ("\uff24\uff4f\uff47, dog", "one class only"),
+        ("\uff76\uff92\uff97, \u30ab\u30e1\u30e9", "one class only"),
         ("dog\n \ndog", "one class only"),
         ("dog\n,\ncat", "empty"),
         ("a" * 5000 + ",", None),

@@ -1,6 +1,7 @@
 """The teacher inside the step against the training-free pipeline's own matrices and refinement."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from tiny_distill import CLASSES, config_of, dense, pretrained_clip, text_rows
 
 from maskclip_jax.data.preprocess import interpolation_matrix
-from maskclip_jax.distill.teacher import teacher_from
+from maskclip_jax.distill.teacher import load_teacher, teacher_from
 from maskclip_jax.encoders.config import Fidelity
 from maskclip_jax.encoders.dense import METHODS
 from maskclip_jax.encoders.model import CLIP
@@ -85,6 +86,19 @@ def test_bfloat16_is_the_towers_alone():
     clip = pretrained_clip()
     teacher, _ = teacher_from(config_of(dtype="bfloat16"), clip, text_rows())
     assert (teacher.model.dtype, clip.model.dtype) == (jnp.dtype("bfloat16"), jnp.float32)
+
+
+def test_the_activation_of_a_teacher_without_a_config():
+    """`teacher_activation` goes before what the file says (here, its code) or what is assumed of bare weights."""
+    folder = Path(__file__).parents[1] / "golden" / "torch_files"
+    for asked, found in ((None, "quick_gelu"), ("gelu", "gelu")):
+        config = config_of(teacher=str(folder / "openai_traced.pt"), teacher_activation=asked)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("maskclip_jax.distill.teacher.text_classifier", lambda *_: text_rows())
+            teacher, _ = load_teacher(config)
+        assert teacher.model.config.vision.activation == found
+    with pytest.raises(UserError, match="teacher_activation is one of None, quick_gelu, gelu, but relu came"):
+        config_of(teacher_activation="relu")
 
 
 def test_a_teacher_of_another_method():

@@ -191,7 +191,7 @@ def test_one_line_for_data_without_truth():
         evaluate_teacher(clip, text_rows(), CLASSES, ArraySource(images))
     with pytest.raises(UserError, match=r"labels are 0\.\.4 or 255, but 000000 has 9"):
         evaluate_teacher(clip, text_rows(), CLASSES, ArraySource(images, np.full((1, 32, 32), 9)))
-    with pytest.raises(UserError, match="scales above 0"):
+    with pytest.raises(UserError, match=r"scales are 0.0625 to 16"):
         evaluate_teacher(clip, text_rows(), CLASSES, MIXED, scales=(0.0, 1.0))
 
 

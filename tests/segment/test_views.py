@@ -16,6 +16,8 @@ from maskclip_jax.segment.windows import window_scores
 
 CLASSES = ["dog", "cat,kitten", "tree", "fire truck"]
 
+NAN, INF = float("nan"), float("inf")
+
 
 def settings_of(p, **options):
     return prediction_settings(CLASSES, p, templates="single", return_probabilities=True, **options)
@@ -114,9 +116,10 @@ def test_protocols_are_options(pretrained):
         ({"method": "slip"}, "a method is one of"),
         ({"method": DenseMethod("qq", blocks=3)}, "has 2 blocks"),
         ({"synonyms": "best"}, "'mean' or their 'max'"),
-        ({"pamr": -1}, "0 steps or more"),
-        ({"scales": (0.0,)}, "above 0"),
-        ({"probability_scale": 0.0}, "above 0"),
+        ({"pamr": -1}, "0 to 1000 steps"),
+        ({"pamr": 10**6}, "0 to 1000 steps"),
+        *(({"scales": scales}, "scales are 0.0625 to 16") for scales in ((), (0.0,), (1, NAN), (INF,), (1e9,), (-1,))),
+        *(({"probability_scale": scale}, "above 0 and up to") for scale in (0.0, -1, NAN, INF, 1e30)),
     ],
 )
 def test_one_line_for_what_cannot_be(pretrained, options, words):

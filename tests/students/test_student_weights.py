@@ -1,7 +1,10 @@
 """ImageNet and CLIP weights into students: every naming scheme, and the report when they do not fit."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+import make_torch_files
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -11,6 +14,7 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.students import StudentConfig, create_student
 from maskclip_jax.students import weights as W
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 LAYERS, BASE = (2, 1, 1, 1), 4
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 TEXT = jax.ShapeDtypeStruct((2, 8), jnp.float32)
@@ -29,6 +33,7 @@ def conv(rng, name, out, inp, k):
 
 def norm(rng, name, width):
     leaves = {f"{name}.{leaf}": rng.normal(size=width) for leaf in ("weight", "bias", "running_mean", "running_var")}
+    leaves[f"{name}.running_var"] = np.abs(leaves[f"{name}.running_var"])
     arrays = {key: value.astype(np.float32) for key, value in leaves.items()}
     return arrays | {f"{name}.num_batches_tracked": np.array(7)}
 
@@ -192,12 +197,46 @@ def test_files_and_folders_are_read(tmp_path):
         np.testing.assert_allclose(kernel, state["conv1.0.weight"].transpose(2, 3, 1, 0), rtol=1e-3)
 
 
+def test_files_of_torch_are_read_without_it(tmp_path):
+    """As a file of any suffix, as a folder's `pytorch_model.bin`, and out of a training checkpoint's "state_dict"."""
+    expected = make_torch_files.forms()
+    for name in ("state.pt", "legacy.pt", "training.pt"):
+        content = (GOLDEN / "torch_files" / name).read_bytes()
+        (tmp_path / "resnet50.pth").write_bytes(content)
+        (tmp_path / "pytorch_model.bin").write_bytes(content)
+        for path in (tmp_path, tmp_path / "resnet50.pth"):
+            state = W.read_state_dict(path)
+            prefix = "module." if name == "training.pt" else ""
+            assert {prefix + key for key in expected} <= set(state)
+            for key, array in expected.items():
+                np.testing.assert_array_equal(state[prefix + key], array)
+
+
 def test_missing_and_broken_files_are_one_line(tmp_path):
     with pytest.raises(UserError, match="no ImageNet weights at"):
         W.read_state_dict(tmp_path / "absent.safetensors")
-    (tmp_path / "model.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match=r"no ImageNet weights in .*: it holds none of model.safetensors"):
         W.read_state_dict(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        W.read_state_dict(tmp_path)
+    with pytest.raises(UserError, match="which is not run"):
+        W.read_state_dict(GOLDEN / "torch_files" / "hostile.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: x.astype(np.int8), "is of type int8"),
+        (lambda x: np.full_like(x, np.nan), "holds NaN or infinity"),
+        (lambda x: np.full_like(x, -1), "is a negative variance"),
+    ],
+)
+def test_numbers_that_are_no_weights(change, words):
+    state = timm(np.random.default_rng(0))
+    state["bn1.running_var"] = change(state["bn1.running_var"])
+    with pytest.raises(UserError, match=f"finite floating-point numbers, but bn1.running_var {words}"):
+        W.convert_state_dict(state, variables_for("v1c"))
 
 
 def test_clip_tower_becomes_the_backbone():
