@@ -22,6 +22,7 @@ from maskclip_jax.data.preprocess import sized
 from maskclip_jax.data.sources import DataSource
 from maskclip_jax.encoders.dense import dense_method
 from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import Counter, Reader, batches, prepared, read_ahead
 from maskclip_jax.evaluate.metrics import (
     ZeroShotScores,
