@@ -132,5 +132,5 @@ def test_too_many_numbers(pretrained, monkeypatch):
     monkeypatch.setattr("maskclip_jax.segment.views.MOST_FLOATS", 1000)
     with pytest.raises(UserError, match="50×40 pixels and there are 4 words"):
         segment_images([np.zeros((40, 50, 3), np.uint8)], CLASSES, pretrained("vit"), templates="single", pamr=1)
-    with pytest.raises(UserError, match="a protocol is one of maskclip, sclip"):
+    with pytest.raises(UserError, match="a protocol is one of maskclip, maskclip-context, sclip"):
         protocol_options("slip")
