@@ -18,6 +18,7 @@ from maskclip_jax.data.preprocess import prepare, resize_shape
 from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.dense import DenseMethod
 from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
 from maskclip_jax.segment.images import Upsampled, batch_size_for, padded_batch
 from maskclip_jax.segment.pixels import pixel_matrix
@@ -25,6 +26,8 @@ from maskclip_jax.segment.refine import class_confidence
 from maskclip_jax.segment.scores import dense_logits, flat_mask, probability_scale, refined
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.window_layout import AxisWindows, axis_windows, side_by_side, window_matrix
+
+MOST_WINDOWS = 4096  # of one image: 512×683 pixels at a stride of 10
 
 
 class Plan(NamedTuple):
@@ -84,11 +87,18 @@ def window_side(settings: PredictionSettings) -> int:
 
 
 def plan_windows(original: Shape, settings: PredictionSettings) -> Plan:
-    """The windows of an image of that size."""
+    """The windows of an image of that size. Raises UserError where they would be thousands."""
     assert settings.options.windows is not None
     p = settings.preprocess
     valid = resize_shape(*original, short_side=p.short_side, long_side=p.long_side, within=p.within)
-    return Plan(*(axis_windows(length, *settings.options.windows) for length in valid), valid, original)
+    plan = Plan(*(axis_windows(length, *settings.options.windows) for length in valid), valid, original)
+    if plan.count > MOST_WINDOWS:
+        window, stride = settings.options.windows
+        raise UserError(
+            f"an image is read in at most {MOST_WINDOWS} windows, but windows of {window} every {stride} pixels make "
+            f"{plan.count} of one of {valid[1]} × {valid[0]}: make the stride larger"
+        )
+    return plan
 
 
 def window_crops(

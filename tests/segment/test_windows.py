@@ -10,6 +10,7 @@ import pytest
 from pixel_loops import CLASSES, settings_of, softmax, upsampled
 
 from maskclip_jax.data.preprocess import interpolation_matrix, prepare, upsample_matrix
+from maskclip_jax.errors import UserError
 from maskclip_jax.ops.compile_count import count_compiles
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.predict import dense_logits, iter_segmentations, segment_images
@@ -92,3 +93,11 @@ def test_one_window_over_everything_is_the_whole_image(pretrained, images):
     (whole,) = segment_images([picture], CLASSES, p, **options)
     (windowed,) = segment_images([picture], CLASSES, p, window=56, **options)
     np.testing.assert_allclose(whole.probabilities, windowed.probabilities, atol=1e-4)
+
+
+def test_thousands_of_windows_are_refused_before_anything_runs(pretrained, images):
+    with count_compiles() as count, pytest.raises(UserError, match="at most 4096 windows, but windows of 1 every 1"):
+        segment_images(
+            images((96, 64)), CLASSES, pretrained("vit", short_side=64), window=1, stride=1, templates="single"
+        )
+    assert count.programs <= 12  # of the text tower alone
