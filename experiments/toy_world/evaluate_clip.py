@@ -24,7 +24,7 @@ def _logits(variables, images, classifier, *, model: CLIP, attention: str):
 
 
 def class_embeddings(model: CLIP, variables, tokenize) -> jax.Array:
-    """[66, E]: every template, normalised, averaged, normalised (method section 4)."""
+    """[66, E]: every template, normalised, averaged, normalised (docs/method.md, section 4)."""
     encode = jax.jit(lambda v, ids: model.apply(v, ids, method="encode_text"))
     rows = []
     for name in CLASSES:

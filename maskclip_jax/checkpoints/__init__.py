@@ -1,0 +1,1 @@
+"""Checkpoint files -> model, weights, tokenizer and preprocessing: `load.load_clip`."""

@@ -62,7 +62,7 @@ _READING = {
 
 
 class Parts(NamedTuple):
-    """A checkpoint as it lies on disk. `arrays` have someone's names; read them with `weights.to_variables`."""
+    """A checkpoint read from disk; `arrays` keep their original names (`weights.to_variables` converts them)."""
 
     arrays: Mapping[str, Any]
     config: CLIPConfig

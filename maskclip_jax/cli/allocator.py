@@ -1,4 +1,4 @@
-"""Freed memory kept for the next step, instead of handed back to the system and fetched again page by page."""
+"""glibc's allocator set to keep freed memory for the next step instead of returning it page by page."""
 
 from __future__ import annotations
 

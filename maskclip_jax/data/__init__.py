@@ -1,0 +1,1 @@
+"""Files -> arrays: images, class names, data sets, augmentation, preprocessing."""

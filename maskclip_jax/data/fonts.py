@@ -1,4 +1,4 @@
-"""Letters for pictures: Pillow's own font where it has them, else one of the system's, else a reading in ASCII.
+"""A font for labels on pictures: Pillow's own, one of the system's, or a transliteration to ASCII.
 
 Pillow's font (Aileron) draws the same on every machine, but has hardly more than ASCII, and shows a box for the rest.
 A font for all scripts is tens of megabytes, so none is shipped: one that the machine has and that holds every letter

@@ -1,4 +1,4 @@
-"""What a value in other people's JSON may be: a rule has words for the message and a function that reads the value.
+"""Rules for values in other people's JSON: what each accepts, in words for the message.
 
 `fields(content, RULES, where)` reads an object by its rules before anything is built or allocated from it.
 """

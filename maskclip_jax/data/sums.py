@@ -1,4 +1,4 @@
-"""Checksums kept beside what was written, so that no byte that has changed since is read as if it had not."""
+"""SHA-256 checksums stored beside files, and checked when they are read again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name and renamed, read with a bound, strict JSON, a lock.
+"""Files written whole or not at all (temporary name, then rename), bounded strict JSON, and a lock.
 
 What a crash or a full disk leaves is either the file before or the file after, also when the power fails: contents
 reach the disk (fsync) before the name does. What is read may have been damaged by others all the same, so that every

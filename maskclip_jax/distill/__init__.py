@@ -1,0 +1,1 @@
+"""MaskCLIP+: training a segmentation network on MaskCLIP's masks (paper, section 3.3)."""

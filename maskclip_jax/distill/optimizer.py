@@ -1,4 +1,4 @@
-"""SGD as PyTorch's or AdamW, and the polynomial schedule of the published runs (method, section 7)."""
+"""SGD as PyTorch's or AdamW, and the polynomial schedule of the published runs (docs/method.md, section 7)."""
 
 from __future__ import annotations
 

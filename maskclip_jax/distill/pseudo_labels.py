@@ -1,4 +1,4 @@
-"""Who labels which pixel (paper, section 3.3): annotation, teacher or student; pure functions.
+"""Where each pixel's label comes from (paper, section 3.3): annotation, teacher or student. Pure functions.
 
 On the host, `training_annotation` takes away what training may not see and `check_no_leak` makes sure of it. On the
 device, pixels marked `UNLABELLED` (254) get the best of the candidate classes: by the teacher's scores in phase 1

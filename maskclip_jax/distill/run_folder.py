@@ -1,4 +1,4 @@
-"""The folder of a run: which config it belongs to, and a trained student read back from it.
+"""A training run's folder: its config, one run at a time, and the trained student read back from it.
 
 config.json     what the run is (`DistillConfig`); another config is refused
 text.npy        the classifier [C, E] that teacher and student share: a student needs no teacher afterwards

@@ -1,4 +1,4 @@
-"""Where a run's folder keeps what it is; light enough for commands that only ask whether a folder is one."""
+"""File names of a run's folder, and whether a folder is one; imports nothing heavy."""
 
 from __future__ import annotations
 

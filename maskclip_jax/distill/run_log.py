@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl, TensorBoard event files, a bar with rate and ETA (or plain lines).
+"""The log of a training run: metrics.jsonl, TensorBoard files, and a progress bar with rate and ETA.
 
 All of it is the first host's. After a resume both files hold each step once: what a killed run wrote beyond its last
 checkpoint is taken back.

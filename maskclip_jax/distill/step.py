@@ -217,7 +217,7 @@ def _forward(student: Student, images: Float[Array, "B H W 3"], text: Float[Arra
 
 
 def _target(config: DistillConfig, teacher: Teacher | None, frozen: Frozen, part: Mapping[str, Array], step: Array):
-    """What the teacher says: its features, its labels (also made before), or None where nobody asks it."""
+    """The teacher's features or labels (computed here or read from the batch); None where the mode has no teacher."""
     images = part["image"]
     if config.mode == "feature":
         assert teacher is not None
@@ -246,7 +246,7 @@ def _target(config: DistillConfig, teacher: Teacher | None, frozen: Frozen, part
 
 
 def _loss(config: DistillConfig, outputs: Outputs, target: Any, annotation: Int[Array, "B H W"], step: Array) -> Tally:
-    """The mode's loss and what is counted beside it."""
+    """The loss of the config's mode, and the sums that metrics are made of."""
     leaked = pseudo_labels.leaked_pixels(annotation, config)
     none = jnp.zeros(())
     if config.mode == "feature":
@@ -274,7 +274,7 @@ def _loss(config: DistillConfig, outputs: Outputs, target: Any, annotation: Int[
 
 
 def _own_or(config: DistillConfig, outputs: Outputs, target: Array, step: Array) -> Int[Array, "B H W"]:
-    """The teacher's labels in phase 1, the student's own in phase 2."""
+    """Pseudo labels: the teacher's in the guided phase, the student's own in self-training."""
     if not config.self_training:
         return target
 

@@ -1,4 +1,4 @@
-"""Training-free readings of the last blocks: which matrix takes the place of `softmax(q kᵀ s)`, and what is kept.
+"""The dense-value head: how the last attention is read (MaskCLIP and its training-free successors).
 
 MaskCLIP reads values alone; its successors let patches look at those that are like them. Every attention here is one
 pure function `(q, k, v, around) -> [B, T, N, d]` of the last block's own queries, keys and values, the class token
@@ -36,7 +36,7 @@ POOL_SHARPNESS = 8  # CLIP Surgery: an attention pool's values are normalised, a
 
 
 class Around(NamedTuple):
-    """What an attention may know besides q, k and v.
+    """Context of an attention besides q, k and v: grid, mask, mean token norm, sigma.
 
     Fields:
       shape: rows and columns of the patch grid; T is 1 + rows · columns.
@@ -52,22 +52,22 @@ class Around(NamedTuple):
 
 
 def value(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
-    """Every token looks only at itself (MaskCLIP)."""
+    """The identity: each position's own value (MaskCLIP, paper equation 4)."""
     return v
 
 
 def query_key(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
-    """As CLIP was trained."""
+    """softmax(q kᵀ): the attention CLIP was trained with (the paper's naive baseline)."""
     return attend(q, k, v, around.mask)
 
 
 def query_query(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
-    """ClearCLIP."""
+    """softmax(q qᵀ): ClearCLIP."""
     return attend(q, q, v, around.mask)
 
 
 def key_key(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
-    """NACLIP without its neighbourhood."""
+    """softmax(k kᵀ): NACLIP without its Gaussian bias."""
     return attend(k, k, v, around.mask)
 
 
@@ -88,7 +88,7 @@ def pool_value_value(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
 
 
 def key_key_gaussian(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
-    """NACLIP: patches near each other attract each other."""
+    """NACLIP: key-key attention with a Gaussian bias towards near patches."""
     scores = jnp.einsum("bqnd,bknd->bnqk", k * k.shape[-1] ** -0.5, k)
     scores = in_full_precision(scores) + gaussian_neighbourhood(around.shape, around.sigma)
     if around.mask is not None:

@@ -133,7 +133,7 @@ class Block(nn.Module):
     def dense(
         self, x: Float[Array, "B L D"], keys: str, folded: dict | None
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
-        """Tokens after the value path, and the keys for smoothing (method section 2)."""
+        """Tokens after the value path, and the keys for smoothing (docs/method.md, section 2)."""
         y = self.ln_1(x)
         z = x + (self.attn.value(y) if folded is None else apply_folded(folded, y, self.dtype))
         k = self.attn.k_proj(y)
@@ -150,7 +150,7 @@ class Block(nn.Module):
         mlp: bool,
         keys: str,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
-        """A step of the path `beside` the tower, and the keys: `attention` is given the tokens, then q, k and v.
+        """One block of a reading that runs on a path beside the tower, and the keys; `attention` takes tokens, q, k, v.
 
         q, k and v come from the tower's own tokens `x`; residual and MLP, where kept, act on the path.
         """
@@ -201,7 +201,7 @@ class Transformer(nn.Module):
         return x
 
     def last(self, x: Float[Array, "B T D"], mask: Array | None = None) -> Float[Array, "B T D"]:
-        """The last block, as it was trained."""
+        """The last block with its attention as trained."""
         return self.resblocks[-1](x, mask)
 
     def last_dense(self, x: Float[Array, "B L D"], keys: str, folded: dict | None) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""`CLIP`: both towers behind `encode_image`, `encode_text` and `encode_dense` (method, sections 1-2)."""
+"""`CLIP`: both towers behind `encode_image`, `encode_text` and `encode_dense` (docs/method.md, sections 1-2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIP's ModifiedResNet: three-conv stem, anti-aliased strides, QKV attention pool (method, sections 1-2).
+"""CLIP's ModifiedResNet: three-conv stem, anti-aliased strides, attention pool (docs/method.md, sections 1-2).
 
 Read out densely, its last stages may keep a finer grid: a stride that is not taken becomes a dilation of everything
 after it, with the same weights.
@@ -34,7 +34,7 @@ def _blur(x: Float[Array, "B H W C"], dilation: int) -> Float[Array, "B H W C"]:
 
 
 class ImageGrid:
-    """Where the pixels of a padded batch are real: the mask at any stride, or nothing at all when nothing is padded."""
+    """The valid area of each image in a padded batch, as a mask at any stride (None when nothing is padded)."""
 
     def __init__(self, sizes: Int[Array, "B 2"] | None):
         self.sizes = sizes  # valid height and width in pixels

@@ -1,4 +1,4 @@
-"""CLIP's text tower: a causal transformer whose feature is read at the end-of-text token (method, section 1)."""
+"""CLIP's text tower: a causal transformer, read at the end-of-text token (docs/method.md, section 1)."""
 
 from __future__ import annotations
 

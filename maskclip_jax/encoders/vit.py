@@ -1,4 +1,4 @@
-"""CLIP's Vision Transformer: `__call__` as trained, `dense` read through its last values (method, sections 1-2)."""
+"""CLIP's Vision Transformer: as trained, and read through its last values (docs/method.md, sections 1-2)."""
 
 from __future__ import annotations
 

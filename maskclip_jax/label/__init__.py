@@ -1,0 +1,1 @@
+"""Masks for a whole corpus, on disk."""

@@ -1,4 +1,4 @@
-"""Blocks of prepared images -> scores, best classes and features of every cell, on all devices of this host.
+"""Batched inference for `label`: blocks of prepared images -> scores, best classes and features, on all devices.
 
 Shapes come from a fixed ladder and batches from the block alone, so the same block is computed in the same batches in
 every process: nothing here remembers what came before.
@@ -28,7 +28,7 @@ from maskclip_jax.segment.settings import PredictionSettings
 
 
 class Cells(NamedTuple):
-    """What a device finds for a batch, padding included."""
+    """Results of one batch, padding included."""
 
     scores: Array  # [B, h, w, words]
     classes: Array | None  # int32 [B, h, w, k], the most probable first
@@ -49,7 +49,7 @@ class Devices:
         self.variables, self.classifier = jax.device_put((settings.variables, settings.classifier), everywhere)
 
     def split(self, *arrays: np.ndarray) -> tuple[Array, ...]:
-        """Arrays whose first axis the devices share."""
+        """Arrays split over the devices along their first axis."""
         return jax.device_put(arrays, self._split)
 
 

@@ -1,4 +1,4 @@
-"""Images to be labelled: as many as there are, each with a name that can become a path, read one by one.
+"""The images of a corpus by index and name, read one at a time; their number is not limited by memory.
 
 A folder is read with all folders in it, and an image's name is its path there without the suffix; everything else that
 `open_source` knows (zip files, arrays, TFDS, parts) keeps the names that its examples have.

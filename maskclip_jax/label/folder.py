@@ -1,4 +1,4 @@
-"""The folder of a labelling: files that are whole or not there, the settings it was begun with, and its end.
+"""The output folder of `label`: its settings, shards and manifest, written whole or not at all.
 
 label.json      the settings, written first: another command is refused in this folder
 shards/         one JSON for each shard that is done

@@ -1,4 +1,4 @@
-"""What labels a corpus: a CLIP as its settings say, or whatever else has the methods of `Labeller` (a student)."""
+"""The models that `label` can use: a CLIP with its options, or a trained student (`Labeller`)."""
 
 from __future__ import annotations
 

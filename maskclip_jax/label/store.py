@@ -1,4 +1,4 @@
-"""What labelling a corpus leaves on disk, and how it goes on where it stopped.
+"""What `label` writes for each image (PNG files or records), and how a stopped run goes on.
 
     label.json                       the settings, written first: another command is refused in this folder
     labels/NAME.png                  pixel = class; indexed (16-bit grey beyond 256 classes)

@@ -1,4 +1,4 @@
-"""What XLA does slowly on a CPU, done another way (products, convolutions), and what every part may use."""
+"""Matrix products, convolutions and other array routines that need nothing else of the library."""
 
 
 def round_up(value: int, multiple: int) -> int:

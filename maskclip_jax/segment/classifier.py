@@ -1,4 +1,4 @@
-"""Words -> text classifier [C, E]: prompts embedded and averaged per class (method, section 4), cached on disk."""
+"""Words -> text classifier [C, E]: prompts embedded, averaged per class, cached on disk (docs/method.md, section 4)."""
 
 from __future__ import annotations
 

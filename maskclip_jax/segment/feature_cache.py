@@ -1,4 +1,4 @@
-"""The image tower once, its features kept, and any number of words and thresholds read from them.
+"""Image features computed once and kept; any words and thresholds are then scored from them.
 
 `segment_images` runs the tower and the reading as one program, which is right for a corpus. Where somebody tries words
 on one picture, the picture stays and the words change: `keep_features` is the slow half, `read_features` the quick one.

@@ -1,4 +1,4 @@
-"""Whole images: sizes -> a few shape buckets, batches of one bucket -> scores of every cell."""
+"""Batched inference on whole images, padded to a few bucket shapes: images -> scores of every grid cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A grid of scores -> labels and confidences for every pixel of the original image, in tiles.
+"""Upsampling: scores of grid cells -> label and confidence of every pixel of the original image, in tiles.
 
 Original sizes differ from image to image, so nothing compiled may depend on them: pixels are computed in tiles of a
 fixed size, each from the cells that it needs, with the tile's part of the two upsampling matrices as arguments. One

@@ -1,4 +1,4 @@
-"""Refinement without training: prompt denoising and key smoothing (paper, section 3.3; method, section 3).
+"""Refinement without training: prompt denoising and key smoothing (paper, section 3.3; docs/method.md, section 3).
 
 Pure functions, safe under `jit`, `vmap` and `grad`; thresholds may be traced, so a whole grid of them is one `vmap`.
 Where images of different sizes share a padded batch, `valid` says which positions are image.

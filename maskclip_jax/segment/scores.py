@@ -1,4 +1,4 @@
-"""The pure core: images, classifier -> dense logits, scores, probabilities. For `jit`, `vmap`, `grad` and experiments.
+"""Pure functions: images and a classifier -> dense logits, refined scores, probabilities; for `jit`, `vmap`, `grad`.
 
 Everything an image needs is in the arguments; nothing is read from disk, kept, or compiled here.
 """
@@ -96,7 +96,7 @@ def refined(
     smoothing: ArrayLike | None,
     valid: Bool[Array, "B L"] | None,
 ) -> Float[Array, "B L C"]:
-    """Denoised, then smoothed (method, section 3): logits, or with smoothing, smoothed probabilities.
+    """Denoised, then smoothed (docs/method.md, section 3): logits, or with smoothing, smoothed probabilities.
 
     `confidence` is that of `class_confidence`, over whatever counts as one image; only denoising needs it, and only
     smoothing needs `keys`.

@@ -1,4 +1,4 @@
-"""Options for one model and its words: what is the same for any number of images."""
+"""`Options` resolved for one model and its classes: thresholds, text classifier and weights, ready on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slower way from cells to pixels, for what needs every class of every pixel at once: several views, and PAMR.
+"""Inference that needs every class at every pixel: averages over scales and flips, and PAMR. Slower.
 
 Views are sizes and the mirrored image; more than one: their probabilities are averaged. PAMR then refines what is
 there, logits of one view or the mean of many.

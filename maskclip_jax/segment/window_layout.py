@@ -1,4 +1,4 @@
-"""Sliding windows: where they lie, and how their grids become pixels of the original image.
+"""Where sliding windows lie, and how their overlapping grids become pixels of the original image.
 
 Windows form a grid of rows and columns, and upsampling, averaging where they overlap, and resizing to the original
 size are all linear and separable. So the cells of all windows, laid side by side, are one larger grid with a matrix per

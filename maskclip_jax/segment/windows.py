@@ -1,4 +1,4 @@
-"""Sliding windows over images: crops of many images -> batches of one shape -> scores of every cell of every window."""
+"""Batched inference with sliding windows: crops of many images, padded to one shape -> scores of every window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Things kept in memory, the longest unused forgotten first."""
+"""A least-recently-used cache bounded in bytes."""
 
 from __future__ import annotations
 

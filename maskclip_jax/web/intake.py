@@ -1,4 +1,4 @@
-"""What comes in and goes out: bodies within a number of bytes, and connections that cannot be held for ever.
+"""Limits on connections: bytes of a body, seconds that a client may take.
 
 A body waits in memory until it is whole, so all bodies together have a limit; and whoever sends or reads slower than
 any line of today is let go, for there is a limit to connections, too.

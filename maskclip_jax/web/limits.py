@@ -1,4 +1,4 @@
-"""What one question may cost, reckoned before anything is allocated, and how many programs are kept."""
+"""The cost of a request (windows, cells, bytes), estimated and refused before anything is allocated."""
 
 from __future__ import annotations
 

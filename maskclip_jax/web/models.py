@@ -1,4 +1,4 @@
-"""The models that can be picked, loaded when first wanted, and the words each has read already."""
+"""The models that the page offers, loaded when first used, with the text classifiers computed for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a visitor asks for: the JSON of a request, checked and named."""
+"""A request to the page's JSON endpoint, checked."""
 
 from __future__ import annotations
 

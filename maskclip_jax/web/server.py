@@ -1,4 +1,4 @@
-"""HTTP: routes, limits, messages, and one visitor after the other.
+"""The HTTP server: routes, limits, error messages; one request is computed at a time.
 
     GET  /                             the page
     GET  /api/options                  what there is to choose from

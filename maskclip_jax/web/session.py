@@ -1,4 +1,4 @@
-"""Images in, masks and files out: all of `serve` but HTTP. Nothing is written to disk.
+"""What `serve` computes, without HTTP: images in, masks and files out. Nothing is written to disk.
 
 An image gets a name nobody can guess, and whoever has the name has the image; the last images, the features of the last
 images and the last answers are kept in memory. For one thread at a time: `app.Turns` sees to that.

@@ -1,4 +1,4 @@
-"""Programs compiled before the first visitor: the image tower for the usual shapes, the reading for some words."""
+"""Compiling the usual programs when the server starts: the image tower at common shapes, the scoring of some words."""
 
 from __future__ import annotations
 

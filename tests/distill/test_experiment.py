@@ -51,7 +51,7 @@ def test_no_scene_is_both_trained_on_and_scored():
 
 
 def test_the_papers_runs():
-    """Method, section 7: steps, crops, rates and protocols as published."""
+    """docs/method.md, section 7: steps, crops, rates and protocols as published."""
     load = lambda name: load_experiment(f"{EXPERIMENTS / 'configs' / 'paper.py'}:{name}")  # noqa: E731
     voc = load("voc20/annotation_free/r50")
     assert (voc.steps, voc.crop_size, voc.batch_size, voc.num_classes) == (2000, 512, 16, 20)

@@ -1,4 +1,4 @@
-"""The released code's whole test pipeline, from the bytes of JPEG files to label maps and mIoU (method, sections 5-6).
+"""The released code's whole pipeline, from JPEG bytes to label maps and mIoU (docs/method.md, sections 5-6).
 
 `official_pipeline_tiny.npz` holds its answers for eight images under both protocols. The bar is 99.9% of the pixels of
 every image and mIoU within 0.001. What float32 leaves to a processor stays far below that (here all pixels but two in
