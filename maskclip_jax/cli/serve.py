@@ -53,20 +53,20 @@ def run(args: argparse.Namespace) -> int:
             f"serve needs starlette and uvicorn, but {error.name} is not installed: "
             "pip install -r requirements-web.txt (or 'maskclip-jax[web]')"
         ) from error
-    from maskclip_jax.web import warmup as warm
+    from maskclip_jax.web import warmup
     from maskclip_jax.web.intake import make_server
     from maskclip_jax.web.server import is_loopback, make_app
-    from maskclip_jax.web.session import MEGABYTE, Desk
+    from maskclip_jax.web.session import MEGABYTE, Session
 
     with listening(args.host, args.port) as listener:  # first of all, so that a taken port is known at once
-        desk = Desk(make_shelf(args), keep=args.memory * MEGABYTE, most_pixels=args.max_pixels)
-        steps = list(warm.steps(desk))
+        session = Session(make_models(args), keep=args.memory * MEGABYTE, most_pixels=args.max_pixels)
+        steps = list(warmup.steps(session))
         with common.progress("warming up", len(steps)) as report:
             for done, step in enumerate(steps, 1):
                 step()
                 report(done)
         names = args.host_name or ()
-        app = make_app(desk, host=args.host, names=names, most_upload=args.max_upload * MEGABYTE)
+        app = make_app(session, host=args.host, names=names, most_upload=args.max_upload * MEGABYTE)
         if not is_loopback(args.host):
             common.complain(f"anyone who can reach {args.host} can use this page", "warning")
         host, number = listener.getsockname()[:2]
@@ -77,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_shelf(args: argparse.Namespace):
+def make_models(args: argparse.Namespace):
     """The models of the page's list: `--model` first and loaded, the others when they are picked."""
     from maskclip_jax.checkpoints.load import EMBEDDED
     from maskclip_jax.distill.run_layout import is_run
-    from maskclip_jax.web.models import Shelf
+    from maskclip_jax.web.models import Models
 
     for name in (args.model, *(args.more_models or ())):
         if is_run(name):
@@ -95,9 +95,9 @@ def make_shelf(args: argparse.Namespace):
             own |= {"dense_stride": None, "tokenizer": None, "checkpoint": None, "activation": None}
         return common.load_model(argparse.Namespace(**own))
 
-    shelf = Shelf([args.model, *(args.more_models or ()), *EMBEDDED], load)
-    shelf.reader(None)
-    return shelf
+    models = Models([args.model, *(args.more_models or ()), *EMBEDDED], load)
+    models.reader(None)
+    return models
 
 
 def listening(host: str, number: int) -> socket.socket:

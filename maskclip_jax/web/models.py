@@ -58,7 +58,7 @@ class Reader:
         return found
 
 
-class Shelf:
+class Models:
     """`names` of models, and `load` that makes a `Pretrained` of one."""
 
     def __init__(self, names: Sequence[str], load: Callable[[str], Pretrained]):
@@ -67,7 +67,7 @@ class Shelf:
         self._readers: dict[str, Reader] = {}
 
     def reader(self, name: str | None) -> Reader:
-        """The model of that name (None: the first). Raises UserError for one that is not on the shelf."""
+        """The model of that name (None: the first). Raises UserError for one that is not on the models."""
         name = self.names[0] if name is None else name
         if name not in self.names:
             raise UserError(f"a model is one of {', '.join(self.names)}, but {name!r} came: choose one of them")

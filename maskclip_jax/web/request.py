@@ -29,7 +29,7 @@ ASKED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Ask:
+class SegmentRequest:
     """One question. Its JSON has `image`, `classes` and maybe `model`, and of `Options` what `ASKED` names.
 
     Fields:
@@ -56,7 +56,7 @@ class Ask:
         return 2000 + sum(100 + 4 * len(word) for word in words) + 4 * len(self.options.templates or "")
 
 
-def read_ask(body: bytes) -> Ask:
+def read_request(body: bytes) -> SegmentRequest:
     """The question in a request's JSON. Raises UserError, one line, on what cannot be understood."""
     try:
         fields = json.loads(body, parse_constant=_no_number)
@@ -88,7 +88,7 @@ def read_ask(body: bytes) -> Ask:
     _check_amount(classes, background or ())
     given = {name: fields[name] for name in ASKED if name in fields}
     options = Options(**given | {"method": METHODS[method], "background": background, "cache": False})
-    return Ask(fields["image"], classes, fields.get("model"), options)
+    return SegmentRequest(fields["image"], classes, fields.get("model"), options)
 
 
 def _checked(fields: dict[str, Any], name: str, kind: type | tuple[type, ...], wanted: str) -> None:

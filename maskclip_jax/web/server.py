@@ -5,7 +5,7 @@
     GET  /api/scenes/0005.jpg          a shipped scene
     POST /api/images?name=photo.jpg    an image file as the body       -> {"image": its name here, …}
     GET  /api/images/NAME              the image as the model is shown it
-    POST /api/segment                  a question (`ask.Ask`) as JSON  -> classes, areas, confidences, paths of files
+    POST /api/segment      `request.SegmentRequest` as JSON -> classes, areas, confidences, paths of files
     GET  /api/answers/NAME/labels.png  and result.json, overlay.png: the files that `segment` writes
     GET  /api/answers/NAME/heat/0.png  the heat map of class 0
 
@@ -36,8 +36,8 @@ from maskclip_jax.data.vocabulary import class_set, class_set_names
 from maskclip_jax.errors import UserError
 from maskclip_jax.web.intake import Busy, Intake, Slow, TooLarge
 from maskclip_jax.web.limits import Programs
-from maskclip_jax.web.request import METHODS, MOST_CLASSES, read_ask
-from maskclip_jax.web.session import MEGABYTE, Desk, File, Gone, scene_names
+from maskclip_jax.web.request import METHODS, MOST_CLASSES, read_request
+from maskclip_jax.web.session import MEGABYTE, File, Gone, Session, scene_names
 
 T = TypeVar("T")
 
@@ -167,7 +167,7 @@ def failure(error: UserError) -> JSONResponse:
 
 
 def make_app(
-    desk: Desk, *, host: str = "127.0.0.1", names: Sequence[str] = (), most_upload: int = 20 * MEGABYTE
+    session: Session, *, host: str = "127.0.0.1", names: Sequence[str] = (), most_upload: int = 20 * MEGABYTE
 ) -> Starlette:
     """The application. `host` is what it is bound to, `names` what else it is called, `most_upload` bytes of an image
     file."""
@@ -182,32 +182,32 @@ def make_app(
         return Response(file.read_bytes(), media_type=TYPES[file.suffix])
 
     async def options(request: Request) -> Response:
-        return json_answer(choices(desk, most_upload))
+        return json_answer(choices(session, most_upload))
 
     async def scene(request: Request) -> Response:
-        return sent(await turns(done, desk.scene, request.path_params["name"]))
+        return sent(await turns(done, session.scene, request.path_params["name"]))
 
     async def receive(request: Request) -> Response:
         name = clean_name(request.query_params.get("name", ""))
         async with intake.body_of(request, most_upload, "an image file") as data:
-            return json_answer(await turns(done, desk.receive, data, name))
+            return json_answer(await turns(done, session.receive, data, name))
 
     async def picture(request: Request) -> Response:
-        return sent(await turns(done, desk.picture, request.path_params["token"]))
+        return sent(await turns(done, session.picture, request.path_params["token"]))
 
     async def segment(request: Request) -> Response:
         async with intake.body_of(request, QUESTION_BYTES, "a question") as data:
-            ask = read_ask(data)
-        return json_answer(await turns(done, desk.segment, ask))
+            wanted = read_request(data)
+        return json_answer(await turns(done, session.segment, wanted))
 
     async def file(request: Request) -> Response:
-        return sent(await turns(done, desk.file, request.path_params["token"], request.path_params["kind"]))
+        return sent(await turns(done, session.file, request.path_params["token"], request.path_params["kind"]))
 
     async def heat(request: Request) -> Response:
         index = request.path_params["index"]
         if not (index.isascii() and index.isdecimal() and len(index) < 6):
             raise Gone(f"a class is a number, but {index[:20]} came: choose one")
-        return sent(await turns(done, desk.heat, request.path_params["token"], int(index)))
+        return sent(await turns(done, session.heat, request.path_params["token"], int(index)))
 
     async def user_error(request: Request, error: Exception) -> Response:
         return failure(error)
@@ -252,16 +252,16 @@ def clean_name(name: str) -> str:
     return f"{stem[:80]}{dot}{suffix[:10]}" if dot else name[:80] or "photo"
 
 
-def choices(desk: Desk, most_upload: int) -> dict[str, Any]:
+def choices(session: Session, most_upload: int) -> dict[str, Any]:
     """What the page offers."""
     sets = {name: [", ".join(entry) for entry in class_set(name)] for name in class_set_names()}
     return {
-        "models": list(desk.shelf.names),
+        "models": list(session.models.names),
         "methods": list(METHODS),
         "scenes": list(scene_names()),
         "class_sets": {name: words for name, words in sets.items() if len(words) < MOST_CLASSES},
-        "prompt_denoising": desk.shelf.recommended_denoising(desk.shelf.names[0]),
-        "limits": {"upload": most_upload, "pixels": desk.most_pixels, "classes": MOST_CLASSES},
+        "prompt_denoising": session.models.recommended_denoising(session.models.names[0]),
+        "limits": {"upload": most_upload, "pixels": session.most_pixels, "classes": MOST_CLASSES},
     }
 
 

@@ -29,8 +29,8 @@ from maskclip_jax.segment.settings import PredictionSettings, prediction_setting
 from maskclip_jax.visualize import heat_map
 from maskclip_jax.web.cache import Memory
 from maskclip_jax.web.limits import check_cost
-from maskclip_jax.web.models import Shelf
-from maskclip_jax.web.request import Ask
+from maskclip_jax.web.models import Models
+from maskclip_jax.web.request import SegmentRequest
 
 SHOWN = 768  # pixels of the long side on the page; files have them all
 MEGABYTE = 2**20
@@ -51,7 +51,7 @@ class Photo(NamedTuple):
 class Answer(NamedTuple):
     """What the files of an answer are made from."""
 
-    ask: Ask
+    request: SegmentRequest
     settings: PredictionSettings
     shown: bytes  # PNG: red and green are the class's index (low and high byte), blue is its probability
 
@@ -64,12 +64,12 @@ class File(NamedTuple):
     name: str | None = None  # what a browser saves it as
 
 
-class Desk:
+class Session:
     """Serves one visitor's request at a time."""
 
-    def __init__(self, shelf: Shelf, *, keep: int = 512 * MEGABYTE, most_pixels: int = 50_000_000):
+    def __init__(self, models: Models, *, keep: int = 512 * MEGABYTE, most_pixels: int = 50_000_000):
         """`keep`: bytes of features, and a quarter of it each for images and answers; `most_pixels`: of an image."""
-        self.shelf = shelf
+        self.models = models
         self.most_pixels = most_pixels
         self.tower_runs = 0
         self._photos: Memory[Photo] = Memory(keep // 4)
@@ -96,22 +96,24 @@ class Desk:
             raise Gone(f"a scene is one of {scene_names()[0]} to {scene_names()[-1]}, but {name} came: choose another")
         return File(self._photo(name).data, "image/jpeg")
 
-    def segment(self, ask: Ask) -> dict[str, Any]:
+    def segment(self, request: SegmentRequest) -> dict[str, Any]:
         """The masks of one question: what `segment` writes as JSON, and with it colours, times and the files' paths.
 
         Areas and confidences are those of the size shown; an image of at most `SHOWN` pixels has no other.
         """
-        photo, clock = self._photo(ask.image), time.perf_counter
+        photo, clock = self._photo(request.image), time.perf_counter
         began = clock()
-        settings = self._settings(ask)
+        settings = self._settings(request)
         words = clock()
-        kept, ran = self._features(ask, settings)
+        kept, ran = self._features(request, settings)
         seen = clock()
         result = read_features(kept, settings, size=shown_size(photo.size), columns=room_for(len(settings.word_class)))
-        maps = _png(_maps(result), compress_level=1)  # speed, not size: it goes as far as the next desk
+        maps = _png(_maps(result), compress_level=1)  # speed, not size: it goes as far as the next session
         masks = clock()
         token = secrets.token_urlsafe(12)
-        self._answers.put(token, Answer(ask, settings, maps), len(maps) + settings.classifier.nbytes + ask.nbytes)
+        self._answers.put(
+            token, Answer(request, settings, maps), len(maps) + settings.classifier.nbytes + request.nbytes
+        )
         record = result_record(photo.name, result) | {"height": photo.size[0], "width": photo.size[1]}
         for entry, colour in zip(record["classes"], class_palette(result.classes), strict=True):
             entry["color"] = "#" + bytes(colour).hex()
@@ -128,13 +130,13 @@ class Desk:
         answer = self._answer(token)
         if kind == "shown.png":
             return File(answer.shown, "image/png")
-        photo = self._photo(answer.ask.image)
+        photo = self._photo(answer.request.image)
         stem = stem_of(photo.name)
         if kind not in ("labels.png", "result.json", "overlay.png"):
             raise Gone(
                 f"an answer has labels.png, result.json, overlay.png and shown.png, but no {kind}: ask for these"
             )
-        result = read_features(self._features(answer.ask, answer.settings)[0], answer.settings)
+        result = read_features(self._features(answer.request, answer.settings)[0], answer.settings)
         palette = class_palette(result.classes)
         if kind == "labels.png":
             return File(label_png(result.labels, palette), "image/png", f"{stem}_labels.png")
@@ -149,25 +151,25 @@ class Desk:
         settings = answer.settings
         if not 0 <= index < len(settings.names):
             raise Gone(f"this answer has classes 0 to {len(settings.names) - 1}, but {index} came: choose one of them")
-        photo = self._photo(answer.ask.image)
-        kept, _ = self._features(answer.ask, settings)
+        photo = self._photo(answer.request.image)
+        kept, _ = self._features(answer.request, settings)
         small = self._small(photo)
         columns = room_for(len(settings.word_class))
         scores = class_probability(kept, settings, index, size=small.shape[:2], columns=columns)
         return File(_png(heat_map(small, scores, low=0.0, name=f"probability of {settings.names[index]}")), "image/png")
 
-    def _settings(self, ask: Ask) -> PredictionSettings:
-        reader = self.shelf.reader(ask.model)
-        classifier = reader.classifier(ask.words, ask.options.templates)
-        return prediction_settings(ask.classes, reader.pretrained, ask.options, classifier=classifier)
+    def _settings(self, request: SegmentRequest) -> PredictionSettings:
+        reader = self.models.reader(request.model)
+        classifier = reader.classifier(request.words, request.options.templates)
+        return prediction_settings(request.classes, reader.pretrained, request.options, classifier=classifier)
 
-    def _features(self, ask: Ask, settings: PredictionSettings) -> tuple[Kept, bool]:
+    def _features(self, request: SegmentRequest, settings: PredictionSettings) -> tuple[Kept, bool]:
         """The kept features of an image, and whether the image tower had to run for them."""
-        key = (ask.image, ask.model or self.shelf.names[0], ask.options.method, settings.options.windows)
+        key = (request.image, request.model or self.models.names[0], request.options.method, settings.options.windows)
         kept = self._kept.get(key)
         if kept is not None:
             return kept, False
-        photo = self._photo(ask.image)
+        photo = self._photo(request.image)
         check_cost(photo.size, settings, self._kept.budget)
         kept = keep_features(self._decoded(photo.data, photo.name), settings)
         for batch in kept.batches:

@@ -9,15 +9,15 @@ import numpy as np
 from maskclip_jax.data.vocabulary import as_classes
 from maskclip_jax.segment.feature_cache import class_probability, keep_features, read_features
 from maskclip_jax.segment.settings import prediction_settings
-from maskclip_jax.web.session import Desk, shown_size
+from maskclip_jax.web.session import Session, shown_size
 
 ASPECTS = ((1, 1), (3, 4), (4, 3), (9, 16), (16, 9))  # a shape bucket each (data.buckets: sides grow by 3^(1/3))
 COLUMNS = (8, 16)  # words there is room for
 
 
-def steps(desk: Desk) -> Iterator[Callable[[], None]]:
-    """What is to be run once, in turn, for the first model of the shelf."""
-    reader = desk.shelf.reader(None)
+def steps(session: Session) -> Iterator[Callable[[], None]]:
+    """What is to be run once, in turn, for the first model of the models."""
+    reader = session.models.reader(None)
     short = reader.pretrained.preprocess.short_side or reader.pretrained.preprocess.image_size
     assert short is not None  # every encoder's file says one of the two
     words = as_classes(["dog", "grass", "sky"])

@@ -1,4 +1,4 @@
-"""The embedded model on a shelf, a desk, and a server of it on a free port of this machine."""
+"""The embedded model on a models, a session, and a server of it on a free port of this machine."""
 
 import socket
 import threading
@@ -7,34 +7,34 @@ import time
 import pytest
 
 from maskclip_jax.checkpoints.load import load_clip
-from maskclip_jax.web.models import Shelf
-from maskclip_jax.web.session import Desk
+from maskclip_jax.web.models import Models
+from maskclip_jax.web.session import Session
 
 MOST_UPLOAD = 2**20
 
 
 @pytest.fixture(scope="session")
-def shelf():
-    return Shelf(["embedded", "embedded-vit"], load_clip)
+def models():
+    return Models(["embedded", "embedded-vit"], load_clip)
 
 
 @pytest.fixture
-def desk(shelf):
+def session(models):
     """With nothing in its memory yet."""
-    return Desk(shelf, most_pixels=1_000_000)
+    return Session(models, most_pixels=1_000_000)
 
 
 @pytest.fixture(scope="session")
-def server(shelf):
-    """(address, desk) of a running server that takes images of at most `MOST_UPLOAD` bytes."""
+def server(models):
+    """(address, session) of a running server that takes images of at most `MOST_UPLOAD` bytes."""
     reason = "the web extra is not installed: pip install -r requirements-web.txt"
     pytest.importorskip("uvicorn", reason=reason)
     pytest.importorskip("starlette", reason=reason)
     from maskclip_jax.web.intake import make_server
     from maskclip_jax.web.server import make_app
 
-    desk = Desk(shelf, most_pixels=1_000_000)
-    app = make_app(desk, most_upload=MOST_UPLOAD)
+    session = Session(models, most_pixels=1_000_000)
+    app = make_app(session, most_upload=MOST_UPLOAD)
     running = make_server(app, log_level="critical")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
@@ -42,7 +42,7 @@ def server(shelf):
         while not running.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", desk
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", session
         running.should_exit = True
         thread.join(timeout=60)
         assert not thread.is_alive()

@@ -117,7 +117,7 @@ def segmented(tmp_path, monkeypatch, path, *options):
 
 
 def test_from_a_scene_to_its_label_png(visit, server, tmp_path, monkeypatch):
-    url, desk = server
+    url, session = server
     visitor = visit()
     visitor.scene(SCENE)
     visitor.type(WORDS)
@@ -142,11 +142,11 @@ def test_from_a_scene_to_its_label_png(visit, server, tmp_path, monkeypatch):
     visitor.page.click("#back")
 
     # the threshold, without the image tower
-    before, runs = visitor.legend(), desk.tower_runs
+    before, runs = visitor.legend(), session.tower_runs
     visitor.slide("denoising", 0.99)
     assert visitor.answered() < len(before)
     assert set(visitor.legend()) < set(before)
-    assert desk.tower_runs == runs
+    assert session.tower_runs == runs
     assert "image kept" in visitor.page.inner_text("#status")
 
     source = call(f"{url}/api/scenes/{SCENE}.jpg").data

@@ -18,9 +18,9 @@ from maskclip_jax.web.models import OVERHEAD, WORD_BYTES, Reader
 WORDS = as_classes(["dog", "sand"])
 
 
-def settings_of(shelf, window=None, stride=None, model="embedded-vit", short_side=144):
+def settings_of(models, window=None, stride=None, model="embedded-vit", short_side=144):
     """As `segment` takes them, for a model that knows no longest side."""
-    reader = shelf.reader(model)
+    reader = models.reader(model)
     rows = reader.classifier(WORDS, "single")
     options = {"classifier": rows, "window": window, "stride": stride, "short_side": short_side, "cache": False}
     settings = prediction_settings(WORDS, reader.pretrained, **options)
@@ -28,9 +28,9 @@ def settings_of(shelf, window=None, stride=None, model="embedded-vit", short_sid
 
 
 @pytest.mark.parametrize("size", [(128, 128), (3000, 4000), (1, 1), (500, 2000)])
-def test_usual_images_are_read(shelf, size):
+def test_usual_images_are_read(models, size):
     for window in (None, 64):
-        check_cost(size, settings_of(shelf, window), 2**29)
+        check_cost(size, settings_of(models, window), 2**29)
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,16 @@ def test_usual_images_are_read(shelf, size):
         ((1000, 1000), 256, 64, 1000, r"keeps 128 MB of features, but these would be .* MB: take a smaller window"),
     ],
 )
-def test_what_costs_too_much(shelf, size, window, stride, short_side, message):
-    settings = settings_of(shelf, window, stride, "embedded", short_side)
+def test_what_costs_too_much(models, size, window, stride, short_side, message):
+    settings = settings_of(models, window, stride, "embedded", short_side)
     with pytest.raises(UserError, match=message):
         check_cost(size, settings, 2**20)
 
 
-def test_windows_of_every_size_have_few_programs(shelf):
+def test_windows_of_every_size_have_few_programs(models):
     """No larger than the image, four sides to an octave, and never smaller than the window."""
     sides = set()
-    settings = settings_of(shelf)
+    settings = settings_of(models)
     for window in range(8, 4096, 8):
         plan = plan_windows((1000, 1500), dataclasses.replace(settings, options=Options(window=window, stride=window)))
         multiple = settings.config.multiple
@@ -82,8 +82,8 @@ def test_programs_are_forgotten_when_there_are_many():
         programs.close()
 
 
-def test_rows_are_counted_with_their_keys(shelf):
-    reader = Reader(shelf.reader("embedded").pretrained)
+def test_rows_are_counted_with_their_keys(models):
+    reader = Reader(models.reader("embedded").pretrained)
     for number in range(5):
         reader.classifier(WORDS, f"picture {number} of a {{}}")
     rows = reader._rows
@@ -93,8 +93,8 @@ def test_rows_are_counted_with_their_keys(shelf):
     assert all(row.base is None for row, _ in rows._values.values())  # no view of a larger array
 
 
-def test_words_that_are_one_to_the_model(shelf):
-    reader = shelf.reader("embedded")
+def test_words_that_are_one_to_the_model(models):
+    reader = models.reader("embedded")
     with pytest.raises(UserError, match="a prompt has at most 64 tokens, but 1 of 1 have more and are cut"):
         reader.classifier(as_classes(["9" * 200]), "single")
     assert reader.classifier(as_classes(["dog", "cat"]), "single").shape[0] == 2

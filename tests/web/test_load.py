@@ -23,7 +23,7 @@ def resident() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 def test_two_hundred_requests_from_eight_threads(server):
-    url, desk = server
+    url, session = server
     photos = {name: call(f"{url}/api/scenes/{name}.jpg").data for name in SCENES}
     kinds = list(itertools.product(SCENES, WORDS, THRESHOLDS))
 
@@ -36,15 +36,15 @@ def test_two_hundred_requests_from_eight_threads(server):
         return number % len(kinds), reply.status, reply.content["classes"], labels.data
 
     wanted = [one(number)[2:] for number in range(len(kinds))]  # one after the other, and everything compiled
-    before, runs = resident(), desk.tower_runs
+    before, runs = resident(), session.tower_runs
     with ThreadPoolExecutor(8) as threads:
         replies = list(threads.map(one, range(200)))
     assert [status for _, status, _, _ in replies] == [200] * 200
     for kind, _, classes, labels in replies:
         assert (classes, labels) == wanted[kind]
-    assert desk.tower_runs - runs == 200  # each upload is an image of its own
+    assert session.tower_runs - runs == 200  # each upload is an image of its own
     # 200 photos' features are 170 MB, and kept while there is room; beyond them memory does not grow
-    kept = desk._kept.nbytes + desk._answers.nbytes + desk._photos.nbytes
+    kept = session._kept.nbytes + session._answers.nbytes + session._photos.nbytes
     assert resident() - before < kept + 2**26
     again = resident()
     with ThreadPoolExecutor(8) as threads:
@@ -55,7 +55,7 @@ def test_two_hundred_requests_from_eight_threads(server):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 def test_what_never_repeats_does_not_pile_up(server):
     """Templates, words and windows without end, and uploads that stop half-way: each has its bytes, and no more."""
-    url, desk = server
+    url, session = server
     long = "in a very very long sentence that says nothing"
 
     def status(**options):
@@ -68,12 +68,12 @@ def test_what_never_repeats_does_not_pile_up(server):
     for number in range(60):
         assert status(templates=f"{number} {long} {{}}") == 200
         assert status(templates=f"{number}{'x' * 240_000} {{}}") == 400
-    rows = desk.shelf.reader("embedded")._rows
+    rows = session.models.reader("embedded")._rows
     assert rows.nbytes < 2**25
-    kept = desk._kept.nbytes + desk._answers.nbytes
+    kept = session._kept.nbytes + session._answers.nbytes
     for window in range(40, 104, 8):
         assert status(window=window, stride=window // 2) == 200
-    kept = desk._kept.nbytes + desk._answers.nbytes - kept
+    kept = session._kept.nbytes + session._answers.nbytes - kept
     assert resident() - before < kept + 2**27
 
     host, port = url.removeprefix("http://").split(":")

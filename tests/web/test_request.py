@@ -5,11 +5,11 @@ import json
 import pytest
 
 from maskclip_jax.errors import UserError
-from maskclip_jax.web.request import MOST_CLASSES, MOST_WORDS, read_ask
+from maskclip_jax.web.request import MOST_CLASSES, MOST_WORDS, read_request
 
 
 def ask(**fields):
-    return read_ask(json.dumps({"image": "0005", "classes": "dog, grass"} | fields).encode())
+    return read_request(json.dumps({"image": "0005", "classes": "dog, grass"} | fields).encode())
 
 
 def names(entries):
@@ -113,4 +113,4 @@ def test_one_line_for_what_cannot_be_read(fields, message):
 )
 def test_what_is_no_question(body):
     with pytest.raises(UserError, match="a question"):
-        read_ask(body)
+        read_request(body)

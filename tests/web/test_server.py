@@ -119,9 +119,9 @@ def test_what_is_not_there(server, path, status, message):
 
 
 def test_other_sites_pages_are_refused(server, monkeypatch):
-    url, desk = server
+    url, session = server
     asked = []
-    monkeypatch.setattr(desk, "segment", lambda question: asked.append(question) or {})
+    monkeypatch.setattr(session, "segment", lambda question: asked.append(question) or {})
     body = json.dumps({"image": "0005", "classes": WORDS}).encode()
     for headers in (
         *({"Origin": origin} for origin in ("http://elsewhere.example", "http://[", "null", "//", f"{url}@elsewhere")),
@@ -180,12 +180,12 @@ def test_what_json_can_hold_is_no_fault_of_the_server(server):
 
 
 def test_a_fault_of_the_server_is_a_line_too(server, monkeypatch):
-    url, desk = server
+    url, session = server
 
     def broken(name):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(desk, "scene", broken)
+    monkeypatch.setattr(session, "scene", broken)
     reply = call(f"{url}/api/scenes/0005.jpg")
     assert reply.status == 500
     assert reply.content == {"error": "this is a fault of the server, not yours: its terminal says more"}

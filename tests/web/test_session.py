@@ -1,4 +1,4 @@
-"""The desk: the tower once per image, the files that `segment` writes, one visitor's image for that visitor alone."""
+"""`Session`: the tower once per image, the files that `segment` writes, an image for whoever sent it alone."""
 
 import io
 import json
@@ -10,15 +10,15 @@ from web_calls import same_record
 
 from maskclip_jax import cli
 from maskclip_jax.errors import UserError
-from maskclip_jax.web.models import Shelf
-from maskclip_jax.web.request import Ask, read_ask
-from maskclip_jax.web.session import SHOWN, Desk, Gone, scene_names, shown_size
+from maskclip_jax.web.models import Models
+from maskclip_jax.web.request import SegmentRequest, read_request
+from maskclip_jax.web.session import SHOWN, Gone, Session, scene_names, shown_size
 
 WORDS = "sheep, ball, sun, person, sand, sky"
 
 
-def asking(image="0005", classes=WORDS, **options) -> Ask:
-    return read_ask(json.dumps({"image": image, "classes": classes, "templates": "scene"} | options).encode())
+def asking(image="0005", classes=WORDS, **options) -> SegmentRequest:
+    return read_request(json.dumps({"image": image, "classes": classes, "templates": "scene"} | options).encode())
 
 
 def png(pixels) -> bytes:
@@ -36,25 +36,25 @@ def token(answer) -> str:
     return answer["files"]["labels"].split("/")[3]
 
 
-def test_the_tower_runs_once_for_an_image(desk):
-    first = desk.segment(asking())
+def test_the_tower_runs_once_for_an_image(session):
+    first = session.segment(asking())
     assert first["image_tower_ran"]
     for options in ({"classes": "dog, sand"}, {"prompt_denoising": 0.9}, {"key_smoothing": 0.9}, {"background": "sky"}):
-        again = desk.segment(asking(**({"classes": "sheep, sand"} | options)))
+        again = session.segment(asking(**({"classes": "sheep, sand"} | options)))
         assert not again["image_tower_ran"]
-    assert desk.tower_runs == 1
-    assert desk.segment(asking(method="naive"))["image_tower_ran"]
-    assert desk.segment(asking("0038"))["image_tower_ran"]
-    assert desk.tower_runs == 3
+    assert session.tower_runs == 1
+    assert session.segment(asking(method="naive"))["image_tower_ran"]
+    assert session.segment(asking("0038"))["image_tower_ran"]
+    assert session.tower_runs == 3
 
 
-def test_the_answer(desk):
-    answer = desk.segment(asking())
+def test_the_answer(session):
+    answer = session.segment(asking())
     assert (answer["image"], answer["height"], answer["width"]) == ("0005.jpg", 128, 128)
     assert [entry["class"] for entry in answer["classes"]] == WORDS.split(", ")
     assert sum(entry["area"] for entry in answer["classes"]) == pytest.approx(1)
     assert set(answer["seconds"]) == {"words", "image", "masks", "all"}
-    shown, labels = (decoded(desk.file(token(answer), kind)) for kind in ("shown.png", "labels.png"))
+    shown, labels = (decoded(session.file(token(answer), kind)) for kind in ("shown.png", "labels.png"))
     assert shown.shape == (128, 128, 3)
     np.testing.assert_array_equal(shown[..., 0] + 256 * shown[..., 1].astype(int), labels)
     for entry in answer["classes"]:
@@ -64,7 +64,7 @@ def test_the_answer(desk):
             assert shown[..., 2][here].mean() / 255 == pytest.approx(entry["confidence"], abs=1 / 255)
 
 
-def test_the_files_are_those_of_segment(desk, tmp_path, monkeypatch, capsys):
+def test_the_files_are_those_of_segment(session, tmp_path, monkeypatch, capsys):
     """Pixel for pixel, larger than what is shown, features kept from another question; means to rounding."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
@@ -76,12 +76,12 @@ def test_the_files_are_those_of_segment(desk, tmp_path, monkeypatch, capsys):
         cli.main([*arguments, "--out", "out"])
     assert stopped.value.code == 0, capsys.readouterr().err
 
-    image = desk.receive(png(pixels), "a photo.png")["image"]
-    desk.segment(asking(image, "dog, sun"))
-    answer = desk.segment(asking(image, prompt_denoising=0.2))
-    assert desk.tower_runs == 1
+    image = session.receive(png(pixels), "a photo.png")["image"]
+    session.segment(asking(image, "dog, sun"))
+    answer = session.segment(asking(image, prompt_denoising=0.2))
+    assert session.tower_runs == 1
     for kind, name in {"labels.png": "_labels.png", "result.json": ".json", "overlay.png": "_overlay.png"}.items():
-        file = desk.file(token(answer), kind)
+        file = session.file(token(answer), kind)
         assert file.name == f"a photo{name}"
         written = (tmp_path / "out" / file.name).read_bytes()
         if kind != "result.json":
@@ -89,41 +89,42 @@ def test_the_files_are_those_of_segment(desk, tmp_path, monkeypatch, capsys):
             continue
         assert same_record(file.data, written)
     areas = {
-        entry["class"]: entry["area"] for entry in json.loads(desk.file(token(answer), "result.json").data)["classes"]
+        entry["class"]: entry["area"]
+        for entry in json.loads(session.file(token(answer), "result.json").data)["classes"]
     }
     assert sum(area > 0 for area in areas.values()) > 1
     for entry in answer["classes"]:  # of the size shown
         assert entry["area"] == pytest.approx(areas[entry["class"]], abs=0.01)
 
 
-def test_heat_is_the_probability(desk):
-    answer = desk.segment(asking())
+def test_heat_is_the_probability(session):
+    answer = session.segment(asking())
     for index in (1, 4):
-        heat = decoded(desk.heat(token(answer), index))
+        heat = decoded(session.heat(token(answer), index))
         assert heat.shape[1] == 512  # enlarged, with a scale below
-        labels = decoded(desk.file(token(answer), "labels.png")).repeat(4, 0).repeat(4, 1)
+        labels = decoded(session.file(token(answer), "labels.png")).repeat(4, 0).repeat(4, 1)
         bright = heat[:512].astype(float).sum(-1)
         assert bright[labels == index].mean() > bright[labels != index].mean() + 100
     with pytest.raises(Gone, match="classes 0 to 5, but 6 came"):
-        desk.heat(token(answer), 6)
+        session.heat(token(answer), 6)
 
 
-def test_visitors_images_do_not_mix(desk):
+def test_visitors_images_do_not_mix(session):
     red, blue = (np.full((40, 50, 3), colour, np.uint8) for colour in ((200, 0, 0), (0, 0, 200)))
-    tokens = [desk.receive(png(pixels), "photo.png")["image"] for pixels in (red, blue, red)]
+    tokens = [session.receive(png(pixels), "photo.png")["image"] for pixels in (red, blue, red)]
     assert len(set(tokens)) == 3
     for name, pixels in zip(tokens, (red, blue, red), strict=True):
-        np.testing.assert_array_equal(decoded(desk.picture(name)), pixels)
+        np.testing.assert_array_equal(decoded(session.picture(name)), pixels)
 
 
-def test_what_is_forgotten_says_so(shelf):
-    desk = Desk(shelf, keep=4)
-    old = desk.receive(png(np.zeros((8, 8, 3), np.uint8)), "old.png")["image"]
-    desk.receive(png(np.ones((8, 8, 3), np.uint8)), "new.png")
+def test_what_is_forgotten_says_so(models):
+    session = Session(models, keep=4)
+    old = session.receive(png(np.zeros((8, 8, 3), np.uint8)), "old.png")["image"]
+    session.receive(png(np.ones((8, 8, 3), np.uint8)), "new.png")
     with pytest.raises(Gone, match="this one is gone: load it again"):
-        desk.segment(asking(old))
+        session.segment(asking(old))
     with pytest.raises(Gone, match="this one is gone: ask again"):
-        desk.file("nothing", "labels.png")
+        session.file("nothing", "labels.png")
 
 
 @pytest.mark.parametrize(
@@ -138,12 +139,12 @@ def test_what_is_forgotten_says_so(shelf):
         (png(np.zeros((1001, 1000, 3), np.uint8)), "at most 1,000,000 pixels here, but photo.png has 1,001,000"),
     ],
 )
-def test_what_is_no_image(desk, data, message):
+def test_what_is_no_image(session, data, message):
     with pytest.raises(UserError, match=message):
-        desk.receive(data, "photo.png")
+        session.receive(data, "photo.png")
 
 
-def test_what_the_settings_refuse(desk):
+def test_what_the_settings_refuse(session):
     for options, message in [
         ({"prompt_denoising": 1.5}, "prompt denoising takes a probability"),
         ({"stride": 8}, "stride"),
@@ -153,16 +154,16 @@ def test_what_the_settings_refuse(desk):
         ({"templates": "no place for the name"}, "prompt templates must be one of"),
     ]:
         with pytest.raises(UserError, match=message):
-            desk.segment(asking(**options))
+            session.segment(asking(**options))
 
 
-def test_the_scenes_are_there(desk):
+def test_the_scenes_are_there(session):
     names = scene_names()
     assert len(names) > 20
-    assert desk.scene(names[0]).data[:2] == b"\xff\xd8"
+    assert session.scene(names[0]).data[:2] == b"\xff\xd8"
     for name in ("9999", "../labels/0005"):
         with pytest.raises(Gone, match="a scene is one of"):
-            desk.scene(name)
+            session.scene(name)
 
 
 def test_sizes():
@@ -173,8 +174,8 @@ def test_sizes():
 
 def test_an_upload_is_read_as_a_file_is():
     """Turned as it says, in every format; too many pixels are told before anything is decoded."""
-    desk, pixels = (
-        Desk(Shelf(["none"], pytest.fail), most_pixels=1000),
+    session, pixels = (
+        Session(Models(["none"], pytest.fail), most_pixels=1000),
         np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3),
     )
     for kind, options in (
@@ -183,6 +184,6 @@ def test_an_upload_is_read_as_a_file_is():
     ):
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, kind, **options)
-        found = desk.receive(file.getvalue(), "a")
+        found = session.receive(file.getvalue(), "a")
         assert (found["height"], found["width"]) == (30, 20)
-        np.testing.assert_array_equal(decoded(desk.picture(found["image"])), pixels[::-1].swapaxes(0, 1))
+        np.testing.assert_array_equal(decoded(session.picture(found["image"])), pixels[::-1].swapaxes(0, 1))
