@@ -5,7 +5,7 @@
     GET  /api/scenes/0005.jpg          a shipped scene
     POST /api/images?name=photo.jpg    an image file as the body       -> {"image": its name here, …}
     GET  /api/images/NAME              the image as the model is shown it
-    POST /api/segment      `request.SegmentRequest` as JSON -> classes, areas, confidences, paths of files
+    POST /api/segment                  a `request.SegmentRequest` as JSON -> classes, areas, confidences, paths of files
     GET  /api/answers/NAME/labels.png  and result.json, overlay.png: the files that `segment` writes
     GET  /api/answers/NAME/heat/0.png  the heat map of class 0
 
