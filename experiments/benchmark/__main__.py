@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmark.cases import SECTIONS, groups
-from experiments.benchmark.interleave import Rival, duel
+from experiments.benchmark.interleave import Rival, interleave
 from experiments.benchmark.table import markdown
 from maskclip_jax.cli.common import complain, positive, progress
 from maskclip_jax.data.images import write_json
@@ -91,7 +91,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for number, (title, rivals) in enumerate(plan.items(), 2):
             print(f"{title}: {len(rivals)} rivals", file=sys.stderr)
             try:
-                out["groups"][title] = duel(rivals, seconds=seconds, rounds=rounds)
+                out["groups"][title] = interleave(rivals, seconds=seconds, rounds=rounds)
             except UserError as error:  # minutes of other groups are not thrown away for it
                 complain(error, f"left out: {title}")
                 out["failed"].append(title)
@@ -108,7 +108,7 @@ def machine_rates(dtypes: list[str]) -> list[dict[str, Any]]:
     for dtype in dtypes:
         for threads in counts:
             rival = Rival(f"{dtype}, {threads}", "nothing", {"dtype": dtype}, threads=threads)
-            (row,) = duel([rival], seconds=2, rounds=4)
+            (row,) = interleave([rival], seconds=2, rounds=4)
             rows.append({"dtype": dtype, "threads": threads, "matrix_flops": row["matrix_flops"]})
     return rows
 

@@ -111,7 +111,7 @@ class Worker:
         )
 
 
-def duel(rivals: Sequence[Rival], *, seconds: float, rounds: int) -> list[dict[str, Any]]:
+def interleave(rivals: Sequence[Rival], *, seconds: float, rounds: int) -> list[dict[str, Any]]:
     """Rounds in turn until each rival has `rounds` of them, or `seconds` have passed (at least two).
 
     Returns a row for each rival, in order. `times_first`: how often the first one's work fits into this one's time,
