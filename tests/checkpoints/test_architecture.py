@@ -64,8 +64,9 @@ def test_loading_at_full_size(name):
     arrays, values = {}, {}
     for i, (key, paths, layout) in enumerate(names.entries(config, "openai")):
         shape = layout.write([np.broadcast_to(np.float32(0), wanted[path].shape) for path in paths]).shape
-        arrays[key] = np.broadcast_to(np.float32(1 + i), shape)
-        values |= dict.fromkeys(paths, 1 + i)
+        value = 4.5 if key == "logit_scale" else 1 + i  # a logarithm: of more than 10 loading refuses
+        arrays[key] = np.broadcast_to(np.float32(value), shape)
+        values |= dict.fromkeys(paths, value)
     pretrained = load_clip(arrays)
     assert pretrained.config == config
     flat = flatten_dict({k: v for k, v in pretrained.variables.items() if k != "folded"}, sep="/")
