@@ -116,10 +116,11 @@ def segment_images(
         raise UserError(f"images must be a list, but one path came ({images}): write [path]")
     total = len(images)
     report = (lambda done: progress(done, total)) if progress is not None else None
-    if hasattr(model, "iter_segmentations"):  # a student, of a folder that comes after this one
+    student = getattr(model, "iter_segmentations", None)  # of a folder that comes after this one
+    if student is not None:
         if classifier is not None:
             raise UserError("a student knows its own classes, but a classifier came: leave it out")
-        return list(model.iter_segmentations(images, classes, with_overrides(options, overrides), report))
+        return list(student(images, classes, with_overrides(options, overrides), report))
     settings = prediction_settings(classes, model, options, classifier=classifier, **overrides)
     return list(iter_segmentations(images, settings, report))
 
