@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from experiments.benchmark import work
 from maskclip_jax.data.images import write_json
@@ -105,5 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    jnp.zeros(1).block_until_ready()
     main()
