@@ -13,10 +13,10 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
         raise UserError("a checkpoint is converted with its own image statistics: load it with fidelity='clip'")
     if not pretrained.config.has_text:
         raise UserError("a checkpoint is converted whole, but an image tower alone came: load both towers")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # short, and ASCII for tensorstore, whatever `path` is
     try:
         temporary.mkdir(parents=True)
         needed, free = 4 * sum(map(np.size, jax.tree.leaves(_kept(pretrained)))), shutil.disk_usage(temporary).free
@@ -88,7 +88,9 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
     except UserError:
         raise
     except Exception as error:  # a full disk has many names: OSError, ValueError of tensorstore, one of tokenizers
-        raise UserError(f"a checkpoint must be writable, but {path} is not ({reason(error)}): make room") from error
+        raise UserError(
+            f"a checkpoint must be writable, but {path} is not ({reason(error)}): make room, or choose another"
+        ) from error
     finally:
         remove_surely(temporary)
     return path
