@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -63,7 +64,7 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
     Raises:
       UserError: `path` exists or cannot be written, or `pretrained` has other image statistics than its checkpoint.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
     if path.exists():
         raise UserError(f"a checkpoint is written to a new folder, but {path} exists: choose another name")
     fidelity = pretrained.config.fidelity

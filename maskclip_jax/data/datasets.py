@@ -87,7 +87,7 @@ class Corpus(ShardBasedBuilder, skip_registration=True):
         if on_error not in ON_ERROR:
             raise UserError(f"on_error is one of {', '.join(ON_ERROR)}, but {on_error!r} came: choose one")
         self.on_error, self.skipped = on_error, []
-        self.pairs = None if source is None else self.find(Path(source).expanduser())
+        self.pairs = None if source is None else self.find(Path(os.path.expanduser(source)))
         self.report: Callable[[int], object] = lambda done: None  # told how many examples were looked at
         known = [config.name for config in self.BUILDER_CONFIGS]
         if isinstance(config := kwargs.get("config"), str) and config not in known:

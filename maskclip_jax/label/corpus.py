@@ -7,6 +7,7 @@ A folder is read with all folders in it, and an image's name is its path there w
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +93,7 @@ def open_corpus(text: str) -> Corpus:
         raise UserError(
             f"images are a folder, an .npz or .zip file …, but {text!r} came: name one ('.' is this folder)"
         )
-    folder = Path(text).expanduser()
+    folder = Path(os.path.expanduser(text))
     if text != "scenes" and folder.is_dir() and not (folder / "images.npy").is_file():
         return FileCorpus(folder)
     return SourceCorpus(open_source(text))
