@@ -64,6 +64,14 @@ def read_bytes(path: str | os.PathLike, most: int = MOST_JSON) -> bytes:
         raise UserError(f"{path} must be readable, but is not ({reason(error)}): check it") from error
 
 
+def changed_at(path: str | os.PathLike) -> int:
+    """When a file was changed last, in ns; 0 where it is not there."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
 def read_json(
     path: str | os.PathLike, *, kind: type | None = dict, most: int = MOST_JSON, surrogates: bool = False
 ) -> Any:

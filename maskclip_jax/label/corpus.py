@@ -20,6 +20,7 @@ from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
 from maskclip_jax.data.images import encoded_png, read_content, read_image, stored_image
 from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.data.walk import files_by_name
+from maskclip_jax.data.whole_files import changed_at
 from maskclip_jax.errors import UserError
 
 
@@ -48,6 +49,10 @@ class FileCorpus:
     def name(self, index: int) -> str:
         """Unique, without suffix; folders are separated by "/"."""
         return self.files[index][0]
+
+    def changed_at(self, index: int) -> int:
+        """When the file was changed last, in ns; 0 where it is not there."""
+        return changed_at(self.files[index][1])
 
     def read(self, index: int, *, encoded: bool = False) -> Read:
         """Raises UserError where the image is damaged."""

@@ -138,6 +138,22 @@ def test_skipped_images_are_tried_again(label, photos, tmp_path, finished, form)
 
 
 @pytest.mark.parametrize("form", ["png", "records"])
+def test_images_newer_than_their_masks_are_labelled_again(label, photos, tmp_path, form):
+    data, options = copied(photos, tmp_path / "data"), ("--format", form)
+    assert label(data, *options).code == 0
+    before = tree(tmp_path / "out")
+    (data / "a" / "02.jpg").write_bytes((data / "a" / "00.jpg").read_bytes())
+    result = label(data, *options)
+    newer = "warning: 1 images are newer than their masks, the first a/02: labelled again"
+    assert (result.code, result.errors) == (0, [newer])
+    after = tree(tmp_path / "out")
+    assert label(data, *options).errors == []
+    assert tree(tmp_path / "out") == after
+    changed = {name for name in after if after[name] != before[name] and not name.endswith(".json")}
+    assert changed == {"labels/a/02.png"} if form == "png" else len(changed) == 1
+
+
+@pytest.mark.parametrize("form", ["png", "records"])
 def test_names_that_are_not_utf_8(label, photos, tmp_path, finished, form):
     data = copied(photos, tmp_path / "data")
     odd = os.fsdecode(b"caf\xe9")
