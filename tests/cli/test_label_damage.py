@@ -137,6 +137,7 @@ def test_skipped_images_are_tried_again(label, photos, tmp_path, finished, form)
     assert tree(tmp_path / "out") == tree(tmp_path / form)
 
 
+@pytest.mark.filterwarnings("always:.* newer than their masks")
 @pytest.mark.parametrize("form", ["png", "records"])
 def test_images_newer_than_their_masks_are_labelled_again(label, photos, tmp_path, form):
     data, options = copied(photos, tmp_path / "data"), ("--format", form)
