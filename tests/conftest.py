@@ -12,8 +12,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Not `ops.module`: it makes flax's own layers, whose annotations cannot be checked.
-CHECKED = "data encoders checkpoints segment label evaluate students distill web visualize ops.conv ops.matmul ops.winograd"
-install_import_hook([f"maskclip_jax.{name}" for name in CHECKED.split()], "beartype.beartype")
+CHECKED = "data encoders checkpoints segment label evaluate students distill web visualize".split()
+CHECKED += ["ops.conv", "ops.matmul", "ops.winograd"]
+install_import_hook([f"maskclip_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 # A file is one process's: whoever starts one of these last is waited for.
 LONGEST = (
