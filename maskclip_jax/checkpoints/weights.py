@@ -17,6 +17,7 @@ from maskclip_jax.data.whole_files import cut
 from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops.module import shapes_of
 
 Arrays = Mapping[str, Any]  # name -> array; values may be read from disk as they are asked for
 SHOWN = 4  # names listed on each side of a mismatch
@@ -148,7 +149,7 @@ def abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def _abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
     side = config.vision.grid * (config.vision.patch_size if isinstance(config.vision, ViTConfig) else 32)
     images, ids = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    variables = jax.eval_shape(CLIP(config).init, jax.random.key(0), images, ids)
+    variables = shapes_of(CLIP(config), images, ids)
     return flatten_dict(variables, sep="/")
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from maskclip_jax.ops.conv import convolve
 from maskclip_jax.ops.matmul import attend as attend
 from maskclip_jax.ops.matmul import full_precision, in_full_precision, product
+from maskclip_jax.ops.module import LayerNorm, Module
 
 Dtype = jnp.dtype | type
 
@@ -30,7 +31,7 @@ def gelu(x: Array) -> Array:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """`x W + b` over the last axis."""
 
     features: int
@@ -46,12 +47,12 @@ class Linear(nn.Module):
         return out
 
 
-def layer_norm(epsilon: float, dtype: Dtype = jnp.float32) -> nn.LayerNorm:
+def layer_norm(epsilon: float, dtype: Dtype = jnp.float32) -> LayerNorm:
     """Layer normalisation in full precision whatever the dtype around it, with the two-pass variance of PyTorch's."""
-    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=full_precision(dtype))
+    return LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=full_precision(dtype))
 
 
-class Conv(nn.Module):
+class Conv(Module):
     """A convolution without bias, kernel HWIO, padding `dilation · (k // 2)` on every side."""
 
     features: int

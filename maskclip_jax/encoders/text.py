@@ -8,9 +8,10 @@ from jaxtyping import Array, Float, Int
 
 from maskclip_jax.encoders.config import TextConfig
 from maskclip_jax.encoders.layers import Dtype, Transformer, layer_norm
+from maskclip_jax.ops.module import Module
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(Module):
     """Token and position embeddings, causal pre-norm blocks, `ln_final`, `text_projection`."""
 
     config: TextConfig

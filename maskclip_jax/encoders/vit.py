@@ -10,9 +10,10 @@ from maskclip_jax.encoders.config import Fidelity, ViTConfig
 from maskclip_jax.encoders.dense import ATTENTIONS, MASKCLIP, Around, DenseMethod, check_blocks, mean_length
 from maskclip_jax.encoders.layers import Dtype, Transformer, layer_norm, resize_positions, valid_mask
 from maskclip_jax.ops.matmul import full_precision, product
+from maskclip_jax.ops.module import Module
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Module):
     """ViT with class token, learned position embeddings, `ln_pre`, pre-norm blocks, `ln_post` and `proj`."""
 
     config: ViTConfig

@@ -94,10 +94,10 @@ def test_damaged_settings_are_refused_where_nothing_tells(label, photos, tmp_pat
 
 
 def test_waiting_records_that_are_damaged_are_made_again(label, photos, tmp_path, finished, monkeypatch):
-    monkeypatch.setattr(label_store.RecordStore, "seal", lambda *_: (_ for _ in ()).throw(Killed))
-    with pytest.raises(Killed):
-        label(photos, *finished["records"])
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(label_store.RecordStore, "seal", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            label(photos, *finished["records"])
     parts = sorted((tmp_path / "out" / ".partial" / "shard-00000").iterdir())
     assert len(parts) == 6
     for part, kind in zip(parts[1:], ("zero bytes", "half", "without the end", "random", "one bit"), strict=True):
@@ -184,12 +184,12 @@ def test_a_full_disk_is_one_line(label, photos, tmp_path, monkeypatch):
         def close(self):
             raise RuntimeError("Failed to flush: No space left on device; writing at ...\n" * 30)
 
-    monkeypatch.setattr("array_record.python.array_record_module.ArrayRecordWriter", Full)
-    result = label(photos, "--format", "records")
+    with monkeypatch.context() as patch:
+        patch.setattr("array_record.python.array_record_module.ArrayRecordWriter", Full)
+        result = label(photos, "--format", "records")
     assert (result.code, len(result.errors)) == (2, 1)
     assert "(No space left on device): make room, run again" in result.errors[0]
     assert {path.name for path in (tmp_path / "out" / ".partial").iterdir()} == {"shard-00000"}
-    monkeypatch.undo()
     assert label(photos, "--format", "records").code == 0
     check_manifest(tmp_path / "out")
 

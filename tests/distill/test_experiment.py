@@ -13,6 +13,7 @@ from maskclip_jax.data.sources import open_source
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.experiment import load_experiment, with_overrides
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import create_student
 from maskclip_jax.students.weights import load_backbone_weights
 
@@ -34,7 +35,7 @@ def test_the_teachers_backbone_fits_the_student():
     config = load_experiment(f"{EXPERIMENTS / 'configs' / 'scenes.py'}:demo")
     student = create_student(config.student_config)
     images, text = jnp.zeros((1, 64, 64, 3)), jnp.zeros((66, 128))
-    shapes = jax.eval_shape(student.init, jax.random.key(0), images, text)
+    shapes = shapes_of(student, images, text)
     filled = load_backbone_weights(config.backbone_weights, dict(shapes))
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(filled["params"]["backbone"]))
 
