@@ -231,3 +231,11 @@ def _lock(path: Path, what: str) -> int | None:
         except OSError:  # no locks here, or a full disk: the lock holds without its text
             return handle
     return None
+
+
+def cache_folder() -> Path | None:
+    """$MASKCLIP_JAX_CACHE, else ~/.cache/maskclip_jax; None where there is no home (an unknown user without $HOME)."""
+    named = os.environ.get("MASKCLIP_JAX_CACHE")
+    with contextlib.suppress(RuntimeError):
+        return Path(named) if named else Path.home() / ".cache" / "maskclip_jax"
+    return None
