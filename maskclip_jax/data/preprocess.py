@@ -14,7 +14,6 @@ from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
 from maskclip_jax.data import schema
-from maskclip_jax.data.buckets import bucket_shape as bucket_shape
 from maskclip_jax.data.preprocess_rules import HF_RULES, OPEN_CLIP_RULES, OWN_RULES
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
@@ -106,6 +105,11 @@ class Preprocess:
         """What `dataclasses.asdict` made of one, back from JSON. Raises UserError for anything else."""
         return cls(**schema.fields(content, OWN_RULES, where, needed=("mean", "std"), only=True))
 
+    def resized(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """Height and width in pixels of an image of that size after the resize, times `scale`."""
+        sides = resize_shape(*size, short_side=self.short_side, long_side=self.long_side, within=self.within)
+        return tuple(max(1, round(scale * side)) for side in sides)
+
 
 class PreparedImage(NamedTuple):
     """An image ready for the tower, and what is needed to bring its masks back."""
@@ -172,7 +176,11 @@ def _is_side(value: Any) -> bool:
 
 
 def prepare(
-    rgb: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, multiple: int | None = None, least: int = 1
+    rgb: UInt8[np.ndarray, "H W 3"],
+    preprocess: Preprocess,
+    multiple: int | None = None,
+    least: int = 1,
+    scale: float = 1.0,
 ) -> PreparedImage:
     """Resizes 8-bit pixels (Pillow's antialiased filter as CLIP's own preprocessing, or as OpenCV), normalises, pads.
 
@@ -181,12 +189,11 @@ def prepare(
       preprocess: sizes and statistics.
       multiple: pad to a multiple of this many pixels; `preprocess.multiple` when None.
       least: pad to at least this many pixels.
+      scale: times the size that `preprocess` gives.
     """
     original = rgb.shape[:2]
     multiple = preprocess.multiple if multiple is None else multiple
-    valid = resize_shape(
-        *original, short_side=preprocess.short_side, long_side=preprocess.long_side, within=preprocess.within
-    )
+    valid = preprocess.resized(original, scale)
     if valid != original:
         if preprocess.interpolation == "opencv":
             rgb = resize_as_opencv(rgb, valid)

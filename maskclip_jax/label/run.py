@@ -28,8 +28,9 @@ from maskclip_jax.label.corpus import Corpus, Read
 from maskclip_jax.label.folder import damaged_shards, read_shard, undo_shard, write_shard
 from maskclip_jax.label.labellers import Labeller, labeller_of
 from maskclip_jax.label.store import Entry, FileStore, Labelled, PartGone, RecordStore, Store
+from maskclip_jax.segment.grid import GridScores
+from maskclip_jax.segment.pixels import needs_every_pixel
 from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.views import needs_every_pixel
 
 BATCHES_OF_A_BLOCK = 8  # a block is this many batches' worth of images: few are half empty, and it fits memory
 FORMS = ("png", "records")
@@ -273,12 +274,12 @@ def _label_block(
     wanted = {row for row, (found, _) in enumerate(images) if found.name not in entries}
     results = labeller.scores(images, wanted, top_k=options.top_k, features=options.features)
 
-    def save(found: Read, prepared: PreparedImage | None, upsampled: Any, cells: dict) -> Entry:
-        return store.save(_labelled(found, prepared, upsampled, cells, labeller, options))
+    def save(found: Read, prepared: PreparedImage | None, scores: GridScores, cells: dict) -> Entry:
+        return store.save(_labelled(found, prepared, scores, cells, labeller, options))
 
-    for row, upsampled, cells in results:
+    for row, scores, cells in results:
         found, prepared = images[row]
-        saving.append((found.name, writers.submit(save, found, prepared, upsampled, cells)))
+        saving.append((found.name, writers.submit(save, found, prepared, scores, cells)))
         while len(saving) > most_saving:  # full-size maps fill memory: let the writers catch up
             name, future = saving.popleft()
             entries[name] = future.result()
@@ -287,12 +288,12 @@ def _label_block(
 def _labelled(
     found: Read,
     prepared: PreparedImage | None,
-    upsampled: Any,
+    scores: GridScores,
     cells: dict[str, np.ndarray],
     labeller: Any,
     options: LabelOptions,
 ) -> Labelled:
-    maps = labeller.maps(upsampled)
+    maps = labeller.maps(scores)
     confidence = np.rint(255 * maps.confidence.clip(0, 1)).astype(np.uint8) if options.confidence else None
     if "classes" in cells:
         cells["classes"] = cells["classes"].astype(np.uint8 if len(labeller.names) <= 256 else np.uint16)

@@ -24,8 +24,7 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.encoder import evaluate_teacher
 from maskclip_jax.evaluate.metrics import confusion_matrix, mean_iou
 from maskclip_jax.segment.classifier import text_classifier
-from maskclip_jax.segment.images import whole_scores
-from maskclip_jax.segment.pixels import pixel_matrix
+from maskclip_jax.segment.grid import pixel_matrix, whole_scores
 from maskclip_jax.segment.predict import prediction_settings
 
 GOLDEN = Path(__file__).parents[1] / "golden"
