@@ -81,7 +81,7 @@ def label_pixels(
         np.empty((*shape, classes), np.float32) if with_probabilities else None,
     )
     across = list(strips(columns, tile[1]))
-    rule = np.asarray(word_class, np.int32), np.float32(scale), np.float32(least)
+    rule = np.asarray(word_class, np.int32), scale, np.float32(least)
     for down in strips(rows, tile[0]):
         band = scores.values[down.cells]
         for right in across:
