@@ -105,10 +105,22 @@ class Preprocess:
         """What `dataclasses.asdict` made of one, back from JSON. Raises UserError for anything else."""
         return cls(**schema.fields(content, OWN_RULES, where, needed=("mean", "std"), only=True))
 
+    def scaled(self, times: float) -> "Preprocess":
+        """The same with its sides `times` as long."""
+
+        def longer(side: int | None) -> int | None:
+            return None if side is None else max(1, round(times * side))
+
+        within = None if self.within is None else tuple(map(longer, self.within))
+        sides = {"short_side": longer(self.short_side), "long_side": longer(self.long_side), "within": within}
+        return self if times == 1 else dataclasses.replace(self, **sides)
+
     def resized(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
-        """Height and width in pixels of an image of that size after the resize, times `scale`."""
-        sides = resize_shape(*size, short_side=self.short_side, long_side=self.long_side, within=self.within)
-        return tuple(max(1, round(scale * side)) for side in sides)
+        """Height and width in pixels of an image of that size after the resize, `scale` times as large."""
+        if self.short_side is None and self.within is None:
+            size = tuple(max(1, round(scale * side)) for side in size)
+        p = self.scaled(scale)
+        return resize_shape(*size, short_side=p.short_side, long_side=p.long_side, within=p.within)
 
 
 class PreparedImage(NamedTuple):

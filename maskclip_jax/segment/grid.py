@@ -81,9 +81,8 @@ def bucket_shapes(originals: Sequence[Shape], settings: PredictionSettings) -> l
 
 def usual_sides(preprocess: Preprocess, times: float = 1.0) -> dict[str, Any]:
     """The short side, or the frame, that most images are resized to, as `data.buckets` wants to know it."""
-    sides = (preprocess.short_side, *(preprocess.within or (None, None)))
-    short, *frame = (None if side is None else max(1, round(times * side)) for side in sides)
-    return {"short_side": short, "within": None if preprocess.within is None else tuple(frame)}
+    scaled = preprocess.scaled(times)
+    return {"short_side": scaled.short_side, "within": scaled.within}
 
 
 def batch_size_for(settings: PredictionSettings, shape: Shape, count: int) -> int:
