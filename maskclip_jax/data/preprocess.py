@@ -117,10 +117,10 @@ class Preprocess:
 
     def resized(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
         """Height and width in pixels of an image of that size after the resize, `scale` times as large."""
+        p, (height, width) = self.scaled(scale), size
         if self.short_side is None and self.within is None:
-            size = tuple(max(1, round(scale * side)) for side in size)
-        p = self.scaled(scale)
-        return resize_shape(*size, short_side=p.short_side, long_side=p.long_side, within=p.within)
+            height, width = (max(1, round(scale * side)) for side in size)
+        return resize_shape(height, width, short_side=p.short_side, long_side=p.long_side, within=p.within)
 
 
 class PreparedImage(NamedTuple):
