@@ -16,12 +16,12 @@ from experiments.benchmark.work import Case, random_clip, unit_rows
 from maskclip_jax.checkpoints.folders import Reading
 from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.data.images import read_image
-from maskclip_jax.data.preprocess import Preprocess, prepare, resize_shape
+from maskclip_jax.data.preprocess import Preprocess, prepare
 from maskclip_jax.data.vocabulary import parse_classes
-from maskclip_jax.label.batches import Devices, cell_batches, compute_cells
 from maskclip_jax.label.corpus import FileCorpus
+from maskclip_jax.label.labellers import Devices
 from maskclip_jax.label.run import BATCHES_OF_A_BLOCK, LabelOptions, label_shard
-from maskclip_jax.segment.images import padded_batch
+from maskclip_jax.segment.grid import padded_batch, score_batch
 from maskclip_jax.segment.settings import PredictionSettings, prediction_settings
 
 SHAPES = ((375, 500), (375, 500), (375, 500), (500, 375))  # VOC's usual sizes, a quarter of them upright
@@ -64,11 +64,10 @@ def label(
     paths = write_photos(photos, images)
     options = LabelOptions(shard_size=images)
     p, block = settings.preprocess, BATCHES_OF_A_BLOCK * batch
-    sides = {"short_side": p.short_side, "long_side": p.long_side, "within": p.within}
-    sizes = [resize_shape(*SHAPES[i % len(SHAPES)], **sides) for i in range(images)]
+    sizes = [SHAPES[i % len(SHAPES)] for i in range(images)]
     blocks = [range(start, min(start + block, images)) for start in range(0, images, block)]
     devices = Devices(settings)
-    planned = [(b[0], *found) for b in blocks for found in cell_batches([sizes[i] for i in b], settings, devices.count)]
+    planned = [(b[0], *found) for b in blocks for found in devices.batches([sizes[i] for i in b])]
     count = sum(len(rows) * flops.dense(settings.config, *shape, len(settings.names)) for _, shape, _, rows in planned)
     if part == "all":
 
@@ -82,10 +81,10 @@ def label(
     for first, shape, size, rows in planned:
         if (shape, size) not in filled:
             image = prepare(read_image(paths[first + rows[0]]), p, settings.config.multiple).pixels
-            filled[shape, size] = devices.split(*padded_batch([image] * size, size, shape, settings.config))
+            filled[shape, size] = devices.split(*padded_batch([image] * size, size, shape))
 
     def run_bare() -> None:
         for _, shape, size, _ in planned:
-            jax.block_until_ready(compute_cells(settings, devices, *filled[shape, size], 0, False))
+            jax.block_until_ready(score_batch(devices.settings, *filled[shape, size]))
 
     return Case(run_bare, count, images, {})

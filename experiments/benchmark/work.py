@@ -14,8 +14,7 @@ from experiments.benchmark import flops
 from maskclip_jax.encoders.config import variant
 from maskclip_jax.encoders.model import CLIP, fold
 from maskclip_jax.ops.module import shapes_of
-from maskclip_jax.segment.refine import key_smoothing
-from maskclip_jax.segment.scores import dense_logits
+from maskclip_jax.segment.refine import dense_logits, key_smoothing
 
 CLASSES = 59  # Pascal Context's
 

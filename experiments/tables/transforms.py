@@ -33,8 +33,7 @@ from maskclip_jax.data.preprocess import prepare, resize_shape, upsample_matrix
 from maskclip_jax.data.vocabulary import class_set
 from maskclip_jax.evaluate.metrics import mean_iou
 from maskclip_jax.segment.classifier import text_classifier
-from maskclip_jax.segment.refine import class_confidence
-from maskclip_jax.segment.scores import dense_logits, probability_scale, refined
+from maskclip_jax.segment.refine import dense_logits, grid_confidence, probability_scale, refined
 
 NAME = "transforms"
 TITLE = "Functional transforms"
@@ -79,12 +78,11 @@ def grid_confusions(
     """Confusion matrices [denoising, smoothing, C, C] over a batch. One program, one pass through the tower."""
     logits, keys = dense_logits(model, variables, pixels, classifier)
     scale = probability_scale(model, variables)
-    flat = logits.reshape(len(logits), -1, logits.shape[-1])
-    confidence = class_confidence(flat, scale=scale)
+    known = {"scale": scale, "confidence": grid_confidence(logits, None, model.config, scale)}
 
     def one(denoising: jax.Array, smoothing: jax.Array) -> jax.Array:
-        found = refined(flat, keys, confidence, model.config.fidelity, scale, denoising, smoothing, None)
-        masks = jax.vmap(predict, (0, None))(found.reshape(logits.shape), up)
+        found = refined(logits, keys, model.config, denoising=denoising, smoothing=smoothing, **known)
+        masks = jax.vmap(predict, (0, None))(found.values, up)
         return jax.vmap(count)(labels, masks).sum(0)
 
     return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(jnp.asarray(DENOISING), jnp.asarray(SMOOTHING))

@@ -121,7 +121,7 @@ def read_view(labeller: Labeller, variables: Any, pixels: Float[Array, "B H W 3"
     if moved:  # one more row and column of cells, the border repeated
         around = ((view.down, stride - view.down), (view.right, stride - view.right))
         x = jnp.pad(x, ((0, 0), *around, (0, 0)), mode="edge")
-    scores = labeller.reader.scores(variables, x, None)
+    scores = labeller.reader.scores(variables, x, None).values
     scores = jax.image.resize(scores, (*x.shape[:3], scores.shape[-1]), "linear")
     if moved:
         scores = scores[:, view.down : view.down + side, view.right : view.right + side]

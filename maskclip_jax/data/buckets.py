@@ -1,106 +1,78 @@
 """Shape buckets: many image sizes, few compiled programs.
 
 A program is compiled for each input shape. Padding every image to one of a few shapes bounds the compiles, and costs
-the arithmetic of the padding; the padding is masked, so results do not change.
+the arithmetic of the padding; the padding is masked, so results do not change. Which shape an image gets follows from
+the sizes that are given and from how images are resized, never from what was asked before.
 """
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 Shape = tuple[int, int]
 
-_STEP = 3 ** (1 / 3)  # three steps triple a side: aspect ratios 1:3 to 3:1 need 4 lengths, so 7 shapes
-_MOST_CANDIDATES = 64  # the merging below is cubic in the number of distinct shapes
+MOST_SHAPES = 8  # for images that are not resized at all
+_FEW_CELLS = 4
 
 
-def bucket_shape(height: int, width: int, multiple: int, *, short_side: int | None = None) -> Shape:
+def bucket_shape(
+    height: int, width: int, multiple: int, *, short_side: int | None = None, within: Shape | None = None
+) -> Shape:
     """The smallest shape of a fixed ladder that holds an image: the same answer in every process, no memory needed.
 
-    The long side is the short one times 3^(k/3). The short side is `short_side` where the image has it (512 px data
-    sets: 7 shapes between aspect 1:3 and 3:1), else it climbs the same ladder, from one cell.
+    With `short_side` the long side is the short one times 3^(k/3): 7 shapes between aspect 1:3 and 3:1 (times 3^k where
+    the short side has under four cells: such a program runs faster than it compiles). With `within`, each side is the
+    frame's divided by 3^(k/4): 9 shapes. With neither, both sides climb in steps of 3^(1/3), from one cell.
 
     Args:
       height, width: of the image in pixels.
       multiple: sides of the result are multiples of this many pixels (patch or stride).
       short_side: the short side in pixels that most images have, or None.
+      within: height and width in pixels of the frame that images fill in one direction, or None.
     """
-    short, long = (math.ceil(side / multiple) for side in sorted((height, width)))
-    usual = math.ceil(short_side / multiple) if short_side is not None else 0
-    short = usual if usual / 2 < short <= usual else _climb(1, short)
-    long = _climb(short, long)
+    cells = [math.ceil(side / multiple) for side in (height, width)]
+    if within is not None:
+        frame = (math.ceil(side / multiple) for side in within)
+        return tuple(multiple * _climb_down(*sides) for sides in zip(frame, cells, strict=True))
+    short, long = sorted(cells)
+    usual = 0 if short_side is None else math.ceil(short_side / multiple)
+    short = usual if usual / 2 <= short <= usual else _climb(1, short)
+    long = _climb(short, long, 3.0 if 0 < usual < _FEW_CELLS else 3 ** (1 / 3))
     short, long = short * multiple, long * multiple
     return (short, long) if height <= width else (long, short)
 
 
-class ShapeBuckets:
-    """At most `limit` shapes for whatever comes: looks at the sizes of each request, remembers the shapes it gave.
+def bucket_shapes(
+    sizes: Sequence[Shape], multiple: int, *, short_side: int | None = None, within: Shape | None = None
+) -> list[Shape]:
+    """`bucket_shape` of every (height, width); where no side is known before, at most `MOST_SHAPES` for them all.
 
-    A request is rounded to shapes that exist when that costs little, and else to new ones chosen to waste the least
-    area. The last two are kept for later requests and are then large squares, so that a stream of single images of
-    any size stays within the limit, unless a side more than doubles past all that came before, again and again.
+    Then each has its own shape, or if there are too many, they share those that pad them least (`merged_shapes`). One
+    image alone tells nothing about the next and gets a shape with room around it, so that a stream of them has few as
+    well: up to 512 pixels a square, else a power of two by itself or its half.
     """
-
-    def __init__(self, multiple: int, *, short_side: int | None = None, limit: int = 8, tolerance: float = 0.3):
-        """`multiple` and `short_side` as in `bucket_shape`, whose ladder single images climb when `short_side` is set;
-        `tolerance`: extra area, as a fraction, at which an existing shape is good enough."""
-        if limit < 4:
-            raise ValueError(f"a bucket limit is at least 4 (two are kept in reserve), but {limit} came")
-        self.multiple, self.short_side, self.limit, self.tolerance = multiple, short_side, limit, tolerance
-        self.shapes: list[Shape] = []
-
-    def assign(self, sizes: Sequence[Shape]) -> list[Shape]:
-        """Bucket shape (multiples of `multiple`, in pixels) for every (height, width) in `sizes`."""
-        counts = Counter((self._round(height), self._round(width)) for height, width in sizes)
-        waiting = Counter({shape: n for shape, n in counts.items() if not self._fits(shape, 1 + self.tolerance)})
-        free = self.limit - len(self.shapes) - 2
-        if len(counts) == len(waiting) == 1 and free > -1 and self.short_side is not None:
-            # A stream of single images tells nothing about the next: leave room around this one. The ladder has seven
-            # shapes between aspect 1:3 and 3:1, so it may use one of the two in reserve.
-            rung = bucket_shape(*next(iter(waiting)), self.multiple, short_side=self.short_side)
-            if rung not in self.shapes:  # it may be there and waste more than `tolerance`: the ladder has no closer one
-                self.shapes.append(rung)
-        elif waiting and free > 0:
-            self.shapes += plan_buckets(waiting, free, self.multiple)
-        elif any(not self._fits(shape) for shape in waiting):
-            side = max(max(shape) for shape in waiting if not self._fits(shape))
-            side = self._round(2 ** math.ceil(math.log2(side)))
-            self.shapes.append((side, side))
-        return [self._fits((self._round(height), self._round(width))) for height, width in sizes]
-
-    def _fits(self, shape: Shape, most: float = math.inf) -> Shape | None:
-        """The smallest existing shape that holds `shape` within `most` times its area."""
-        area = shape[0] * shape[1]
-        holding = [s for s in self.shapes if s[0] >= shape[0] and s[1] >= shape[1] and s[0] * s[1] <= most * area]
-        return min(holding, key=lambda s: (s[0] * s[1], s), default=None)
-
-    def _round(self, side: int) -> int:
-        return math.ceil(side / self.multiple) * self.multiple
+    if short_side is not None or within is not None:
+        return [bucket_shape(*size, multiple, short_side=short_side, within=within) for size in sizes]
+    if len(sizes) == 1:
+        sizes = [_roomy(*sizes[0])]
+    cells = [tuple(math.ceil(side / multiple) for side in size) for size in sizes]
+    if len(set(cells)) > MOST_SHAPES:
+        rungs = [tuple(_climb(1, side, 3 ** (1 / 8)) for side in size) for size in cells]
+        shapes = merged_shapes(Counter(rungs), MOST_SHAPES)
+        cells = [min((s for s in shapes if s[0] >= h and s[1] >= w), key=lambda s: (s[0] * s[1], s)) for h, w in rungs]
+    return [(multiple * h, multiple * w) for h, w in cells]
 
 
-def plan_buckets(counts: Mapping[Shape, int], limit: int, multiple: int) -> list[Shape]:
-    """At most `limit` shapes that hold all given shapes, chosen greedily to pad the least area.
+def merged_shapes(counts: Counter[Shape], limit: int) -> list[Shape]:
+    """At most `limit` shapes that hold all given ones: merges the pair that adds least area until few enough are left.
 
-    Starts with a bucket per shape and merges the pair that adds the least padding until few enough are left.
-
-    Args:
-      counts: how many images have each shape (multiples of `multiple`, in pixels).
-      limit: at least 1.
+    `counts`: how many images have each shape (some dozens of shapes: this is cubic in their number).
     """
-    coarse = multiple
-    while len(counts) > _MOST_CANDIDATES:  # thousands of sizes: look at them through a coarser grid first
-        coarse *= 2
-        rounded: Counter[Shape] = Counter()
-        for (height, width), n in counts.items():
-            rounded[math.ceil(height / coarse) * coarse, math.ceil(width / coarse) * coarse] += n
-        counts = rounded
     clusters = sorted(counts.items())
     while len(clusters) > limit:
-        _, i, j = min(
-            (_added_area(clusters[i], clusters[j]), i, j)
-            for i in range(len(clusters))
-            for j in range(i + 1, len(clusters))
-        )
+        pairs = itertools.combinations(range(len(clusters)), 2)
+        i, j = min(pairs, key=lambda pair: _added_area(clusters[pair[0]], clusters[pair[1]]))
         (a, n_a), (b, n_b) = clusters[i], clusters[j]
         merged = (max(a[0], b[0]), max(a[1], b[1])), n_a + n_b
         clusters = [cluster for k, cluster in enumerate(clusters) if k not in (i, j)] + [merged]
@@ -113,9 +85,20 @@ def _added_area(first: tuple[Shape, int], second: tuple[Shape, int]) -> int:
     return n_a * (merged - a[0] * a[1]) + n_b * (merged - b[0] * b[1])
 
 
-def _climb(start: int, value: int) -> int:
-    """The first of ⌈start · 3^(k/3)⌉, k = 0, 1, …, that reaches `value`."""
-    steps = 0
-    while (rung := math.ceil(start * _STEP**steps - 1e-9)) < value:
-        steps += 1
-    return rung
+def _roomy(height: int, width: int) -> Shape:
+    """Pixels: 2·4^k square up to 512, then a power of two for the long side, and that or its half for the short one."""
+    exponent = (max(height, width) - 1).bit_length()
+    if exponent <= 9:
+        return (1 << (exponent | 1),) * 2
+    return tuple(1 << exponent - (side <= 1 << exponent - 1) for side in (height, width))
+
+
+def _climb(start: int, value: int, step: float = 3 ** (1 / 3)) -> int:
+    """The first of ⌈start · step^k⌉, k = 0, 1, …, that reaches `value`."""
+    return next(rung for k in itertools.count() if (rung := math.ceil(start * step**k - 1e-9)) >= value)
+
+
+def _climb_down(start: int, value: int) -> int:
+    """The last of ⌈start / 3^(k/4)⌉, k = 0, 1, …, that reaches `value`."""
+    rungs = (math.ceil(start / 3 ** (k / 4) - 1e-9) for k in range(math.ceil(4 * math.log(start, 3)) + 1))
+    return min((rung for rung in rungs if rung >= value), default=value)

@@ -14,7 +14,6 @@ from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
 from maskclip_jax.data import schema
-from maskclip_jax.data.buckets import bucket_shape as bucket_shape
 from maskclip_jax.data.preprocess_rules import HF_RULES, OPEN_CLIP_RULES, OWN_RULES
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
@@ -106,6 +105,23 @@ class Preprocess:
         """What `dataclasses.asdict` made of one, back from JSON. Raises UserError for anything else."""
         return cls(**schema.fields(content, OWN_RULES, where, needed=("mean", "std"), only=True))
 
+    def scaled(self, times: float) -> "Preprocess":
+        """The same with its sides `times` as long."""
+
+        def longer(side: int | None) -> int | None:
+            return None if side is None else max(1, round(times * side))
+
+        within = None if self.within is None else tuple(map(longer, self.within))
+        sides = {"short_side": longer(self.short_side), "long_side": longer(self.long_side), "within": within}
+        return self if times == 1 else dataclasses.replace(self, **sides)
+
+    def resized(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """Height and width in pixels of an image of that size after the resize, `scale` times as large."""
+        p, (height, width) = self.scaled(scale), size
+        if self.short_side is None and self.within is None:
+            height, width = (max(1, round(scale * side)) for side in size)
+        return resize_shape(height, width, short_side=p.short_side, long_side=p.long_side, within=p.within)
+
 
 class PreparedImage(NamedTuple):
     """An image ready for the tower, and what is needed to bring its masks back."""
@@ -172,7 +188,11 @@ def _is_side(value: Any) -> bool:
 
 
 def prepare(
-    rgb: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, multiple: int | None = None, least: int = 1
+    rgb: UInt8[np.ndarray, "H W 3"],
+    preprocess: Preprocess,
+    multiple: int | None = None,
+    least: int = 1,
+    scale: float = 1.0,
 ) -> PreparedImage:
     """Resizes 8-bit pixels (Pillow's antialiased filter as CLIP's own preprocessing, or as OpenCV), normalises, pads.
 
@@ -181,12 +201,11 @@ def prepare(
       preprocess: sizes and statistics.
       multiple: pad to a multiple of this many pixels; `preprocess.multiple` when None.
       least: pad to at least this many pixels.
+      scale: times the size that `preprocess` gives.
     """
     original = rgb.shape[:2]
     multiple = preprocess.multiple if multiple is None else multiple
-    valid = resize_shape(
-        *original, short_side=preprocess.short_side, long_side=preprocess.long_side, within=preprocess.within
-    )
+    valid = preprocess.resized(original, scale)
     if valid != original:
         if preprocess.interpolation == "opencv":
             rgb = resize_as_opencv(rgb, valid)

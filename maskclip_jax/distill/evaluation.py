@@ -7,15 +7,15 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from maskclip_jax.data.preprocess import Preprocess, upsample_matrix
 from maskclip_jax.data.sources import DataSource
 from maskclip_jax.distill.config import DistillConfig
-from maskclip_jax.evaluate.encoder import Scores, evaluate
+from maskclip_jax.evaluate.encoder import Evaluation, evaluate
 from maskclip_jax.evaluate.engine import Counter, Reader
+from maskclip_jax.segment.refine import Logits, to_probabilities
 from maskclip_jax.students import create_student
 
 
@@ -29,7 +29,7 @@ def evaluate_student(
     flip: bool = False,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
-) -> Scores:
+) -> Evaluation:
     """Scores of a student whose `variables` are {"params", "batch_stats"}; sizes as in training, nothing padded.
 
     Args:
@@ -75,8 +75,8 @@ def student_reader(config: DistillConfig) -> Reader:
     stride, floors = config.student.grid_stride, config.student.stem == "clip"
     habits = {"aligned": True} if config.teacher_fidelity == "clip" else {"aligned": False, "steps": 2}
     return Reader(
-        lambda v, pixels, grid: module.apply(v["student"], pixels, v["text"]),
-        lambda v, scores: jax.nn.softmax(scores, axis=-1),
+        lambda v, pixels, grid: Logits(module.apply(v["student"], pixels, v["text"])),
+        lambda v, scores: to_probabilities(scores, 1.0),
         Preprocess(config.image_mean, config.image_std, config.augmentation.interpolation, **size),
         matrix=lambda cells, *sizes: upsample_matrix(cells, stride, *sizes, partial=floors, **habits),
         least=stride if floors else 1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,14 +11,16 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare
+from maskclip_jax.data.preprocess import PreparedImage
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.distill.run_folder import TrainedStudent
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import Reader
+from maskclip_jax.segment.grid import GridScores, plan_batches, run_batches
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels
 from maskclip_jax.segment.predict import Image, Segmentation, chunks, in_order, segmentation_of
+from maskclip_jax.segment.refine import Logits, Scores
 
 LOOKAHEAD = 64  # images whose sizes are looked at together, at most
 
@@ -53,23 +54,13 @@ def iter_student_segmentations(
     chosen = chosen_labels(trained.config, classes)
     if background_threshold is not None and not (trained.config.background and 0 in chosen):
         raise UserError("a background threshold needs a student with a background, but this one has none: leave it out")
-    reader = student_reader(trained.config)
-    preprocess = reader.preprocess
-    if short_side is not None:
-        preprocess = dataclasses.replace(preprocess, short_side=short_side, long_side=None, within=None)
-    variables = jax.device_put({"student": trained.variables, "text": trained.text})
+    labeller = StudentLabeller(trained, short_side=short_side, batch_size=batch_size)
+    naming = {"least": background_threshold or 0.0, "with_probabilities": return_probabilities}
     done = 0
     for chunk in chunks(images, LOOKAHEAD):
-        for scores, *matrices in in_order(_scores(chunk, reader, variables, preprocess, batch_size)):
-            maps = label_pixels(
-                scores[..., chosen],
-                *matrices,
-                np.arange(len(chosen)),
-                scale=np.float32(1),
-                smoothed=False,
-                least=background_threshold or 0.0,
-                with_probabilities=return_probabilities,
-            )
+        prepared = [labeller.prepare(image) for image in chunk]
+        for scores, *matrices in in_order(labeller.grid_scores(prepared)):
+            maps = label_pixels(Logits(scores.values[..., chosen]), *matrices, np.arange(len(chosen)), **naming)
             done += 1
             if progress is not None:
                 progress(done)
@@ -77,27 +68,40 @@ def iter_student_segmentations(
 
 
 class StudentLabeller:
-    """A trained student as what `segment.label` labels with: its own classes, on this host's first device."""
+    """A trained student as what `label` labels with: its own classes, on this host's first device."""
 
     def __init__(self, trained: TrainedStudent, *, short_side: int | None, batch_size: int):
         self.names, self.batch_size, self.step = trained.config.label_names, batch_size, trained.step
-        self._reader = student_reader(trained.config)
-        self._preprocess = self._reader.preprocess
+        self._reader = reader = student_reader(trained.config)
         if short_side is not None:
-            self._preprocess = dataclasses.replace(self._preprocess, short_side=short_side, long_side=None, within=None)
+            size = dataclasses.replace(reader.preprocess, short_side=short_side, long_side=None, within=None)
+            self._reader = dataclasses.replace(reader, preprocess=size)
+        self._scores = functools.partial(_scores, reader)  # the size is no part of the program
         self._variables = jax.device_put({"student": trained.variables, "text": trained.text})
 
     def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> PreparedImage:
-        return prepare(image, self._preprocess, least=self._reader.least)
+        return self._reader.prepare(image)
 
     def scores(self, images: Sequence[tuple], wanted: set[int], *, top_k: int, features: bool) -> Iterator[tuple]:
         del top_k, features  # of a CLIP's cells; the command refuses them
-        prepared = [one for _, one in images]
-        for row, upsampled in _prepared_scores(prepared, self._reader, self._variables, self.batch_size, wanted):
-            yield row, upsampled, {}
+        for row, found in self.grid_scores([prepared for _, prepared in images], wanted):
+            yield row, found, {}
 
-    def maps(self, upsampled: tuple[np.ndarray, np.ndarray, np.ndarray]) -> PixelMaps:
-        return label_pixels(*upsampled, np.arange(len(self.names)), scale=np.float32(1), smoothed=False, least=0.0)
+    def grid_scores(
+        self, prepared: Sequence[PreparedImage], wanted: set[int] | None = None
+    ) -> Iterator[tuple[int, GridScores]]:
+        """(index, result) of the wanted images; batches are made of all, so that they are the same whatever is wanted.
+        Two programs for a size at most."""
+        shapes = [image.pixels.shape[:2] for image in prepared]
+        batches = plan_batches(shapes, lambda _, count: self.batch_size if 2 * count > self.batch_size else 1)
+        compute = lambda pixels, _: self._scores(self._variables, pixels)  # noqa: E731
+        for index, found in run_batches(batches, lambda index: prepared[index].pixels, compute, wanted):
+            image = prepared[index]
+            sides = zip(found.values.shape[:2], shapes[index], image.valid, image.original, strict=True)
+            yield index, GridScores(found, *(self._reader.axis_matrix(*side) for side in sides))
+
+    def maps(self, found: GridScores) -> PixelMaps:
+        return label_pixels(*found, np.arange(len(self.names)))
 
     def geometry(self, prepared: PreparedImage) -> dict[str, Any]:
         return {"valid": prepared.valid, "original": prepared.original}
@@ -118,43 +122,6 @@ def chosen_labels(config: DistillConfig, classes: Sequence[str] | None) -> list[
     return [0] * (config.background and 0 not in wanted) + wanted
 
 
-def _scores(
-    images: Sequence[UInt8[np.ndarray, "_H _W 3"]],
-    reader: Reader,
-    variables: Any,
-    preprocess: Preprocess,
-    batch_size: int,
-) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """(index, (scores of the cells, the two upsampling matrices)) of every image, padded size by padded size."""
-    prepared = [prepare(image, preprocess, least=reader.least) for image in images]
-    yield from _prepared_scores(prepared, reader, variables, batch_size, set(range(len(prepared))))
-
-
-def _prepared_scores(
-    prepared: Sequence[PreparedImage], reader: Reader, variables: Any, batch_size: int, wanted: set[int]
-) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """The same of the wanted ones; batches are made of all, so that they are the same whatever is wanted."""
-    matrix = reader.matrix
-    assert matrix is not None  # students have one
-    groups: dict[tuple[int, ...], list] = defaultdict(list)
-    for index, one in enumerate(prepared):
-        groups[one.pixels.shape].append((index, one))
-    for members in groups.values():
-        size = batch_size if 2 * len(members) > batch_size else 1  # two programs for a size at most
-        for start in range(0, len(members), size):
-            part = members[start : start + size]
-            if wanted.isdisjoint(index for index, _ in part):
-                continue
-            pixels = np.zeros((size, *part[0][1].pixels.shape), np.float32)
-            pixels[: len(part)] = [one.pixels for _, one in part]
-            scores = np.asarray(_apply(reader, variables, pixels), np.float32)
-            for row, (index, one) in enumerate(part):
-                if index not in wanted:
-                    continue
-                sides = zip(scores.shape[1:3], one.valid, one.original, strict=True)
-                yield index, (scores[row], *(matrix(*side) for side in sides))
-
-
-@functools.partial(jax.jit, static_argnames="reader")
-def _apply(reader: Reader, variables: Any, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(reader: Reader, variables: Any, pixels: Float[Array, "B H W 3"]) -> Scores:
     return reader.scores(variables, pixels, None)

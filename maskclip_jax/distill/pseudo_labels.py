@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Integer
 
 from maskclip_jax.distill.config import IGNORE, UNLABELLED, DistillConfig
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.scores import to_probabilities
+from maskclip_jax.segment.refine import Scores, to_probabilities
 
 
 def training_annotation(
@@ -69,24 +69,24 @@ def leaked_pixels(annotation: Int[Array, "B H W"], config: DistillConfig) -> Flo
 
 
 def best_candidate(
-    scores: Float[Array, "B H W K"],
+    scores: Scores,
     candidates: Sequence[int],
     *,
     scale: ArrayLike = 1.0,
-    smoothed: bool = False,
     threshold: ArrayLike | None = None,
 ) -> Int[Array, "B H W"]:
     """Scores of the candidate classes alone -> the best one's label, or 255 where it is less probable than `threshold`.
 
     Args:
-      scores: of every pixel and candidate; no other class has a say, so neither background nor seen classes come out.
+      scores: of every pixel and candidate, values [B, H, W, K]; no other class has a say, so neither background nor
+        seen classes come out.
       candidates: label values of the K scores.
-      scale, smoothed: how scores become probabilities (`to_probabilities`); only `threshold` needs them.
+      scale: of the softmax of logits (`to_probabilities`); only `threshold` needs it.
     """
-    labels = jnp.asarray(candidates, jnp.int32)[scores.argmax(axis=-1)]
+    labels = jnp.asarray(candidates, jnp.int32)[scores.values.argmax(axis=-1)]
     if threshold is None:
         return labels
-    confidence = to_probabilities(scores, scale, smoothed=smoothed).max(axis=-1)
+    confidence = to_probabilities(scores, scale).max(axis=-1)
     return jnp.where(confidence < threshold, IGNORE, labels)
 
 

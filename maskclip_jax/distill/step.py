@@ -30,6 +30,7 @@ from maskclip_jax.distill.optimizer import descent_direction, learning_rate, sca
 from maskclip_jax.distill.teacher import Frozen, Teacher, normalise
 from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.ops.matmul import full_precision
+from maskclip_jax.segment.refine import Logits
 from maskclip_jax.students import Student
 from maskclip_jax.students.layers import resize_bilinear
 from maskclip_jax.students.weights import backbone_from_clip, load_backbone_weights
@@ -235,7 +236,6 @@ def _target(config: DistillConfig, teacher: Teacher | None, frozen: Frozen, part
             scores,
             config.candidates,
             scale=teacher.scale(frozen.teacher),
-            smoothed=teacher.smoothing is not None,
             threshold=config.conf_thresh,
         )
 
@@ -280,7 +280,7 @@ def _own_or(config: DistillConfig, outputs: Outputs, target: Array, step: Array)
 
     def own() -> Int[Array, "B H W"]:
         scores = jax.lax.stop_gradient(outputs.steady_logits)[..., np.asarray(config.candidates)]
-        scores = resize_bilinear(scores, target.shape[1:])
+        scores = Logits(resize_bilinear(scores, target.shape[1:]))
         return pseudo_labels.best_candidate(scores, config.candidates, threshold=config.conf_thresh)
 
     return jax.lax.cond(pseudo_labels.is_guided(step, config), lambda: target, own)

@@ -21,8 +21,8 @@ from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.ops.matmul import full_precision
 from maskclip_jax.segment.classifier import text_classifier
-from maskclip_jax.segment.pixels import pixel_matrix
-from maskclip_jax.segment.scores import predict_scores, probability_scale
+from maskclip_jax.segment.grid import cells_of_image, pixel_matrix
+from maskclip_jax.segment.refine import Scores, dense_features, predict_scores, probability_scale
 from maskclip_jax.students.layers import apply_separable
 
 
@@ -54,23 +54,22 @@ class Teacher:
     def features(self, variables: Any, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
         """Dense features of unit norm, at the teacher's own grid (of the padded image)."""
         padded, grid = self._prepared(images)
-        reading = dataclasses.asdict(self.method)
-        dense = self.model.apply(variables, padded, grid=grid, method="encode_dense", **reading)
-        return dense.features  # pyright: ignore[reportAttributeAccessIssue]: no collection is mutable, so no pair
+        return dense_features(self.model, variables, padded, grid, self.method)[0]
 
-    def scores(
-        self, variables: Any, images: UInt8[Array, "B H W 3"], classifier: Float[Array, "K E"]
-    ) -> Float[Array, "B H W K"]:
-        """Refined scores of the given classes alone, upsampled to pixels (bilinear, aligned as the fidelity says)."""
+    def scores(self, variables: Any, images: UInt8[Array, "B H W 3"], classifier: Float[Array, "K E"]) -> Scores:
+        """Refined scores of the given classes alone, upsampled to pixels (bilinear, aligned as the fidelity says).
+
+        Their values are [B, H, W, K].
+        """
         padded, grid = self._prepared(images)
         refinement = {"denoising": self.denoising, "smoothing": self.smoothing}
         scores = predict_scores(self.model, variables, padded, classifier, grid=grid, method=self.method, **refinement)
-        config = self.model.config
+        config, sizes = self.model.config, images.shape[1:3]
         matrices = (
-            pixel_matrix(config, config.cells(config.padded(size) // config.multiple), size, size, columns=cells)
-            for size, cells in zip(images.shape[1:3], scores.shape[1:3], strict=True)
+            pixel_matrix(config, cells, size, size, columns=columns)
+            for cells, size, columns in zip(cells_of_image(config, sizes), sizes, scores.values.shape[1:3], strict=True)
         )
-        return apply_separable(scores, *matrices)
+        return scores._replace(values=apply_separable(scores.values, *matrices))
 
     def scale(self, variables: Any) -> ArrayLike:
         """What scores are multiplied by before a softmax (when they are not smoothed probabilities already)."""

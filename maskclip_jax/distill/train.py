@@ -30,7 +30,7 @@ from maskclip_jax.distill.run_log import RunLog, StepMeans
 from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step, replicate
 from maskclip_jax.distill.teacher import Frozen, Teacher, load_teacher
 from maskclip_jax.errors import UserError
-from maskclip_jax.evaluate.encoder import Scores
+from maskclip_jax.evaluate.encoder import Evaluation
 from maskclip_jax.ops import hosts
 from maskclip_jax.students import create_student
 
@@ -161,7 +161,7 @@ class _Run:
             f"{self.config.learning_rate:g}); {kept}: use a lower learning_rate in a new folder"
         )
 
-    def _evaluate(self, step: int, state: TrainState) -> Scores:
+    def _evaluate(self, step: int, state: TrainState) -> Evaluation:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         scores = evaluate_student(self.config, variables, self.frozen.text, self.heldout)
         values = scores.to_dict()

@@ -33,7 +33,7 @@ from maskclip_jax.evaluate.metrics import (
 )
 from maskclip_jax.ops.hosts import sum_over_hosts
 from maskclip_jax.segment.options import Options, check_scales, with_overrides
-from maskclip_jax.segment.scores import predict_scores, probability_scale, to_probabilities
+from maskclip_jax.segment.refine import Scores, predict_scores, probability_scale, to_probabilities
 
 READ_HERE = (
     *("prompt_denoising", "key_smoothing", "method", "short_side", "within", "scales", "flip", "batch_size"),
@@ -41,7 +41,7 @@ READ_HERE = (
 )
 
 
-class Scores(NamedTuple):
+class Evaluation(NamedTuple):
     """What an evaluation found, all in 0..1, and how."""
 
     confusion: Int64[np.ndarray, "C C"]
@@ -78,7 +78,7 @@ def evaluate_teacher(
     progress: Callable[[int, int], None] | None = None,
     counter: Counter | None = None,
     **overrides: Any,
-) -> Scores:
+) -> Evaluation:
     """Scores of MaskCLIP itself, whole images; `classifier` has a row for each name. Otherwise as for students.
 
     `options` and `overrides` as for `segment_images`, of those in `READ_HERE`; `evaluate_protocol` knows all of them.
@@ -126,14 +126,14 @@ def teacher_reader(pretrained: Pretrained, options: Options | None = None) -> Re
     o = Options() if options is None else options
     method = dense_method(o.method, pretrained.config)
 
-    def scores(v: Any, pixels: Array, grid: Array | None) -> Array:
+    def scores(v: Any, pixels: Array, grid: Array | None) -> Scores:
         refinement = {"denoising": o.prompt_denoising, "smoothing": o.key_smoothing}
         return predict_scores(model, v["clip"], pixels, v["text"], grid=grid, method=method, **refinement)
 
-    def probabilities(v: Any, scores: Array) -> Array:
-        return to_probabilities(scores, probability_scale(model, v["clip"]), smoothed=o.key_smoothing is not None)
+    def probabilities(v: Any, found: Scores) -> Array:
+        return to_probabilities(found, probability_scale(model, v["clip"]))
 
-    return Reader(scores, probabilities, pretrained.preprocess, model.config)
+    return Reader(scores, probabilities, pretrained.preprocess, model.config, method=method)
 
 
 def evaluate(
@@ -148,7 +148,7 @@ def evaluate(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
     protocol: dict[str, Any],
-) -> Scores:
+) -> Evaluation:
     """Counts over this host's share of `source` (every n-th image), sums over the hosts, and scores the sum."""
     check_scales(scales)
     share = range(jax.process_index(), len(source), jax.process_count())
@@ -170,13 +170,13 @@ def scored(
     unseen: Sequence[int],
     images: int,
     protocol: dict[str, Any],
-) -> Scores:
+) -> Evaluation:
     """All scores of one confusion matrix."""
     if (ignored := ignored_label(len(names))) != IGNORE:  # said, because 255 is a class then
         protocol = protocol | {"ignored label": ignored}
     iou = mean_iou(total)
     zero_shot = seen_unseen_harmonic(total, unseen) if 0 < len(unseen) < len(names) else None
-    return Scores(
+    return Evaluation(
         total,
         tuple(map(str, names)),
         np.asarray(iou.per_class),

@@ -17,13 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int64, Integer
 
+from maskclip_jax.data.buckets import bucket_shape
 from maskclip_jax.data.images import IGNORE_16, ignored_label
-from maskclip_jax.data.preprocess import Preprocess, bucket_shape, pad_image, prepare, resize_shape, upsample_matrix
+from maskclip_jax.data.preprocess import PreparedImage, Preprocess, pad_image, prepare, upsample_matrix
 from maskclip_jax.data.sources import DataSource, Example
 from maskclip_jax.encoders.config import CLIPConfig
+from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.metrics import confusion_matrix
-from maskclip_jax.segment.pixels import pixel_matrix
+from maskclip_jax.segment.grid import cells_of_image, most_at_once, pixel_matrix, usual_sides
+from maskclip_jax.segment.refine import Scores
 
 CANVAS = 32  # annotations are padded to multiples of this, so that few programs serve many sizes
 READERS, AHEAD = 4, 16  # threads that read and resize, and examples that they may be ahead by
@@ -37,22 +40,40 @@ class Reader:
     """A network that scores every position of an image.
 
     Fields:
-      scores: (variables, pixels [B, H, W, 3], grid [B, 2], or None where nothing is padding) -> [B, h, w, C]; traced.
-      probabilities: (variables, upsampled scores) -> probabilities; traced, used when there are several views.
+      scores: (variables, pixels [B, H, W, 3], grid [B, 2], or None where nothing is padding) -> `Scores`, values
+        [B, h, w, C]; traced.
+      probabilities: (variables, upsampled `Scores`) -> probabilities; traced, used when there are several views.
       preprocess: size, statistics, and the multiple that sides are padded to.
       clip: of a CLIP, how pixels become cells and these pixels again, and that images are padded to shape buckets,
         because padding changes nothing. None is a student, which would see the padding: its images have none.
       matrix: of a student, (cells, valid, original) -> matrix of one axis from its cells to the image's pixels; None
         where cells divide the padded pixels.
       least: pixels that each side has at least.
+      method: of a CLIP, how its last blocks are read.
     """
 
-    scores: Callable[[Any, Array, Array], Array]
-    probabilities: Callable[[Any, Array], Array]
+    scores: Callable[[Any, Array, Array], Scores]
+    probabilities: Callable[[Any, Scores], Array]
     preprocess: Preprocess
     clip: CLIPConfig | None = None
     matrix: Callable[[int, int, int], np.ndarray] | None = None
     least: int = 1
+    method: DenseMethod = MASKCLIP
+
+    def prepare(self, rgb: np.ndarray, scale: float = 1.0) -> PreparedImage:
+        """An image as the network takes it, before it is padded to a bucket; `scale` times as large."""
+        multiple, least = (None, self.least) if self.clip is None else (self.clip.multiple, self.clip.stride)
+        return prepare(rgb, self.preprocess, multiple, least, scale)
+
+    def axis_matrix(self, cells: int, padded: int, valid: int, original: int) -> np.ndarray:
+        """[original, cells]: from all cells of one axis to the image's pixels."""
+        if self.clip is not None:
+            (own,) = cells_of_image(self.clip, [valid])
+            return pixel_matrix(self.clip, own, valid, original, columns=cells)
+        if self.matrix is not None:
+            return self.matrix(cells, valid, original)
+        stride = padded // cells
+        return upsample_matrix(-(-valid // stride), stride, valid, original, columns=cells)
 
 
 class View(NamedTuple):
@@ -122,35 +143,18 @@ def known_labels(example: Example, classes: int) -> Integer[np.ndarray, "H W"]:
 def _view(
     reader: Reader, grid_shape: Callable, rgb: np.ndarray, canvas: tuple[int, ...], scale: float, flipped: bool
 ) -> View:
-    preprocess = reader.preprocess
-    if scale != 1:
-        size = {"short_side": preprocess.short_side, "long_side": preprocess.long_side, "within": preprocess.within}
-        height, width = (max(1, round(scale * side)) for side in resize_shape(*rgb.shape[:2], **size))
-        preprocess = dataclasses.replace(preprocess, short_side=None, long_side=None, within=(height, width))
-    rgb, clip = np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb, reader.clip
-    if clip is None:
-        image = prepare(rgb, preprocess, least=reader.least)
-    else:
-        image = prepare(rgb, preprocess, clip.multiple, least=clip.stride)
-        image = pad_image(image, bucket_shape(*image.valid, clip.stride, short_side=preprocess.short_side))
-    cells = grid_shape(image.pixels.shape[:2])
-    matrices, grid = [], []
-    for axis in range(2):
-        valid, original = image.valid[axis], image.original[axis]
-        if clip is None:
-            stride = image.pixels.shape[axis] // cells[axis]
-            grid.append(-(-valid // stride))
-            if reader.matrix is None:
-                matrix = upsample_matrix(grid[-1], stride, valid, original, columns=cells[axis])
-            else:
-                matrix = reader.matrix(cells[axis], valid, original)
-        else:
-            grid.append(clip.padded(valid) // clip.multiple)
-            matrix = pixel_matrix(clip, clip.cells(grid[-1]), valid, original, columns=cells[axis])
-        if flipped and axis == 1:
-            matrix = matrix[::-1]
-        matrices.append(np.pad(matrix, ((0, canvas[axis] - original), (0, 0))))
-    return View(image.pixels, np.asarray(grid, np.int32), *matrices)
+    image, clip = reader.prepare(np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb, scale), reader.clip
+    grid = np.array(image.pixels.shape[:2], np.int32)
+    if clip is not None:
+        grid //= clip.multiple
+        usual = usual_sides(reader.preprocess, scale)
+        image = pad_image(image, bucket_shape(*image.valid, clip.stride, **usual))
+    padded = image.pixels.shape[:2]
+    sides = zip(grid_shape(padded), padded, image.valid, image.original, strict=True)
+    rows, columns = (reader.axis_matrix(*side) for side in sides)
+    matrices = rows, columns[::-1] if flipped else columns
+    beyond = (((0, side - len(matrix)), (0, 0)) for side, matrix in zip(canvas, matrices, strict=True))
+    return View(image.pixels, grid, *map(np.pad, matrices, beyond))
 
 
 def batches(examples: Iterator[Prepared], at_once: Callable[[Prepared], int]) -> Iterator[list[Prepared]]:
@@ -191,12 +195,21 @@ class Counter:
         if shape not in self._grid_shapes:
             pixels = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
             grid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-            self._grid_shapes[shape] = jax.eval_shape(self.reader.scores, variables, pixels, grid).shape[1:3]
+            self._grid_shapes[shape] = jax.eval_shape(self.reader.scores, variables, pixels, grid).values.shape[1:3]
         return self._grid_shapes[shape]
 
     def images_at_once(self, batch_size: int) -> Callable[[Prepared], int]:
         """How many examples like the given one make a batch."""
-        return lambda e: self._devices * max(1, min(batch_size, MOST_SCORES // (e[1].size * self.classes)))
+
+        def at_once(example: Prepared) -> int:
+            views, labels = example
+            most, clip = min(batch_size, MOST_SCORES // (labels.size * self.classes)), self.reader.clip
+            if clip is not None:
+                shapes = {view.pixels.shape[:2] for view in views}
+                most = min([most, *(most_at_once(batch_size, shape, clip, self.reader.method) for shape in shapes)])
+            return self._devices * max(1, most)
+
+        return at_once
 
     def __call__(self, variables: Any, batch: list[Prepared]) -> Int64[np.ndarray, "C C"]:
         """The confusion matrix of one batch; `variables` come from `place`."""
@@ -222,9 +235,10 @@ class Counter:
             total = jnp.zeros(())
             for cells, down, view in zip(scores, rows, views, strict=True):
                 # full precision: TPUs and GPUs would move the borders otherwise
-                found = jnp.einsum("bhwc,byh->bywc", cells, down, precision="highest")
+                found = jnp.einsum("bhwc,byh->bywc", cells.values, down, precision="highest")
                 found = jnp.einsum("bywc,bxw->byxc", found, view.columns, precision="highest")
-                total += self.reader.probabilities(variables, found) if len(views) > 1 else found
+                several = len(views) > 1
+                total += self.reader.probabilities(variables, cells._replace(values=found)) if several else found
             return total.argmax(axis=-1)
 
         rows = [view.rows for view in views]

@@ -1,6 +1,6 @@
 """Scores of `segment_images` as it is, windows, PAMR and all: what a paper's protocol asks for.
 
-`evaluation.py` is faster (it counts on the device) and knows whole images only; this goes the way that a user's images
+`encoder.py` is faster (it counts on the device) and knows whole images only; this goes the way that a user's images
 go, one result at a time, every host its share.
 """
 
@@ -20,7 +20,7 @@ from maskclip_jax.data.images import ignored_label
 from maskclip_jax.data.sources import DataSource
 from maskclip_jax.data.vocabulary import ClassName
 from maskclip_jax.errors import UserError
-from maskclip_jax.evaluate.encoder import Scores, scored
+from maskclip_jax.evaluate.encoder import Evaluation, scored
 from maskclip_jax.evaluate.engine import check_amount, known_labels
 from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.ops.hosts import sum_over_hosts
@@ -39,7 +39,7 @@ def evaluate_protocol(
     classifier: Float[np.ndarray, "words E"] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **overrides: Any,
-) -> Scores:
+) -> Evaluation:
     """mIoU of the masks that `segment_images` makes, with any of its options.
 
     Args:

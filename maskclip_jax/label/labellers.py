@@ -1,20 +1,38 @@
-"""The models that `label` can use: a CLIP with its options, or a trained student (`Labeller`)."""
+"""The models that `label` can use: a CLIP with its options, on all devices of this host, or a trained student.
+
+A block's images go through the grid engine together, and its shapes and batches follow from the block alone: so the
+same block is computed in the same batches in every process.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
+from jaxtyping import Array
 
+from maskclip_jax.data.buckets import Shape
 from maskclip_jax.data.preprocess import PreparedImage
-from maskclip_jax.label.batches import Devices, whole_cells
 from maskclip_jax.label.corpus import Read
+from maskclip_jax.segment.grid import (
+    Batch,
+    CellResults,
+    GridScores,
+    batch_size_for,
+    bucket_shapes,
+    cells_of_image,
+    grid_scores,
+    plan_batches,
+    run_batches,
+    score_batch,
+)
 from maskclip_jax.segment.pixels import PixelMaps
-from maskclip_jax.segment.predict import labelled_pixels
+from maskclip_jax.segment.predict import labelled_pixels, scorer_of
 from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.windows import window_scores
 
 
 @runtime_checkable
@@ -29,14 +47,41 @@ class Labeller(Protocol):
 
     def scores(
         self, images: Sequence[tuple[Read, PreparedImage | None]], wanted: set[int], *, top_k: int, features: bool
-    ) -> Iterator[tuple[int, Any, dict[str, np.ndarray]]]:
+    ) -> Iterator[tuple[int, GridScores, dict[str, np.ndarray]]]:
         """(row, scores, cells) of the wanted rows of a block, in batches that the block alone decides."""
 
-    def maps(self, upsampled: Any) -> PixelMaps:
+    def maps(self, found: GridScores) -> PixelMaps:
         """Labels and confidences of one image, from its scores."""
 
     def geometry(self, prepared: PreparedImage | None) -> dict[str, Any]:
         """How cells become pixels again."""
+
+
+class Devices:
+    """This host's devices: the settings' arrays on all of them, batches split over them."""
+
+    def __init__(self, settings: PredictionSettings):
+        devices = np.asarray(jax.local_devices())
+        spec = jax.sharding.PartitionSpec
+        mesh = jax.sharding.Mesh(devices, ("images",))
+        self.count = len(devices)
+        self._split, everywhere = (jax.sharding.NamedSharding(mesh, spec(*axes)) for axes in (("images",), ()))
+        variables, classifier = jax.device_put((settings.variables, settings.classifier), everywhere)
+        self.settings = dataclasses.replace(settings, variables=variables, classifier=classifier)
+
+    def batches(self, originals: Sequence[Shape]) -> Iterator[Batch]:
+        """The batches of a block of images of these sizes: every device gets as many."""
+        fitting = functools.partial(batch_size_for, self.settings)
+        shapes = bucket_shapes(originals, self.settings)
+        return plan_batches(shapes, lambda shape, count: self.count * fitting(shape, -(-count // self.count)))
+
+    def split(self, *arrays: np.ndarray) -> tuple[Array, ...]:
+        """Arrays split over the devices along their first axis."""
+        return jax.device_put(arrays, self._split)
+
+    def compute(self, pixels: np.ndarray, sizes: np.ndarray, top_k: int = 0, features: bool = False) -> CellResults:
+        """Results of one padded batch, on the devices; returns at once."""
+        return score_batch(self.settings, *self.split(pixels, sizes), top_k, features)
 
 
 class ClipLabeller:
@@ -46,23 +91,28 @@ class ClipLabeller:
         self.settings, self.names, self.batch_size = settings, tuple(settings.names), settings.options.batch_size
 
     def prepare(self, image: np.ndarray) -> PreparedImage | None:
-        if self.settings.options.windows is not None:
-            return None
-        return self.settings.prepare(image)
+        return None if self.settings.options.windows is not None else self.settings.prepare(image)
 
     def scores(
         self, images: Sequence[tuple[Read, PreparedImage | None]], wanted: set[int], *, top_k: int, features: bool
-    ) -> Iterator[tuple[int, Any, dict[str, np.ndarray]]]:
-        if self.settings.options.windows is None:
-            cells = {"top_k": top_k, "with_features": features}
-            prepared = [prepared for _, prepared in images]
-            yield from whole_cells(prepared, self.settings, _devices(self.settings), wanted, **cells)
-        else:
-            whole = window_scores([found.image for found, _ in images], self.settings)
-            yield from ((row, upsampled, {}) for row, upsampled in whole if row in wanted)
+    ) -> Iterator[tuple[int, GridScores, dict[str, np.ndarray]]]:
+        settings = self.settings
+        if settings.options.windows is not None:
+            windowed = scorer_of(settings)([found.image for found, _ in images], settings)
+            yield from ((row, scores, {}) for row, scores in windowed if row in wanted)
+            return
+        prepared = [prepared for _, prepared in images if prepared is not None]
+        devices = _devices(settings)
+        compute = functools.partial(devices.compute, top_k=top_k, features=features)
+        batches = devices.batches([image.original for image in prepared])
+        for row, found in run_batches(batches, lambda row: prepared[row].pixels, compute, wanted):
+            height, width = cells_of_image(settings.config, prepared[row].valid)
+            kept = {name: array for name, array in found._asdict().items() if name != "scores" and array is not None}
+            cells = {name: array[:height, :width] for name, array in kept.items()}
+            yield row, grid_scores(found.scores, prepared[row].original, settings), cells
 
-    def maps(self, upsampled: Any) -> PixelMaps:
-        return labelled_pixels(upsampled, self.settings)
+    def maps(self, found: GridScores) -> PixelMaps:
+        return labelled_pixels(found, self.settings)
 
     def geometry(self, prepared: PreparedImage | None) -> dict[str, Any]:
         sizes = {} if prepared is None else {"valid": prepared.valid, "original": prepared.original}

@@ -29,8 +29,9 @@ from maskclip_jax.label.corpus import Corpus, Read
 from maskclip_jax.label.folder import damaged_shards, read_shard, shard_file, undo_shard, write_shard
 from maskclip_jax.label.labellers import Labeller, labeller_of
 from maskclip_jax.label.store import Entry, FileStore, Labelled, PartGone, RecordStore, Store
+from maskclip_jax.segment.grid import GridScores
+from maskclip_jax.segment.pixels import needs_every_pixel
 from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.views import needs_every_pixel
 
 BATCHES_OF_A_BLOCK = 8  # a block is this many batches' worth of images: few are half empty, and it fits memory
 FORMS = ("png", "records")
@@ -108,26 +109,22 @@ def label_shard(
     else:
         cells = bool(options.top_k or options.features)
         store = FileStore(out, labeller.names, confidence=options.confidence, cells=cells)
-    entries: dict[str, Entry] = {}
-    skipped: dict[int, tuple[str, str]] = {}
     size = BATCHES_OF_A_BLOCK * labeller.batch_size
-    names: dict[int, str] = {}
     blocks = [indices[start : start + size] for start in range(0, len(indices), size)]
     workers = min(os.cpu_count() or 1, 16)
-    saving: collections.deque[tuple[str, Future[Entry]]] = collections.deque()
     with ThreadPoolExecutor(workers, "read") as readers, ThreadPoolExecutor(workers, "write") as writers:
+        work = _Labelling(corpus, labeller, options, store, readers, writers, 4 * workers)
         try:
-            for block, reading in _read_ahead(corpus, labeller, options, store, blocks, readers, entries, names):
-                shared = entries, skipped, names, saving, 4 * workers
-                _label_block(corpus, block, reading, labeller, options, store, writers, *shared)
+            for block, reading in work.read_ahead(blocks):
+                work.label(block, reading)
                 if progress is not None:
-                    progress(len(entries) + len(skipped))
-            for name, future in saving:
-                entries[name] = future.result()
+                    progress(len(work.entries) + len(work.skipped))
+            work.wait_for_writers(0)
         except BaseException:
             readers.shutdown(wait=False, cancel_futures=True)
             writers.shutdown(wait=False, cancel_futures=True)
             raise
+    entries, skipped, names = work.entries, work.skipped, work.names
     done = [names[i] for i in indices if i not in skipped]
     if len(set(done)) < len(done):
         twice = next(name for name, count in collections.Counter(done).items() if count > 1)
@@ -231,92 +228,87 @@ def _reader(
     return read
 
 
-def _read_ahead(
-    corpus: Corpus,
-    labeller: Any,
-    options: LabelOptions,
-    store: Store,
-    blocks: Sequence[range],
-    readers: ThreadPoolExecutor,
-    entries: dict[str, Entry],
-    names: dict[int, str],
-) -> Iterator[tuple[range, Reading]]:
-    """Blocks in which something is missing, all images of each being read; one block is read ahead."""
+class _Labelling:
+    """What is known of a shard's images while it is labelled: their names, what was saved, what was left out."""
 
-    def known(index: int) -> tuple[str, Entry | None]:
-        name = corpus.name(index)  # pyright: ignore[reportAttributeAccessIssue]: called where it knows_names
-        entry = store.recall(name)
-        return name, None if entry and corpus.changed_at(index) > store.made_at(name) else entry  # pyright: ignore[reportAttributeAccessIssue]: as above
+    def __init__(
+        self,
+        corpus: Corpus,
+        labeller: Any,
+        options: LabelOptions,
+        store: Store,
+        readers: ThreadPoolExecutor,
+        writers: ThreadPoolExecutor,
+        most_saving: int,
+    ):
+        self.corpus, self.labeller, self.options, self.store = corpus, labeller, options, store
+        self.entries: dict[str, Entry] = {}
+        self.skipped: dict[int, tuple[str, str]] = {}
+        self.names: dict[int, str] = {}
+        self._readers, self._writers, self._most_saving = readers, writers, most_saving
+        self._saving: collections.deque[tuple[str, Future[Entry]]] = collections.deque()
 
-    read = _reader(corpus, labeller, options)
-    waiting: collections.deque[tuple[range, Reading]] = collections.deque()
-    for block in blocks:
-        if corpus.knows_names:
-            for index, (name, entry) in zip(block, readers.map(known, block), strict=True):
-                names[index] = name
-                if entry is not None:
-                    entries[name] = entry
-        if any(names.get(index) not in entries for index in block):
-            waiting.append((block, [readers.submit(read, index) for index in block]))
-        if len(waiting) > 1:
-            yield waiting.popleft()
-    yield from waiting
+    def read_ahead(self, blocks: Sequence[range]) -> Iterator[tuple[range, Reading]]:
+        """Blocks in which something is missing, all images of each being read; one block is read ahead."""
 
+        def known(index: int) -> tuple[str, Entry | None]:
+            name = self.corpus.name(index)  # pyright: ignore[reportAttributeAccessIssue]: called where it knows_names
+            entry = self.store.recall(name)
+            newer = entry is not None and self.corpus.changed_at(index) > self.store.made_at(name)  # pyright: ignore[reportAttributeAccessIssue]: as above
+            return name, None if newer else entry
 
-def _label_block(
-    corpus: Corpus,
-    block: range,
-    reading: Reading,
-    labeller: Any,
-    options: LabelOptions,
-    store: Store,
-    writers: ThreadPoolExecutor,
-    entries: dict[str, Entry],
-    skipped: dict[int, tuple[str, str]],
-    names: dict[int, str],
-    saving: collections.deque[tuple[str, Future[Entry]]],
-    most_saving: int,
-) -> None:
-    """Computes what is missing of one block and gives it to the writers; some of it is still `saving` afterwards."""
-    images: list[tuple[Read, PreparedImage | None]] = []
-    for index, future in zip(block, reading, strict=True):
-        found = future.result()
-        if not isinstance(found, Exception):
+        read = _reader(self.corpus, self.labeller, self.options)
+        waiting: collections.deque[tuple[range, Reading]] = collections.deque()
+        for block in blocks:
+            if self.corpus.knows_names:
+                for index, (name, entry) in zip(block, self._readers.map(known, block), strict=True):
+                    self.names[index] = name
+                    if entry is not None:
+                        self.entries[name] = entry
+            if any(self.names.get(index) not in self.entries for index in block):
+                waiting.append((block, [self._readers.submit(read, index) for index in block]))
+            if len(waiting) > 1:
+                yield waiting.popleft()
+        yield from waiting
+
+    def label(self, block: range, reading: Reading) -> None:
+        """Computes what is missing of one block and gives it to the writers; some is still being saved afterwards."""
+        images: list[tuple[Read, PreparedImage | None]] = []
+        for index, future in zip(block, reading, strict=True):
+            found = future.result()
+            if isinstance(found, Exception):
+                self._skip(index, found)
+                continue
             images.append(found)
-            name = names.setdefault(index, found[0].name)
-            if not corpus.knows_names and (entry := store.recall(name)) is not None:
-                entries[name] = entry
-            continue
-        names.setdefault(index, f"number {index}")  # of a damaged record not even the name is known
-        reason = " ".join(str(found).split()) or type(found).__name__
-        if options.on_error == "stop":
-            raise UserError(f"{names[index]} cannot be labelled: {reason} (--on-error skip goes on)") from found
-        skipped[index] = names[index], reason
-    wanted = {row for row, (found, _) in enumerate(images) if found.name not in entries}
-    results = labeller.scores(images, wanted, top_k=options.top_k, features=options.features)
+            name = self.names.setdefault(index, found[0].name)
+            if not self.corpus.knows_names and (entry := self.store.recall(name)) is not None:
+                self.entries[name] = entry
+        wanted = {row for row, (found, _) in enumerate(images) if found.name not in self.entries}
+        top_k, features = self.options.top_k, self.options.features
+        for row, scores, cells in self.labeller.scores(images, wanted, top_k=top_k, features=features):
+            self._saving.append((images[row][0].name, self._writers.submit(self._save, *images[row], scores, cells)))
+            self.wait_for_writers(self._most_saving)  # full-size maps fill memory
 
-    def save(found: Read, prepared: PreparedImage | None, upsampled: Any, cells: dict) -> Entry:
-        return store.save(_labelled(found, prepared, upsampled, cells, labeller, options))
+    def wait_for_writers(self, most: int) -> None:
+        """Until at most so many images are still to be saved. Raises what their writer raised."""
+        while len(self._saving) > most:
+            name, future = self._saving.popleft()
+            self.entries[name] = future.result()
 
-    for row, upsampled, cells in results:
-        found, prepared = images[row]
-        saving.append((found.name, writers.submit(save, found, prepared, upsampled, cells)))
-        while len(saving) > most_saving:  # full-size maps fill memory: let the writers catch up
-            name, future = saving.popleft()
-            entries[name] = future.result()
+    def _skip(self, index: int, error: Exception) -> None:
+        name = self.names.setdefault(index, f"number {index}")  # of a damaged record not even the name is known
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if self.options.on_error == "stop":
+            raise UserError(f"{name} cannot be labelled: {reason} (--on-error skip goes on)") from error
+        self.skipped[index] = name, reason
 
-
-def _labelled(
-    found: Read,
-    prepared: PreparedImage | None,
-    upsampled: Any,
-    cells: dict[str, np.ndarray],
-    labeller: Any,
-    options: LabelOptions,
-) -> Labelled:
-    maps = labeller.maps(upsampled)
-    confidence = np.rint(255 * maps.confidence.clip(0, 1)).astype(np.uint8) if options.confidence else None
-    if "classes" in cells:
-        cells["classes"] = cells["classes"].astype(np.uint8 if len(labeller.names) <= 256 else np.uint16)
-        cells["probabilities"] = cells["probabilities"].astype(np.float16)
-    return Labelled(found.name, found.encoded, maps.labels, confidence, cells, labeller.geometry(prepared))
+    def _save(
+        self, found: Read, prepared: PreparedImage | None, scores: GridScores, cells: dict[str, np.ndarray]
+    ) -> Entry:
+        maps, names = self.labeller.maps(scores), self.labeller.names
+        confidence = np.rint(255 * maps.confidence.clip(0, 1)).astype(np.uint8) if self.options.confidence else None
+        if "classes" in cells:
+            cells["classes"] = cells["classes"].astype(np.uint8 if len(names) <= 256 else np.uint16)
+            cells["probabilities"] = cells["probabilities"].astype(np.float16)
+        geometry = self.labeller.geometry(prepared)
+        return self.store.save(Labelled(found.name, found.encoded, maps.labels, confidence, cells, geometry))

@@ -2,12 +2,11 @@
 
 `segment_images` runs the tower and the reading as one program, which is right for a corpus. Where somebody tries words
 on one picture, the picture stays and the words change: `keep_features` is the slow half, `read_features` the quick one.
-Both are made of the steps of `whole` and `windowed`, so that they answer as those do.
+Both are made of the steps of `grid` and `windows`, so that they answer as those do.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,20 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from maskclip_jax.data.buckets import Shape
 from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.dense import DenseMethod
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.ops import round_up
-from maskclip_jax.segment.images import Upsampled, batch_size_for, bucket_shapes, padded_batch, upsampled
+from maskclip_jax.segment.grid import batch_size_for, bucket_shapes, grid_scores, padded_batch, plan_batches
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels
 from maskclip_jax.segment.predict import Segmentation, segmentation_of
-from maskclip_jax.segment.refine import DROPPED, class_confidence
-from maskclip_jax.segment.scores import flat_mask, probability_scale, refined
+from maskclip_jax.segment.refine import DROPPED, cosines, dense_features, grid_confidence
 from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.windows import Plan, WindowLogits, plan_windows, stitched, window_crops
+from maskclip_jax.segment.windows import Plan, laid_out, plan_windows, refine_windows, window_crops
 
 _LEAST_COLUMNS = 8
 
@@ -39,16 +37,14 @@ class KeptBatch(NamedTuple):
 
     features: Float[Array, "B h w E"]
     keys: Float[Array, "B L D"]
-    grid: Int[np.ndarray, "B 2"]
+    sizes: Int[np.ndarray, "B 2"]  # pixels that are image, padded to `config.multiple`
 
 
 class Kept(NamedTuple):
     """All that an image's masks are read from, for one way of running the tower (model, attention, windows, sizes)."""
 
     batches: tuple[KeptBatch, ...]
-    windows: int  # how many of the batches' rows are windows; 0: one row, the whole image
-    plan: Plan | None
-    valid: Shape  # pixels of the resized image
+    plan: Plan | None  # of windows; None: one row, the whole image
     original: Shape
 
     @property
@@ -59,33 +55,26 @@ class Kept(NamedTuple):
 
 def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSettings) -> Kept:
     """Runs the image tower. Of the settings, the words, the thresholds and the background play no part."""
-    config = settings.config
     if settings.options.windows is None:
-        (shape,) = bucket_shapes([image.shape[:2]], settings)
-        prepared = settings.prepare(image)
-        batches = [padded_batch([prepared.pixels], 1, shape, config)]
-        windows, plan, valid = 0, None, prepared.valid
+        plan, images = None, [settings.prepare(image).pixels]
+        shapes = bucket_shapes([image.shape[:2]], settings)
     else:
         plan = plan_windows(image.shape[:2], settings)
-        side = window_side(plan, config.stride)
-        size = batch_size_for(settings, (side, side), plan.count)
-        crops = list(window_crops(image, plan, settings))
-        batches = [
-            padded_batch(crops[start : start + size], size, (side, side), config)
-            for start in range(0, len(crops), size)
-        ]
-        windows, valid = plan.count, plan.valid
-    kept = tuple(
-        KeptBatch(*_encode(settings.model, settings.variables, pixels, grid, method=settings.method), grid)
-        for pixels, grid in batches
-    )
-    return Kept(kept, windows, plan, valid, image.shape[:2])
+        images = list(window_crops(image, plan, settings))
+        shapes = [(window_side(plan, settings.config.stride),) * 2] * plan.count
+    batches = []
+    for batch in plan_batches(shapes, functools.partial(batch_size_for, settings)):
+        pixels, sizes = padded_batch([images[row] for row in batch.rows], batch.size, batch.shape)
+        batches.append(
+            KeptBatch(*_encode(settings.model, settings.variables, pixels, sizes, method=settings.method), sizes)
+        )
+    return Kept(tuple(batches), plan, image.shape[:2])
 
 
 def window_side(plan: Plan, multiple: int) -> int:
     """Pixels that each window is padded to: no more than the image needs, and four sizes to an octave, so that few
     programs serve windows of every size (padding is masked)."""
-    cells = round_up(max(plan.rows.size, plan.columns.size), multiple) // multiple
+    cells = round_up(max(plan.window), multiple) // multiple
     return multiple * round_up(cells, max(1, 1 << (cells - 1).bit_length() >> 3))
 
 
@@ -140,46 +129,29 @@ def _maps(
     columns = words if columns is None else columns
     if columns < words:
         raise ValueError(f"the columns must hold all words, but {columns} are fewer than {words}")
-    padded = np.zeros((columns, settings.classifier.shape[1]), np.float32)
-    padded[:words] = settings.classifier
-    found = (_whole if kept.plan is None else _windows)(kept, settings, padded, size or kept.original)
-    scores = np.array(found.scores)
-    scores[..., words:] = DROPPED  # smoothed, they would be zero, and some class may be below that
-    return label_pixels(
-        *found._replace(scores=scores),
-        np.asarray([*word_class, *[0] * (columns - words)], np.int32),
-        scale=settings.scale,
-        smoothed=settings.smoothing is not None,
-        least=settings.least,
-        synonyms=settings.options.synonyms,
-        with_probabilities=with_probabilities,
-    )
-
-
-def _whole(kept: Kept, settings: PredictionSettings, classifier: np.ndarray, size: Shape) -> Upsampled:
-    (batch,) = kept.batches
-    scores = _read(
-        settings.model,
-        {"params": {"logit_scale": settings.variables["params"]["logit_scale"]}},
-        *batch,
-        classifier,
-        len(settings.word_class),
-        np.float32(0) if settings.denoising is None else settings.denoising,  # below zero is no class: the same as off
-        settings.smoothing,
-    )
-    return upsampled(np.asarray(scores)[0], np.asarray(batch.grid)[0], kept.valid, size, settings)
-
-
-def _windows(kept: Kept, settings: PredictionSettings, classifier: np.ndarray, size: Shape) -> Upsampled:
-    found, words = [], len(settings.word_class)
-    for batch in kept.batches:
-        variables = {"params": {"logit_scale": settings.variables["params"]["logit_scale"]}}
-        logits, confidence = jax.device_get(_window_logits(settings.model, variables, *batch, classifier, words))
-        keys = [None] * len(logits) if settings.smoothing is None else np.asarray(batch.keys)
-        found += [WindowLogits(*window) for window in zip(logits, keys, confidence, strict=True)]
-    assert kept.plan is not None
-    plan = kept.plan._replace(original=size)
-    return stitched(found[: kept.windows], plan, len(kept.batches[0].features), settings)
+    classifier = np.zeros((columns, settings.classifier.shape[1]), np.float32)
+    classifier[:words] = settings.classifier
+    config, refinement = settings.config, settings.refinement
+    refinement["denoising"] = refinement["denoising"] or np.float32(0)  # below zero is no class: the same as off
+    read = [
+        _logits(batch.features, batch.sizes, classifier, words, settings.scale, config=config) for batch in kept.batches
+    ]
+    count = 1 if kept.plan is None else kept.plan.count  # the last batch may have room for more
+    confidence = np.concatenate([np.asarray(sure) for _, sure in read])[:count].max(axis=0)
+    scores = []
+    for batch, (logits, _) in zip(kept.batches, read, strict=True):
+        keys = None if refinement["smoothing"] is None else batch.keys
+        scores.append(refine_windows(logits, keys, confidence, batch.sizes[0], refinement, config=config))
+    if kept.plan is None:
+        first = type(scores[0])(np.asarray(scores[0].values)[0])
+        found = grid_scores(first, kept.original, settings, size)
+    else:
+        found = laid_out(scores, kept.plan._replace(original=size or kept.original), config)
+    values = np.array(found.scores.values)
+    values[..., words:] = DROPPED  # smoothed, they would be zero, and some class may be below that
+    classes = np.asarray([*word_class, *[0] * (columns - words)], np.int32)
+    naming = settings.naming | {"word_class": classes, "with_probabilities": with_probabilities}
+    return label_pixels(type(found.scores)(values), *found[1:], **naming)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method"))
@@ -187,57 +159,24 @@ def _encode(
     model: CLIP,
     variables: Any,
     images: Float[Array, "B H W 3"],
-    grid: Int[Array, "B 2"],
+    sizes: Int[Array, "B 2"],
     *,
     method: DenseMethod,
 ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
-    return tuple(model.apply(variables, images, grid=grid, method="encode_dense", **dataclasses.asdict(method)))
+    return dense_features(model, variables, images, sizes // model.config.multiple, method)
 
 
-def _confident_logits(
+@functools.partial(jax.jit, static_argnames="config")
+def _logits(
     features: Float[Array, "B h w E"],
-    grid: Int[Array, "B 2"],
+    sizes: Int[Array, "B 2"],
     classifier: Float[Array, "C E"],
     words: ArrayLike,
     scale: ArrayLike,
+    *,
     config: CLIPConfig,
-) -> tuple[Float[Array, "B h w C"], Bool[Array, "B L"] | None, Float[Array, "B C"]]:
-    """Logits (of padding columns `DROPPED`), which positions are image, and each class's confidence."""
-    logits = jnp.einsum("bhwe,ce->bhwc", features, classifier, precision="highest")
-    logits = jnp.where(jnp.arange(logits.shape[-1]) < words, logits, DROPPED)
-    flat, valid = logits.reshape(logits.shape[0], -1, logits.shape[-1]), flat_mask(grid, logits.shape[1:3], config)
-    return logits, valid, class_confidence(flat, scale=scale, valid=valid)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _read(
-    model: CLIP,
-    variables: Any,
-    features: Float[Array, "B h w E"],
-    keys: Float[Array, "B L D"],
-    grid: Int[Array, "B 2"],
-    classifier: Float[Array, "C E"],
-    words: ArrayLike,
-    denoising: ArrayLike,
-    smoothing: ArrayLike | None,
-) -> Float[Array, "B h w C"]:
-    scale = probability_scale(model, variables)
-    logits, valid, confidence = _confident_logits(features, grid, classifier, words, scale, model.config)
-    flat = logits.reshape(logits.shape[0], -1, logits.shape[-1])
-    flat = refined(flat, keys, confidence, model.config.fidelity, scale, denoising, smoothing, valid)
-    return flat.reshape(logits.shape)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _window_logits(
-    model: CLIP,
-    variables: Any,
-    features: Float[Array, "B h w E"],
-    keys: Float[Array, "B L D"],
-    grid: Int[Array, "B 2"],
-    classifier: Float[Array, "C E"],
-    words: ArrayLike,
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B C"]]:
-    scale = probability_scale(model, variables)
-    logits, _, confidence = _confident_logits(features, grid, classifier, words, scale, model.config)
-    return logits, confidence
+    """Logits (of padding columns `DROPPED`), and each class's confidence."""
+    logits = cosines(features, classifier)
+    logits = jnp.where(jnp.arange(logits.shape[-1]) < words, logits, DROPPED)
+    return logits, grid_confidence(logits, sizes // config.multiple, config, scale)

@@ -1,12 +1,12 @@
 """Images of any size and words -> masks: whole images or sliding windows, one compiled program per shape bucket.
 
-    resize, normalise, pad   data.preprocess      on the host
-    dense logits             segment.dense        one program per bucket, padding masked exactly
-    denoising, smoothing     segment.refine       in the same program
-    pixels, argmax           segment.upsample     one program for all sizes
+    sizes, words, thresholds    settings
+    resize, normalise, pad      grid (or windows)   on the host
+    logits, refinement          refine              one program per bucket, padding masked exactly
+    pixels, argmax              pixels              one program for all sizes
 
 `segment_images` is all that most callers need. For streams, make `prediction_settings` once and loop over
-`iter_segmentations`; for experiments, the pure functions of `segment.dense` are re-exported here.
+`iter_segmentations`; for experiments, the pure functions of `refine` are re-exported here.
 """
 
 from __future__ import annotations
@@ -23,16 +23,14 @@ from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.data.images import read_image
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import Classes
-from maskclip_jax.segment.images import Upsampled, whole_scores
+from maskclip_jax.segment.grid import GridScores, whole_scores
 from maskclip_jax.segment.options import Options, with_overrides
-from maskclip_jax.segment.pixels import PixelMaps, label_pixels
-from maskclip_jax.segment.scores import dense_logits as dense_logits
-from maskclip_jax.segment.scores import predict_probabilities as predict_probabilities
-from maskclip_jax.segment.scores import predict_scores as predict_scores
+from maskclip_jax.segment.pixels import PixelMaps, every_pixel, label_pixels, needs_every_pixel
+from maskclip_jax.segment.refine import dense_logits as dense_logits
+from maskclip_jax.segment.refine import predict_probabilities as predict_probabilities
+from maskclip_jax.segment.refine import predict_scores as predict_scores
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.settings import prediction_settings as prediction_settings
-from maskclip_jax.segment.views import needs_every_pixel, pixel_maps
-from maskclip_jax.segment.windows import window_scores
 
 Image = np.ndarray | str | os.PathLike
 LOOKAHEAD = 256  # images whose sizes are looked at together, at most
@@ -133,18 +131,26 @@ def iter_segmentations(
     A few images are held at a time (`chunks`), and the full-size maps of one. `progress` is called with the number of
     images done.
     """
-    done = 0
-    scores = whole_scores if settings.options.windows is None else window_scores
+    done, scorer = 0, scorer_of(settings)
     for chunk in chunks(images):
         if needs_every_pixel(settings):
-            found = in_order(pixel_maps(chunk, settings, scores))
+            found = in_order(every_pixel(chunk, settings, scorer))
         else:
-            found = (labelled_pixels(upsampled, settings) for upsampled in in_order(scores(chunk, settings)))
+            found = (labelled_pixels(scores, settings) for scores in in_order(scorer(chunk, settings)))
         for maps in found:
             done += 1
             if progress is not None:
                 progress(done)
             yield segmentation_of(maps, settings.names)
+
+
+def scorer_of(settings: PredictionSettings) -> Callable[..., Iterator[tuple[int, GridScores]]]:
+    """What scores images as the settings say: whole, or in sliding windows."""
+    if settings.options.windows is None:
+        return whole_scores
+    from maskclip_jax.segment.windows import window_scores
+
+    return window_scores
 
 
 def chunks(
@@ -178,17 +184,9 @@ def segmentation_of(maps: PixelMaps, names: Sequence[str]) -> Segmentation:
     return Segmentation(maps.labels, _class_scores(maps, names), tuple(names), *maps[1:])
 
 
-def labelled_pixels(upsampled: Upsampled, settings: PredictionSettings) -> PixelMaps:
+def labelled_pixels(found: GridScores, settings: PredictionSettings) -> PixelMaps:
     """`label_pixels` as the settings say."""
-    return label_pixels(
-        *upsampled,
-        np.asarray(settings.word_class),
-        scale=settings.scale,
-        smoothed=settings.smoothing is not None,
-        least=settings.least,
-        synonyms=settings.options.synonyms,
-        with_probabilities=settings.options.return_probabilities,
-    )
+    return label_pixels(*found, **settings.naming, with_probabilities=settings.options.return_probabilities)
 
 
 def _class_scores(maps: PixelMaps, names: Sequence[str]) -> dict[str, ClassScore]:

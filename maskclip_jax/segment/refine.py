@@ -1,23 +1,192 @@
-"""Refinement without training: prompt denoising and key smoothing (paper, section 3.3; docs/method.md, section 3).
+"""Scores of a grid's cells: cosines with the text classifier, denoised and smoothed, and the probabilities they mean.
+
+Equation 4 of the paper, prompt denoising and key smoothing (its section 3.3; docs/method.md, section 3).
 
 Pure functions, safe under `jit`, `vmap` and `grad`; thresholds may be traced, so a whole grid of them is one `vmap`.
-Where images of different sizes share a padded batch, `valid` says which positions are image.
+Where images of different sizes share a padded batch, `grid` or `valid` says which positions are image.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from maskclip_jax.encoders.config import CLIPConfig
+from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
+from maskclip_jax.encoders.layers import valid_mask
+from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.ops.matmul import in_full_precision
 
 Arrays = Array | np.ndarray
 DROPPED = -100.0  # the logit of a denoised class; a cosine is never below -1
+
+
+class Logits(NamedTuple):
+    """Scores that a softmax makes probabilities of, once they are multiplied by a scale: cosines, as a rule."""
+
+    values: Float[Arrays, "*b C"]
+
+
+class Probabilities(NamedTuple):
+    """Scores that are probabilities already, or were before key smoothing mixed them: then they need not sum to one."""
+
+    values: Float[Arrays, "*b C"]
+
+
+Scores = Logits | Probabilities  # whatever the kind, values are upsampled alike, and the largest entry is the answer
+
+
+def to_probabilities(scores: Scores, scale: ArrayLike) -> Float[Array, "*b C"]:
+    """The one place that knows how scores become probabilities: a softmax of `scale` times logits; smoothed
+    probabilities, cosines being what they are, are clipped at zero and divided by their sum (all alike where nothing is
+    left)."""
+    if isinstance(scores, Logits):
+        return jax.nn.softmax(scale * scores.values, axis=-1)
+    positive = jnp.maximum(scores.values, 0)
+    total = positive.sum(axis=-1, keepdims=True)
+    return jnp.where(total > 0, positive / jnp.where(total > 0, total, 1), 1 / positive.shape[-1])
+
+
+def probability_scale(model: CLIP, variables: Any) -> ArrayLike:
+    """What logits are multiplied by before the softmax: the model's own scale, or the fidelity's constant."""
+    fixed = model.config.fidelity.probability_scale
+    return jnp.exp(variables["params"]["logit_scale"]) if fixed is None else fixed
+
+
+class DenseLogits(NamedTuple):
+    """Cosines of every position with every class, and the keys that smoothing wants."""
+
+    logits: Float[Array, "B h w C"]
+    keys: Float[Array, "B L D"]
+
+
+def dense_features(
+    model: CLIP,
+    variables: Any,
+    images: Float[Arrays, "B H W 3"],
+    grid: Int[Arrays, "B 2"] | None = None,
+    method: DenseMethod = MASKCLIP,
+) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
+    """Unit features of every position, and the last attention's keys; arguments as in `dense_logits`."""
+    images, grid = jnp.asarray(images), None if grid is None else jnp.asarray(grid)
+    reading = dataclasses.asdict(method)
+    return tuple(model.apply(variables, images, grid=grid, method="encode_dense", **reading))
+
+
+def cosines(features: Float[Array, "B h w E"], classifier: Float[Arrays, "C E"]) -> Float[Array, "B h w C"]:
+    """Logits of unit features, in full precision."""
+    return jnp.einsum("bhwe,ce->bhwc", features, classifier, precision="highest")
+
+
+def dense_logits(
+    model: CLIP,
+    variables: Any,
+    images: Float[Arrays, "B H W 3"],
+    classifier: Float[Arrays, "C E"],
+    *,
+    grid: Int[Arrays, "B 2"] | None = None,
+    method: DenseMethod = MASKCLIP,
+) -> DenseLogits:
+    """MaskCLIP (paper, equation 4): the text classifier applied to the value features of every position.
+
+    Args:
+      model, variables: as in `Pretrained`.
+      images: normalised, sides multiples of `config.multiple`.
+      classifier: unit vectors, as `text_classifier` makes them. Logits are differentiable in them.
+      grid: valid rows and columns of each image inside a padded batch, in units of `config.multiple` (`encode_dense`).
+      method: how the last blocks are read (`maskclip_jax.encoders.dense.METHODS`).
+    """
+    features, keys = dense_features(model, variables, images, grid, method)
+    return DenseLogits(cosines(features, classifier), keys)
+
+
+def predict_scores(
+    model: CLIP,
+    variables: Any,
+    images: Float[Arrays, "B H W 3"],
+    classifier: Float[Arrays, "C E"],
+    *,
+    grid: Int[Arrays, "B 2"] | None = None,
+    method: DenseMethod = MASKCLIP,
+    scale: ArrayLike | None = None,
+    denoising: ArrayLike | None = None,
+    smoothing: ArrayLike | None = None,
+) -> Scores:
+    """What is upsampled and whose largest entry is the answer: logits, or with smoothing, probabilities [B, h, w, C].
+
+    Args:
+      scale: of the softmax; None is `probability_scale(model, variables)`. This and both thresholds may be traced.
+      denoising: threshold of `prompt_denoising`; None is off.
+      smoothing: threshold of `key_smoothing`; None is off.
+      The others are those of `dense_logits`; the habits are those of `model.config.fidelity`.
+    """
+    scale = probability_scale(model, variables) if scale is None else scale
+    logits, keys = dense_logits(model, variables, images, classifier, grid=grid, method=method)
+    return refined(logits, keys, model.config, scale=scale, denoising=denoising, smoothing=smoothing, grid=grid)
+
+
+def predict_probabilities(
+    model: CLIP,
+    variables: Any,
+    images: Float[Arrays, "B H W 3"],
+    classifier: Float[Arrays, "C E"],
+    *,
+    scale: ArrayLike | None = None,
+    **options: Any,
+) -> Float[Array, "B h w C"]:
+    """`predict_scores` (and its options) as probabilities that sum to one at every position of the grid."""
+    scale = probability_scale(model, variables) if scale is None else scale
+    return to_probabilities(predict_scores(model, variables, images, classifier, scale=scale, **options), scale)
+
+
+def refined(
+    logits: Float[Arrays, "B h w C"],
+    keys: Float[Arrays, "B L D"] | None,
+    config: CLIPConfig,
+    *,
+    scale: ArrayLike,
+    denoising: ArrayLike | None = None,
+    smoothing: ArrayLike | None = None,
+    grid: Int[Arrays, "B 2"] | None = None,
+    confidence: Float[Arrays, "B C"] | None = None,
+) -> Scores:
+    """Denoised, then smoothed (docs/method.md, section 3).
+
+    Args:
+      keys: only smoothing needs them.
+      confidence: that of `grid_confidence`, over whatever counts as one image; None: these grids are whole images.
+      The others are those of `predict_scores`.
+    """
+    fidelity, valid = config.fidelity, flat_mask(grid, logits.shape[1:3], config)
+    flat = jnp.reshape(logits, (logits.shape[0], -1, logits.shape[-1]))
+    if denoising is not None:
+        confidence = class_confidence(flat, scale=scale, valid=valid) if confidence is None else confidence
+        flat = drop_classes(flat, confidence, threshold=denoising, all_denoised=fidelity.all_denoised)
+    if smoothing is None:
+        return Logits(flat.reshape(logits.shape))
+    p = to_probabilities(Logits(flat), scale)
+    p = key_smoothing(p, keys, threshold=smoothing, normalize=fidelity.key_normalization, valid=valid)
+    return Probabilities(p.reshape(logits.shape))
+
+
+def grid_confidence(
+    logits: Float[Array, "B h w C"], grid: Int[Arrays, "B 2"] | None, config: CLIPConfig, scale: ArrayLike
+) -> Float[Array, "B C"]:
+    """`class_confidence` over a padded grid."""
+    flat = logits.reshape(logits.shape[0], -1, logits.shape[-1])
+    return class_confidence(flat, scale=scale, valid=flat_mask(grid, logits.shape[1:3], config))
+
+
+def flat_mask(grid: Int[Arrays, "B 2"] | None, shape: tuple[int, int], config: CLIPConfig) -> Bool[Array, "B L"] | None:
+    """True at the positions (flattened, of a feature grid of this shape) that hold image; None when all do."""
+    mask = valid_mask(None if grid is None else config.cells(jnp.asarray(grid)), shape)
+    return None if mask is None else mask.reshape(mask.shape[0], -1)
 
 
 def prompt_denoising(
@@ -46,7 +215,7 @@ def class_confidence(
     logits: Float[Arrays, "B L C"], *, scale: ArrayLike, valid: Bool[Arrays, "B L"] | None = None
 ) -> Float[Array, "B C"]:
     """The largest probability that each class reaches in each image, `max_i softmax(scale · logits)_ic`."""
-    probabilities = jax.nn.softmax(scale * in_full_precision(jnp.asarray(logits)), axis=-1)
+    probabilities = to_probabilities(Logits(in_full_precision(jnp.asarray(logits))), scale)
     if valid is not None:
         probabilities = jnp.where(valid[..., None], probabilities, 0)
     return probabilities.max(axis=1)

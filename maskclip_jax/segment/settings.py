@@ -1,4 +1,4 @@
-"""`Options` resolved for one model and its classes: thresholds, text classifier and weights, ready on the device."""
+"""`Options` resolved for one model and its classes: sizes, thresholds, text classifier and weights on the device."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ class PredictionSettings:
 
     Fields:
       options: as they came.
-      model, variables, preprocess: the checkpoint's, with the options' sizes and scale; variables lie on the device.
+      model, variables, preprocess: the checkpoint's, with the options' sizes; variables lie on the device.
       classifier: [words, E], on the device.
       names: classes to display.
       word_class: the class of each of the classifier's words.
       scale: what logits are multiplied by before a softmax.
       method: how the last blocks are read.
+      times: an image is resized to this many times the size that `preprocess` gives (of several views).
     """
 
     options: Options
@@ -44,6 +45,7 @@ class PredictionSettings:
     word_class: tuple[int, ...]
     scale: np.float32
     method: DenseMethod
+    times: float = 1.0
 
     @property
     def config(self) -> CLIPConfig:
@@ -51,23 +53,30 @@ class PredictionSettings:
         return self.model.config
 
     @property
-    def denoising(self) -> np.float32 | None:
-        """Threshold of prompt denoising; None is off."""
-        return _single(self.options.prompt_denoising)
+    def refinement(self) -> dict[str, np.float32 | None]:
+        """The scale of the softmax, and the thresholds of prompt denoising and key smoothing; None is off."""
+        o = self.options
+        return {"scale": self.scale, "denoising": _single(o.prompt_denoising), "smoothing": _single(o.key_smoothing)}
 
     @property
-    def smoothing(self) -> np.float32 | None:
-        """Threshold of key smoothing; None is off."""
-        return _single(self.options.key_smoothing)
+    def naming(self) -> dict[str, Any]:
+        """What `label_pixels` wants to know: how scores become classes and probabilities."""
+        return {
+            "word_class": np.asarray(self.word_class, np.int32),
+            "scale": self.scale,
+            "least": np.float32(self.options.background_threshold or 0),
+            "synonyms": self.options.synonyms,
+        }
 
-    @property
-    def least(self) -> float:
-        """Below this probability a pixel is class 0; 0 is never."""
-        return float(self.options.background_threshold or 0)
+    def resized(self, original: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that an image of that size is read at, in pixels."""
+        return self.preprocess.resized(original, self.times)
 
-    def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> PreparedImage:
-        """A whole image as the tower takes it."""
-        return prepare(image, self.preprocess, self.config.multiple, least=self.config.stride)
+    def prepare(self, image: UInt8[np.ndarray, "H W 3"], multiple: int | None = None) -> PreparedImage:
+        """An image as the tower takes it (to be cut into windows: with a `multiple` of 1)."""
+        if multiple is not None:
+            return prepare(image, self.preprocess, multiple, scale=self.times)
+        return prepare(image, self.preprocess, self.config.multiple, least=self.config.stride, scale=self.times)
 
 
 def prediction_settings(
@@ -95,14 +104,13 @@ def prediction_settings(
             f"a classifier has a row for each of the {wanted[0]} words (background first) and {wanted[1]} columns, "
             f"but {list(classifier.shape)} came: make it with text_classifier"
         )
-    model = pretrained.model
-    if o.probability_scale is not None:  # where the fidelity keeps it, so that every softmax there is takes it
-        fidelity = dataclasses.replace(model.config.fidelity, probability_scale=float(o.probability_scale))
-        model = CLIP(dataclasses.replace(model.config, fidelity=fidelity), model.dtype)
-    fixed = model.config.fidelity.probability_scale
-    scale = np.float32(np.exp(np.asarray(pretrained.variables["params"]["logit_scale"])) if fixed is None else fixed)
-    on_device = jax.device_put((pretrained.variables, classifier))
-    return PredictionSettings(o, model, on_device[0], preprocess, on_device[1], names, word_class, scale, method)
+    scale = o.probability_scale or pretrained.config.fidelity.probability_scale
+    if scale is None:
+        scale = np.exp(np.asarray(pretrained.variables["params"]["logit_scale"]))
+    variables, rows = jax.device_put((pretrained.variables, classifier))
+    return PredictionSettings(
+        o, pretrained.model, variables, preprocess, rows, names, word_class, np.float32(scale), method
+    )
 
 
 def _single(value: float | None) -> np.float32 | None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import jax
 
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.preprocess import resize_shape
 from maskclip_jax.encoders.config import ViTConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
 from maskclip_jax.segment.feature_cache import window_side
-from maskclip_jax.segment.images import attention_bytes
+from maskclip_jax.segment.grid import attention_bytes
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.windows import plan_windows
 
@@ -30,8 +29,7 @@ def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
       size: height and width of the image as it came.
       keep: bytes that features may take.
     """
-    p, config = settings.preprocess, settings.config
-    valid = resize_shape(*size, short_side=p.short_side, long_side=p.long_side, within=p.within)
+    config, valid = settings.config, settings.resized(size)
     if max(valid) > MOST_SIDE:
         raise UserError(
             f"the page resizes images to at most {MOST_SIDE} pixels, but this one of {size[1]} × {size[0]} would "
@@ -50,7 +48,7 @@ def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
         if max(4 * original * resized for original, resized in zip(size, valid, strict=True)) > MOST_BYTES:
             raise UserError(f"windows are for images of usual shapes, but {size[1]} × {size[0]} came: cut the image")
     cells = round_up(shape[0], config.multiple) * round_up(shape[1], config.multiple) // config.stride**2
-    if cells > MOST_CELLS or attention_bytes(config, shape, settings) > MOST_BYTES:
+    if cells > MOST_CELLS or attention_bytes(config, shape, settings.method) > MOST_BYTES:
         raise UserError(
             f"the page reads at most {MOST_CELLS} positions at once, and fewer with large models, but these would be "
             f"{cells}: {remedy}"

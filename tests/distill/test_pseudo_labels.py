@@ -9,6 +9,7 @@ from tiny_distill import config_of
 
 from maskclip_jax.distill import pseudo_labels as pl
 from maskclip_jax.errors import UserError
+from maskclip_jax.segment.refine import Logits, Probabilities
 
 SHAPE = (2, 5, 6)
 
@@ -40,7 +41,7 @@ def test_annotation_free(threshold):
     config = config_of()
     annotation = labels_of([254, 254, 254, 255])
     scores = scores_of(5)
-    pseudo = pl.best_candidate(jnp.asarray(scores), config.candidates, scale=3.0, threshold=threshold)
+    pseudo = pl.best_candidate(Logits(jnp.asarray(scores)), config.candidates, scale=3.0, threshold=threshold)
     found = np.asarray(pl.fill_unlabelled(jnp.asarray(annotation), pseudo))
     np.testing.assert_array_equal(found, by_hand(annotation, scores, config.candidates, threshold, 3.0))
     assert (found[annotation == 255] == 255).all()
@@ -55,7 +56,7 @@ def test_zero_shot_keeps_the_annotation_and_asks_for_unseen_classes_only(backgro
     seen = sorted(set(range(config.num_classes)) - set(config.unseen_labels))
     annotation = labels_of([254, 254, 255, *seen])
     scores = scores_of(2)
-    pseudo = pl.best_candidate(jnp.asarray(scores), config.candidates)
+    pseudo = pl.best_candidate(Logits(jnp.asarray(scores)), config.candidates)
     found = np.asarray(pl.fill_unlabelled(jnp.asarray(annotation), pseudo))
     np.testing.assert_array_equal(found, by_hand(annotation, scores, config.candidates))
     assert set(np.unique(found[annotation == 254])) == set(config.unseen_labels)
@@ -64,7 +65,7 @@ def test_zero_shot_keeps_the_annotation_and_asks_for_unseen_classes_only(backgro
 
 def test_smoothed_scores_are_probabilities_already():
     scores = np.array([[[[3.0, 1.0, -1.0], [0.5, 0.4, 0.1]]]], np.float32)  # clipped at 0 and divided: 0.75, 0.5
-    found = pl.best_candidate(jnp.asarray(scores), (4, 5, 6), scale=100.0, smoothed=True, threshold=0.6)
+    found = pl.best_candidate(Probabilities(jnp.asarray(scores)), (4, 5, 6), scale=100.0, threshold=0.6)
     assert found.tolist() == [[[4, 255]]]
 
 

@@ -25,6 +25,7 @@ from maskclip_jax.evaluate.encoder import evaluate, evaluate_teacher
 from maskclip_jax.evaluate.engine import MOST_WAITING, Counter, Reader, batches
 from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.segment.predict import segment_images
+from maskclip_jax.segment.refine import Logits
 from maskclip_jax.students import create_student
 
 RNG = np.random.default_rng(2)
@@ -97,10 +98,10 @@ def brightness_reader(short_side=None):
     def scores(variables, pixels, grid):
         cells = pixels.mean(-1).reshape(pixels.shape[0], pixels.shape[1] // 4, 4, pixels.shape[2] // 4, 4)
         bright = cells.mean((2, 4))
-        return jnp.stack([jnp.full_like(bright, variables["threshold"]), bright], -1)
+        return Logits(jnp.stack([jnp.full_like(bright, variables["threshold"]), bright], -1))
 
     preprocess = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", short_side, None, multiple=8)
-    return Reader(scores, lambda v, s: jax.nn.softmax(20 * s, axis=-1), preprocess)
+    return Reader(scores, lambda v, s: jax.nn.softmax(20 * s.values, axis=-1), preprocess)
 
 
 def halves():
@@ -163,7 +164,7 @@ def test_more_classes_than_a_byte_holds(monkeypatch, most):
 
     def scores(variables, pixels, grid):
         cells = pixels.mean(-1).reshape(pixels.shape[0], pixels.shape[1] // 4, 4, pixels.shape[2] // 4, 4).mean((2, 4))
-        return -jnp.square(300 * cells[..., None] - jnp.arange(300))
+        return Logits(-jnp.square(300 * cells[..., None] - jnp.arange(300)))
 
     monkeypatch.setattr(views, "MOST_SCORES", most)
     reader = dataclasses.replace(brightness_reader(), scores=scores)

@@ -13,7 +13,7 @@ from experiments.benchmark import cases, flops, interleave, labelling, table, wo
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP, fold
 from maskclip_jax.ops.module import shapes_of
-from maskclip_jax.segment.scores import dense_logits
+from maskclip_jax.segment.refine import dense_logits
 from maskclip_jax.students import StudentConfig, create_student
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,6 +13,7 @@ from experiments.toy_world.label_scenes import CANDIDATES, Labeller, View, balan
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.sources import open_source
 from maskclip_jax.evaluate.engine import Reader
+from maskclip_jax.segment.refine import Logits
 
 
 def test_of_every_class_the_surest_share_stays():
@@ -30,7 +31,7 @@ def labeller(*views: View) -> Labeller:
 
     def scores(variables, x, grid):
         cells = x[:, 2::4, 2::4]
-        return jnp.concatenate([cells, jnp.full((*cells.shape[:3], CANDIDATES), -3.0)], -1)
+        return Logits(jnp.concatenate([cells, jnp.full((*cells.shape[:3], CANDIDATES), -3.0)], -1))
 
     size = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", short_side=None, long_side=None, multiple=4)
     return Labeller(Reader(scores, lambda v, s: s, size), {}, 4.0, 4, views)

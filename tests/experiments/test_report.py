@@ -19,7 +19,7 @@ from experiments.tables import ablations, annotation_free, fine_grained, transfo
 from maskclip_jax import cli
 from maskclip_jax.distill.experiment import load_experiment
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.scores import predict_scores
+from maskclip_jax.segment.refine import predict_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -157,7 +157,7 @@ def test_the_grid_is_what_single_calls_give():
     def single(denoising: float, smoothing: float) -> jax.Array:
         pair = {"denoising": denoising, "smoothing": smoothing}
         scores = predict_scores(clip.model, clip.variables, jnp.asarray(pixels), classifier, **pair)
-        return transforms.count(labels[0], transforms.predict(scores[0], up))
+        return transforms.count(labels[0], transforms.predict(scores.values[0], up))
 
     for i, j in ((3, 5), (5, 2)):
         expected = single(transforms.DENOISING[i], transforms.SMOOTHING[j])

@@ -6,6 +6,7 @@ import pytest
 from maskclip_jax.data.preprocess import interpolation_matrix, upsample_matrix
 from maskclip_jax.ops.compile_count import count_compiles
 from maskclip_jax.segment.pixels import CELLS, label_pixels, strips, tile_shape
+from maskclip_jax.segment.refine import Logits, Probabilities
 
 
 def softmax(x):
@@ -23,7 +24,7 @@ def test_tiles_make_the_whole(cells, pixels):
     scores = rng.normal(size=(*cells, 4)).astype(np.float32)
     rows, columns = (interpolation_matrix(n, m) for n, m in zip(cells, pixels, strict=True))
     whole = at_once(scores, rows, columns)
-    maps = label_pixels(scores, rows, columns, np.arange(4), scale=3.0, smoothed=False, with_probabilities=True)
+    maps = label_pixels(Logits(scores), rows, columns, np.arange(4), scale=3.0, with_probabilities=True)
     assert maps.labels.dtype == np.uint8
     assert maps.labels.shape == pixels
     np.testing.assert_array_equal(maps.labels, whole.argmax(-1))
@@ -37,7 +38,7 @@ def test_every_size_is_one_program():
     def run(cells, pixels):
         scores = rng.normal(size=(*cells, 5)).astype(np.float32)
         rows, columns = (interpolation_matrix(n, m) for n, m in zip(cells, pixels, strict=True))
-        label_pixels(scores, rows, columns, np.arange(5), scale=1.0, smoothed=False)
+        label_pixels(Logits(scores), rows, columns, np.arange(5), scale=1.0)
 
     with count_compiles() as count:
         run((3, 4), (30, 40))
@@ -50,18 +51,17 @@ def test_words_of_one_class_compete_alone_and_count_together():
     scores = np.log(np.array([[[0.3, 0.3, 0.4], [0.5, 0.1, 0.4], [0.1, 0.1, 0.8]]], np.float32))
     one = np.ones((1, 1), np.float32)
     maps = label_pixels(
-        scores,
+        Logits(scores),
         one,
         np.eye(3, dtype=np.float32),
         np.array([0, 0, 1]),
         scale=1.0,
-        smoothed=False,
         with_probabilities=True,
     )
     np.testing.assert_array_equal(maps.labels, [[1, 0, 1]])
     np.testing.assert_allclose(maps.confidence, [[0.4, 0.6, 0.8]], atol=1e-6)
     np.testing.assert_allclose(maps.probabilities, [[[0.6, 0.4], [0.6, 0.4], [0.2, 0.8]]], atol=1e-6)
-    unsure = label_pixels(scores, one, np.eye(3, dtype=np.float32), np.array([1, 2, 3]), scale=1.0, smoothed=False,
+    unsure = label_pixels(Logits(scores), one, np.eye(3, dtype=np.float32), np.array([1, 2, 3]), scale=1.0,
                           least=0.45)  # fmt: skip
     np.testing.assert_array_equal(unsure.labels, [[0, 1, 3]])
     np.testing.assert_allclose(unsure.confidence, [[0.4, 0.5, 0.8]], atol=1e-6)
@@ -69,8 +69,8 @@ def test_words_of_one_class_compete_alone_and_count_together():
 
 def test_smoothed_scores_are_shares_of_what_is_positive():
     scores = np.array([[[3.0, 1.0, -5.0], [-1.0, -2.0, -3.0]]], np.float32)
-    maps = label_pixels(scores, np.ones((1, 1), np.float32), np.eye(2, dtype=np.float32), np.arange(3), scale=100.0,
-                        smoothed=True, with_probabilities=True)  # fmt: skip
+    one, two = np.ones((1, 1), np.float32), np.eye(2, dtype=np.float32)
+    maps = label_pixels(Probabilities(scores), one, two, np.arange(3), scale=100.0, with_probabilities=True)
     np.testing.assert_array_equal(maps.labels, [[0, 0]])
     np.testing.assert_allclose(maps.probabilities, [[[0.75, 0.25, 0], [1 / 3] * 3]], atol=1e-6)
 
@@ -79,7 +79,7 @@ def test_many_classes_take_16_bits_and_smaller_tiles():
     rng = np.random.default_rng(2)
     scores = rng.normal(size=(2, 3, 300)).astype(np.float32)
     rows, columns = interpolation_matrix(2, 9), interpolation_matrix(3, 8)
-    maps = label_pixels(scores, rows, columns, np.arange(300), scale=1.0, smoothed=False)
+    maps = label_pixels(Logits(scores), rows, columns, np.arange(300), scale=1.0)
     assert maps.labels.dtype == np.uint16
     np.testing.assert_array_equal(maps.labels, at_once(scores, rows, columns).argmax(-1))
     assert tile_shape(171) == (128, 256)

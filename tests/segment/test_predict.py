@@ -17,11 +17,10 @@ from maskclip_jax.data.preprocess import interpolation_matrix, prepare, upsample
 from maskclip_jax.encoders.dense import METHODS
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops.compile_count import count_compiles
-from maskclip_jax.segment import images as whole
+from maskclip_jax.segment import grid
 from maskclip_jax.segment.classifier import text_classifier
-from maskclip_jax.segment.images import batch_size_for, bucket_shapes
+from maskclip_jax.segment.grid import batch_size_for, bucket_shapes, pixel_matrix
 from maskclip_jax.segment.options import Options
-from maskclip_jax.segment.pixels import pixel_matrix
 from maskclip_jax.segment.predict import (
     chunks,
     in_order,
@@ -45,7 +44,7 @@ def alone(p, image, classifier, **options):
     scores = jax.jit(lambda v, x: predict_scores(p.model, v, x, classifier, **options))(
         p.variables, prepared.pixels[None]
     )
-    scores = np.asarray(scores)[0]
+    scores = np.asarray(scores.values)[0]
     matrices = (
         pixel_matrix(p.config, cells, valid, original)
         for cells, valid, original in zip(scores.shape[:2], prepared.valid, prepared.original, strict=True)
@@ -76,14 +75,15 @@ def test_buckets_and_batches_change_nothing(pretrained, images, monkeypatch, kin
     p = pretrained(kind, fidelity)
     settings = settings_of(p, batch_size=3, **READINGS[reading])
     pictures = images((40, 50), (33, 90))  # 32 × 40 and 32 × 87 pixels before padding
-    monkeypatch.setattr(whole, "bucket_shapes", lambda *_: [(64, 128)] * 2)  # far larger: padding on all sides
-    core = {"denoising": settings.denoising, "smoothing": settings.smoothing, "method": settings.method}
-    results = dict(whole.whole_scores(pictures, settings))
+    monkeypatch.setattr(grid, "bucket_shapes", lambda *_: [(64, 128)] * 2)  # far larger: padding on all sides
+    core = {**settings.refinement, "method": settings.method}
+    results = dict(grid.whole_scores(pictures, settings))
     assert sorted(results) == [0, 1]
     for i, picture in enumerate(pictures):
         scores, rows, columns = alone(p, picture, settings.classifier, **core)
-        assert results[i].scores.shape == scores.shape
-        assert np.abs(results[i].scores - scores).max() <= 1e-5 * max(1, np.abs(scores).max())
+        found = results[i].scores.values
+        assert found.shape == scores.shape
+        assert np.abs(found - scores).max() <= 1e-5 * max(1, np.abs(scores).max())
         np.testing.assert_array_equal(results[i].rows, rows)
         np.testing.assert_array_equal(results[i].columns, columns)
 
@@ -154,7 +154,7 @@ def test_the_released_code_inside_a_padded_batch(released_vit, shape):
     ours = everything(variables, padded, np.array([[h, w]] * len(images)), arrays["pd_threshold"])
     for name in RELEASED:
         golden = np.moveaxis(arrays[f"{shape}/{name}_nchw"], 1, -1)
-        assert np.abs(np.asarray(ours[name])[:, :h, :w] - golden).max() < 2e-5 * np.abs(golden).max(), name
+        assert np.abs(np.asarray(ours[name].values)[:, :h, :w] - golden).max() < 2e-5 * np.abs(golden).max(), name
 
 
 def test_the_released_upsampling_stretches(pretrained, images):

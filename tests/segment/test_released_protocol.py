@@ -24,8 +24,7 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.encoder import evaluate_teacher
 from maskclip_jax.evaluate.metrics import confusion_matrix, mean_iou
 from maskclip_jax.segment.classifier import text_classifier
-from maskclip_jax.segment.images import whole_scores
-from maskclip_jax.segment.pixels import pixel_matrix
+from maskclip_jax.segment.grid import pixel_matrix, whole_scores
 from maskclip_jax.segment.predict import prediction_settings
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -158,9 +157,10 @@ def test_each_habit_of_the_pixels_is_a_field_of_its_own():
 
     def error(config):
         matrices = (
-            pixel_matrix(config, *sides) for sides in zip(found.scores.shape[:2], (390, 520), (90, 120), strict=True)
+            pixel_matrix(config, *sides)
+            for sides in zip(found.scores.values.shape[:2], (390, 520), (90, 120), strict=True)
         )
-        scores = np.einsum("yh,xw,hwc->yxc", *matrices, found.scores)
+        scores = np.einsum("yh,xw,hwc->yxc", *matrices, found.scores.values)
         probabilities = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         return np.abs(probabilities - expected).max()
 

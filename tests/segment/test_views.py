@@ -7,11 +7,11 @@ import pytest
 
 from maskclip_jax.encoders.dense import METHODS, DenseMethod
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.images import whole_scores
+from maskclip_jax.segment.grid import whole_scores
 from maskclip_jax.segment.pamr import pamr
+from maskclip_jax.segment.pixels import every_pixel
 from maskclip_jax.segment.predict import prediction_settings, segment_images
 from maskclip_jax.segment.protocols import PROTOCOLS, protocol_options
-from maskclip_jax.segment.views import pixel_maps
 from maskclip_jax.segment.windows import window_scores
 
 CLASSES = ["dog", "cat,kitten", "tree", "fire truck"]
@@ -31,7 +31,7 @@ def probabilities(p, pictures, **options):
 def test_both_ways_to_the_pixels_agree(pretrained, images):
     p, pictures = pretrained("vit"), images((40, 50), (33, 71))
     tiles = segment_images(pictures, CLASSES, p, templates="single", return_probabilities=True)
-    whole = dict(pixel_maps(pictures, settings_of(p), whole_scores))
+    whole = dict(every_pixel(pictures, settings_of(p), whole_scores))
     for i, expected in enumerate(tiles):
         np.testing.assert_array_equal(whole[i].labels, expected.labels)
         assert whole[i].labels.dtype == expected.labels.dtype
@@ -52,7 +52,7 @@ def test_pamr_refines_the_logits(pretrained, images):
     settings = settings_of(p, window=24, stride=16, pamr=2)
     (plain,) = probabilities(p, [picture], window=24, stride=16)
     ((_, cells),) = window_scores([picture], settings)
-    logits = np.einsum("yh,xw,hwc->yxc", cells.rows, cells.columns, cells.scores)
+    logits = np.einsum("yh,xw,hwc->yxc", cells.rows, cells.columns, cells.scores.values)
     refined = np.asarray(pamr(logits.astype(np.float32), picture / np.float32(255), steps=2))
     e = np.exp(settings.scale * (refined - refined.max(-1, keepdims=True)))
     (ours,) = probabilities(p, [picture], window=24, stride=16, pamr=2)
@@ -103,7 +103,7 @@ def test_protocols_are_options(pretrained):
     for name in PROTOCOLS:
         settings = prediction_settings(CLASSES, p, protocol_options(name))
         assert settings.preprocess.short_side == PROTOCOLS[name].short_side
-        assert settings.least == 0
+        assert settings.naming["least"] == 0
     assert protocol_options("sclip", background=True).background_threshold == 0.1
     settings = prediction_settings(CLASSES, p, protocol_options("naclip"))
     assert (float(settings.scale), len(settings.word_class)) == (40, 5)
@@ -129,7 +129,7 @@ def test_one_line_for_what_cannot_be(pretrained, options, words):
 
 
 def test_too_many_numbers(pretrained, monkeypatch):
-    monkeypatch.setattr("maskclip_jax.segment.views.MOST_FLOATS", 1000)
+    monkeypatch.setattr("maskclip_jax.segment.pixels.MOST_FLOATS", 1000)
     with pytest.raises(UserError, match="50×40 pixels and there are 4 words"):
         segment_images([np.zeros((40, 50, 3), np.uint8)], CLASSES, pretrained("vit"), templates="single", pamr=1)
     with pytest.raises(UserError, match="a protocol is one of maskclip, maskclip-context, sclip"):

@@ -7,7 +7,7 @@ from maskclip_jax.data.preprocess import interpolation_matrix, upsample_matrix
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.options import MOST_OVERLAP, Options
 from maskclip_jax.segment.pixels import CELLS
-from maskclip_jax.segment.window_layout import axis_windows, side_by_side, window_matrix
+from maskclip_jax.segment.windows import axis_windows, side_by_side, window_matrix
 
 
 def test_the_last_window_ends_at_the_border():
