@@ -238,7 +238,7 @@ def student_cell(
                 trained.config, trained.variables, trained.text, images, batch_size=20,
                 progress=lambda done, total: report(done),
             )  # fmt: skip
-        about = {"step": trained.step, "steps": trained.config.steps, "teacher": trained.config.teacher}
+        about = {"step": trained.step, "steps": trained.config.steps, "teacher": trained.config.teacher.model}
         curve = [[line["step"], round(line["eval/mIoU"], 2)] for line in read_metrics(folder) if "eval/mIoU" in line]
         return percent(found) | about | {"curve": curve}
 

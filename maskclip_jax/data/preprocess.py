@@ -52,15 +52,8 @@ class Preprocess:
             raise UserError(
                 f"image mean and std are fractions of white (0..1), but {self.mean} / {self.std} came: divide by 255"
             )
-        if self.interpolation not in INTERPOLATIONS:
-            raise UserError(
-                f"interpolation is one of {', '.join(INTERPOLATIONS)}, but {self.interpolation!r} came: choose one"
-            )
-        if self.within is not None and self.short_side is not None:
-            raise UserError(
-                f"an image is sized by short_side or within, but both came ({self.short_side}, {self.within}): "
-                "set the other to None"
-            )
+        schema.check_choices(self, {"interpolation": INTERPOLATIONS})
+        check_one_size(self.short_side, self.within)
         sides = (self.short_side, self.long_side, self.multiple, *(self.within or ()))
         if any(side is not None and side < 1 for side in sides):
             raise UserError(f"sides are at least one pixel, but {sides} came: use positive numbers")
@@ -154,17 +147,21 @@ def sized(preprocess: Preprocess, short_side: int | None = None, within: Sequenc
 
 def check_size(short_side: Any, within: Any) -> None:
     """Raises UserError for a size and a frame that came together, and for what is neither."""
-    if short_side is not None and within is not None:
-        raise UserError(
-            f"an image is sized by its short side or within a frame, but both came ({short_side!r}, {within!r}): "
-            "leave one out"
-        )
+    check_one_size(short_side, within)
     if short_side is not None and not _is_side(short_side):
         raise UserError(f"the short side is at least one pixel, a whole number, but {short_side!r} came: try 512")
     if within is not None and not (
         isinstance(within, list | tuple | np.ndarray) and len(within) == 2 and all(map(_is_side, within))
     ):
         raise UserError(f"within is a height and a width in whole pixels, but {within!r} came: try (520, 520)")
+
+
+def check_one_size(short_side: Any, within: Any) -> None:
+    """Raises UserError for a size and a frame that came together."""
+    if short_side is not None and within is not None:
+        raise UserError(
+            f"an image is sized by short_side or within a frame, got both ({short_side!r}, {within!r}): leave one out"
+        )
 
 
 def _is_side(value: Any) -> bool:

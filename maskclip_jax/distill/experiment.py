@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from maskclip_jax.data.schema import config_types
 from maskclip_jax.data.whole_files import cut, reason
-from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.config import DistillConfig, current_key
 from maskclip_jax.errors import UserError
 
 
@@ -26,7 +27,9 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Distil
     Args:
       source: "FILE.py", or "FILE.py:NAME" for a variant. The file is run as Python: use files you trust.
       overrides: "key=value", keys as in `DistillConfig`, dotted inside ("student.backbone=resnet50",
-        "augmentation.scale=0.5,1.5"); values are parsed by the field's type, null is None, commas make tuples.
+        "teacher.method=naclip", "augmentation.scale=0.5,1.5"); values are parsed by the field's type, null is None,
+        commas make tuples. The teacher's keys of older versions ("teacher=embedded-vit", "key_smoothing=1") are
+        "teacher.model", "teacher.key_smoothing" ….
 
     Raises:
       UserError: no such file or variant, an unknown key, or a value of another type.
@@ -51,19 +54,20 @@ def with_overrides(config: DistillConfig, overrides: Sequence[str]) -> DistillCo
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise UserError(f"a change is key=value, but {cut(override)!r} came: for example batch_size=8")
-        _assign(DistillConfig, values, key.strip(), key.strip(), text.strip())
+        key = current_key(key.strip())
+        _assign(DistillConfig, values, key, key, text.strip())
     return DistillConfig.from_dict(values)
 
 
 def _assign(cls: type, values: dict[str, Any], key: str, where: str, text: str) -> None:
     name, dot, rest = key.partition(".")
-    hints = typing.get_type_hints(cls)
+    hints = config_types(cls)
     if name not in hints:
         raise UserError(f"{cut(where)} is no key of the config: known are {', '.join(hints)}")
     hint = hints[name]
     if dataclasses.is_dataclass(hint):
         if not dot:
-            inner = ", ".join(f"{name}.{field}" for field in list(typing.get_type_hints(hint))[:4])
+            inner = ", ".join(f"{name}.{field}" for field in list(config_types(hint))[:4])
             raise UserError(f"{cut(where)} has keys of its own: set one of {inner}, …")
         _assign(hint, values[name], rest, where, text)
     elif dot:

@@ -19,10 +19,10 @@ import jax
 import numpy as np
 from jaxtyping import Int, Integer
 
-from maskclip_jax.data.augment import augment, example_rng
-from maskclip_jax.data.images import read_label_png
+from maskclip_jax.data.augment import UNLABELLED, augment, example_rng
+from maskclip_jax.data.images import IGNORE, read_label_png
 from maskclip_jax.data.sources import DataSource
-from maskclip_jax.distill.config import IGNORE, UNLABELLED, DistillConfig
+from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.pseudo_labels import check_no_leak, training_annotation
 from maskclip_jax.errors import UserError
 

@@ -14,7 +14,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Int32, Integer
 
-from maskclip_jax.distill.config import IGNORE, UNLABELLED, DistillConfig
+from maskclip_jax.data.augment import UNLABELLED
+from maskclip_jax.data.images import IGNORE
+from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.scores import to_probabilities
 

@@ -23,8 +23,9 @@ import optax
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from maskclip_jax.checkpoints.load import load_clip
+from maskclip_jax.data.augment import UNLABELLED
 from maskclip_jax.distill import pseudo_labels
-from maskclip_jax.distill.config import UNLABELLED, DistillConfig
+from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.losses import LossSum, cross_entropy, feature_l1, has_loss, valid_positions
 from maskclip_jax.distill.optimizer import descent_direction, learning_rate, scaled_step
 from maskclip_jax.distill.teacher import Frozen, Teacher, normalise
@@ -79,7 +80,7 @@ def create_train_state(
     Args:
       student: `create_student(config.student_config)`.
       text: classifier rows of the named classes.
-      clip: variables of the CLIP to start from (finetuned-clip); None loads `config.teacher`.
+      clip: variables of the CLIP to start from (finetuned-clip); None loads that of `config.teacher`.
 
     Raises:
       UserError: text embeddings of another width than the student's, or weights that do not fit it.
@@ -90,7 +91,7 @@ def create_train_state(
     if config.backbone_weights is not None:
         variables = load_backbone_weights(config.backbone_weights, variables)
     if config.mode == "finetuned-clip":
-        clip = load_clip(config.teacher).variables if clip is None else clip
+        clip = load_clip(config.teacher.model).variables if clip is None else clip
         tower = {name: clip[name]["visual"] for name in ("params", "batch_stats") if name in clip}
         variables = backbone_from_clip(tower, variables)
     variables = jax.tree.map(jnp.asarray, variables)

@@ -52,7 +52,7 @@ def train_and_evaluate(
       workdir: its folder; on several hosts, one that all of them see.
       resume: False refuses a folder that holds this run already.
       loaded: what `load_teacher` gives, where it is loaded already.
-      clip: variables of the CLIP that finetuned-clip starts from; None loads `config.teacher`.
+      clip: variables of the CLIP that finetuned-clip starts from; None loads that of `config.teacher`.
       quiet: say nothing.
 
     Returns:

@@ -1,7 +1,6 @@
 """The student as one module: backbone, head, classifier, chosen by a frozen config that can be written as JSON."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -9,14 +8,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from maskclip_jax.data.schema import check_choices, check_ranges, read_config
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 from maskclip_jax.students.classifier import LearnedHead, TextHead
 from maskclip_jax.students.deeplab import DeepLabV2, DeepLabV3Plus
 from maskclip_jax.students.pspnet import PSPHead
-from maskclip_jax.students.resnet import STAGES, ResNet, Stages, Variant, variant
+from maskclip_jax.students.resnet import STAGES, VARIANTS, ResNet, Stages, Variant, variant
 
 CHOICES = {
+    "backbone": tuple(VARIANTS),
     "head": ("deeplabv2", "deeplabv3plus", "pspnet"),
     "stem": ("v1c", "v1", "clip"),
     "output_stride": tuple(STAGES),
@@ -29,15 +30,6 @@ RANGES = {
     "width": (1, 2**16), "layers": (1, 1000), "base_width": (1, 2**12), "expansion": (1, 64), "rates": (1, 2**12),
     "low_level_width": (1, 2**16), "num_classes": (1, 2**16),
 }  # fmt: skip
-
-
-def check_ranges(config: Any, ranges: Mapping[str, tuple[int | float, int | float]], prefix: str = "") -> None:
-    """Raises UserError unless every number of these fields (None and numbers in tuples too) is within its range."""
-    for name, (least, most) in ranges.items():
-        value = getattr(config, name)
-        numbers = value if isinstance(value, tuple | list) else () if value is None else (value,)
-        if any(isinstance(x, bool) or not isinstance(x, int | float) or not least <= x <= most for x in numbers):
-            raise UserError(f"{prefix}{name} is within {least:g}..{most:g}, but {cut(value)} came: correct it")
 
 
 @dataclass(frozen=True)
@@ -89,19 +81,15 @@ class StudentConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                options = ", ".join(map(str, allowed))
-                raise UserError(f"student {name} {cut(getattr(self, name))!r} is not known: use one of {options}")
-        variant(self.backbone)
+        check_choices(self, CHOICES, "student.")
         check_ranges(self, RANGES, "student.")
         for name, counts in (("layers", (4,)), ("rates", range(1, 65))):
             value = getattr(self, name)
             if value is not None and len(value) not in counts:
                 wanted = "4 numbers" if name == "layers" else "1 to 64 numbers"
-                raise UserError(f"student.{name} is {wanted}, but {cut(value)} came: correct it")
+                raise UserError(f"student.{name} is {wanted}, got {cut(value)}: correct it")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"student dropout must be at least 0 and below 1, got {self.dropout}")
+            raise UserError(f"student.dropout is at least 0 and below 1, got {cut(self.dropout)}: correct it")
         if self.classifier == "learned" and self.num_classes is None:
             raise UserError("a learned classifier needs num_classes: set it, or use classifier='text'")
         if self.classifier == "learned" and (self.background or self.norm_feat or self.mapper != "identity"):
@@ -120,13 +108,8 @@ class StudentConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StudentConfig":
-        """From `dataclasses.asdict` of one, also after JSON (lists become tuples); UserError for an unknown key."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise UserError(f"student config has unknown keys {cut(unknown)}: known are {sorted(known)}")
-        if "width" not in values:
-            raise UserError("student config needs width, the width of the text embeddings")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        """From `dataclasses.asdict` of one, also after JSON. Raises UserError as `data.schema.read_config` does."""
+        return read_config(cls, values, "student")
 
 
 class Student(nn.Module):

@@ -8,8 +8,9 @@ import numpy as np
 
 from maskclip_jax.checkpoints.folders import Reading
 from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.data.augment import AugmentConfig
 from maskclip_jax.data.preprocess import Preprocess
-from maskclip_jax.distill.config import AugmentConfig, DistillConfig
+from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.optimizer import descent_direction
 from maskclip_jax.distill.step import TrainState, make_train_step
 from maskclip_jax.distill.teacher import teacher_from
