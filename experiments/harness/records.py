@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 
 from maskclip_jax.cli.common import complain
-from maskclip_jax.data.images import write_json
+from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import cache_folder
 

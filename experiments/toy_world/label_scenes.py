@@ -47,9 +47,9 @@ from jaxtyping import Array, Float, Int, UInt8
 from experiments.harness.records import with_errors
 from maskclip_jax import load_clip
 from maskclip_jax.cli.common import progress
-from maskclip_jax.data.images import atomic_path, write_json, write_label_png
-from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_STUFF
-from maskclip_jax.data.vocabulary import class_palette
+from maskclip_jax.data.images import write_label_png
+from maskclip_jax.data.vocabulary import SCENE_CLASSES, SCENE_STUFF, class_palette
+from maskclip_jax.data.whole_files import atomic_path, write_json
 from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.distill.run_folder import load_student
 from maskclip_jax.errors import UserError

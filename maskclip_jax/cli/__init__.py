@@ -9,8 +9,7 @@ import os
 import sys
 import warnings
 
-from maskclip_jax.cli.allocator import keep_memory
-from maskclip_jax.cli.common import MOST_MESSAGE, complain
+from maskclip_jax.cli.common import MOST_MESSAGE, complain, keep_memory
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 

@@ -43,7 +43,7 @@ def load_scenes():
 
 
 def run(args: argparse.Namespace) -> None:
-    from maskclip_jax.data.images import write_json
+    from maskclip_jax.data.whole_files import write_json
     from maskclip_jax.segment.classifier import text_classifier
     from maskclip_jax.segment.predict import segment_images
 
@@ -120,7 +120,8 @@ def score(labels, predicted, names) -> dict[str, float]:
 
 def write_results(out: Path, images, labels, names, masks, scores) -> None:
     """The sheet and the scores of what there is so far."""
-    from maskclip_jax.data.images import write_image, write_json
+    from maskclip_jax.data.images import write_image
+    from maskclip_jax.data.whole_files import write_json
 
     write_image(out / "sheet.png", sheet(images, labels, masks, names, scores))
     write_json(out / "scores.json", scores)

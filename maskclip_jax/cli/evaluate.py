@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from maskclip_jax.data.images import write_json
     from maskclip_jax.data.sources import open_source
+    from maskclip_jax.data.whole_files import write_json
+    from maskclip_jax.distill import is_run
     from maskclip_jax.distill.evaluation import evaluate_student
-    from maskclip_jax.distill.run_layout import is_run
     from maskclip_jax.evaluate.encoder import evaluate_teacher
     from maskclip_jax.segment.classifier import text_classifier
     from maskclip_jax.segment.options import BACKGROUND

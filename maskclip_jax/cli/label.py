@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
 
     from maskclip_jax.data.vocabulary import parse_classes
     from maskclip_jax.data.whole_files import locked
-    from maskclip_jax.distill.run_layout import is_run
+    from maskclip_jax.distill import is_run
     from maskclip_jax.label import folder as label_files
     from maskclip_jax.label import records as label_records
     from maskclip_jax.label import run as label

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from maskclip_jax.cli import common
+from maskclip_jax.data.whole_files import as_text
 from maskclip_jax.errors import UserError
 
 STUDENTS_TAKE = ("short_side", "batch_size", "background_threshold")
@@ -41,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from maskclip_jax.data.images import read_image, write_json
+    from maskclip_jax.data.images import read_image
+    from maskclip_jax.data.whole_files import write_json
     from maskclip_jax.segment.files import is_own, output_names, write_result
 
     paths, skipped, written = list(dict.fromkeys(find_images(args.images, args.out))), [], 0
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     names = output_names(paths, out)
 
     def skip(path: Path, error: Exception) -> None:  # the others go on; the exit code tells
-        skipped.append(common.as_text(path))
+        skipped.append(as_text(path))
         common.complain(error)
 
     def readable() -> Iterator[tuple[Path, object]]:
@@ -123,7 +125,7 @@ def answers(segmenter: Callable[[Iterable], Iterator], images: Iterable[tuple[Pa
                 if not _is_of_one_image(error):
                     raise
                 result = error if isinstance(error, UserError) else _too_large(path, error)
-                result = Unanswered(f"{common.as_text(path)} is left out: {result}")
+                result = Unanswered(f"{as_text(path)} is left out: {result}")
             yield path, image, result
 
 
@@ -133,13 +135,13 @@ def _is_of_one_image(error: Exception) -> bool:
 
 def _too_large(path: Path, error: BaseException) -> Unanswered:
     reason = " ".join(str(error).split())[:200] or "out of memory"
-    return Unanswered(f"an image must fit into memory, but {common.as_text(path)} does not ({reason}): scale it down")
+    return Unanswered(f"an image must fit into memory, but {as_text(path)} does not ({reason}): scale it down")
 
 
 def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
     """`images -> segmentations`, in order, of the CLIP or the student that the arguments name."""
     from maskclip_jax.data.vocabulary import parse_classes
-    from maskclip_jax.distill.run_layout import is_run
+    from maskclip_jax.distill import is_run
 
     if is_run(args.model):
         from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations

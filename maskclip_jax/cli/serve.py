@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 def make_models(args: argparse.Namespace):
     """The models of the page's list: `--model` first and loaded, the others when they are picked."""
     from maskclip_jax.checkpoints.load import EMBEDDED
-    from maskclip_jax.distill.run_layout import is_run
+    from maskclip_jax.distill import is_run
     from maskclip_jax.web.models import Models
 
     for name in (args.model, *(args.more_models or ())):

@@ -26,12 +26,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from maskclip_jax.data.folders import find_pairs
-from maskclip_jax.data.images import IGNORE, ignored_label, read_content, stored_image, stored_label, write_json
+from maskclip_jax.data.images import IGNORE, ignored_label, read_content, stored_image, stored_label
 from maskclip_jax.data.layouts import LAYOUTS, Pair, find_examples
 from maskclip_jax.data.masks import OtherMasks, read_mask, value_table
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
-from maskclip_jax.data.vocabulary import class_palette, class_set, unseen_classes
-from maskclip_jax.data.whole_files import as_text, reason
+from maskclip_jax.data.vocabulary import SCENE_CLASSES, class_palette, class_set, unseen_classes
+from maskclip_jax.data.whole_files import as_text, reason, write_json
 from maskclip_jax.errors import UserError
 
 ON_ERROR = ("stop", "skip")
@@ -319,7 +318,7 @@ class EmojiScenes(Corpus):
     """
 
     title = "emoji scenes"
-    remedy = f"masks hold 0..{len(SCENE_CLASSES) - 1}, the places in scene_classes.py"
+    remedy = f"masks hold 0..{len(SCENE_CLASSES) - 1}, the indices of SCENE_CLASSES"
 
     def find(self, source: Path) -> Mapping[str, Sequence[Pair]]:
         return find_pairs(source, f"only+{len(SCENE_CLASSES)}", need_masks=True, suffixes=(".jpg", ".jpeg", ".png"))

@@ -11,9 +11,7 @@ from PIL import Image
 
 from maskclip_jax.data.archives import Member
 from maskclip_jax.data.decode import decoded, line, to_rgb, turned
-from maskclip_jax.data.whole_files import atomic_path as atomic_path
-from maskclip_jax.data.whole_files import json_text as json_text
-from maskclip_jax.data.whole_files import write_json as write_json
+from maskclip_jax.data.whole_files import atomic_path
 from maskclip_jax.errors import UserError
 
 IGNORE = 255  # the label that no class owns

@@ -21,7 +21,6 @@ from maskclip_jax.data.names import MAX_CLASSES as MAX_CLASSES
 from maskclip_jax.data.names import ClassName as ClassName
 from maskclip_jax.data.names import as_classes as as_classes
 from maskclip_jax.data.names import read_list, shown
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
 from maskclip_jax.errors import UserError
 
 _FILE_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".yaml", ".yml", ".names", ".lst")
@@ -39,6 +38,15 @@ _ALIASES = {  # after `_key`; the right side is the name in class_sets.json
     "scenes": "scenes66",
 }
 
+# The 66 names of the emoji scenes: 60 objects, then six kinds of stuff. The index of a name is its label.
+SCENE_OBJECTS: tuple[str, ...] = tuple(
+    "dog cat horse cow sheep pig bird fish elephant giraffe lion monkey rabbit turtle snake frog "
+    "car bus truck train bicycle motorcycle airplane boat ship rocket tractor house castle tree palm flower "
+    "cactus mushroom apple banana pizza cake bottle chair sofa bed television laptop clock umbrella ball guitar book "
+    "person child robot ghost sun moon star cloud snowman key hat".split()
+)
+SCENE_STUFF: tuple[str, ...] = ("grass", "sky", "sand", "water", "snow", "road")
+SCENE_CLASSES: tuple[str, ...] = SCENE_OBJECTS + SCENE_STUFF
 
 _NATURAL = {  # a green sky would only confuse; everything else has no colour of its own
     "grass": (60, 170, 60),

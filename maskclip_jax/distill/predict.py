@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,13 +15,41 @@ from jaxtyping import Array, Float, UInt8
 from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.evaluation import student_reader
-from maskclip_jax.distill.run_folder import TrainedStudent
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import Reader
+from maskclip_jax.segment.classifier import named_classes
+from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels
 from maskclip_jax.segment.predict import Image, Segmentation, chunks, in_order, segmentation_of
+from maskclip_jax.students import Student
 
 LOOKAHEAD = 64  # images whose sizes are looked at together, at most
+
+
+class TrainedStudent(NamedTuple):
+    """A student out of a run's folder: `student.apply(variables, images, text)` gives logits."""
+
+    config: DistillConfig
+    student: Student
+    variables: dict[str, Any]  # "params" and "batch_stats", float32, on the host
+    text: Float[np.ndarray, "C E"]
+    step: int
+    chosen: str = ""  # how the step was chosen, in words
+
+    @property
+    def origin(self) -> str:
+        """Which checkpoint it is, and how it was chosen, for a line."""
+        return f"checkpoint: step {self.step} of {self.config.steps}" + f", {self.chosen}" * bool(self.chosen)
+
+    def iter_segmentations(self, images: Any, classes: Any, options: Options, progress: Any = None) -> Iterator:
+        """What `segment_images` calls in place of a CLIP's. Raises UserError for an option that no student reads."""
+        given = options.changed()
+        given.pop("cache", None)  # of a text classifier, which is none of a student's
+        takes = ("short_side", "batch_size", "background_threshold", "return_probabilities")
+        if refused := [name for name in given if name not in takes]:
+            raise UserError(f"a student is read as it was trained, but {refused[0]} came: leave it out")
+        names = None if classes is None else [str(entry) for entry in named_classes(classes)]
+        return iter_student_segmentations(images, self, progress, classes=names, **given)
 
 
 def iter_student_segmentations(

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Float32, Int
 
 from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.checkpoints.tokenizer import Tokenizer
-from maskclip_jax.data.images import atomic_path
 from maskclip_jax.data.names import shown
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes, prompt_templates
+from maskclip_jax.data.whole_files import atomic_path
 from maskclip_jax.encoders.config import TextConfig
 from maskclip_jax.encoders.model import CLIP, IMAGE_TOWER_ALONE
 from maskclip_jax.errors import UserError

@@ -12,8 +12,7 @@ from maskclip_jax.data.schema import check_choices, check_ranges, read_config
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 from maskclip_jax.students.classifier import LearnedHead, TextHead
-from maskclip_jax.students.deeplab import DeepLabV2, DeepLabV3Plus
-from maskclip_jax.students.pspnet import PSPHead
+from maskclip_jax.students.heads import DeepLabV2, DeepLabV3Plus, PSPHead
 from maskclip_jax.students.resnet import STAGES, VARIANTS, ResNet, Stages, Variant, variant
 
 CHOICES = {
@@ -128,17 +127,14 @@ class Student(nn.Module):
 
     def setup(self):
         config = self.config
-        common = {"axis_name": config.bn_axis_name, "dtype": jnp.dtype(config.dtype)}
+        common: dict[str, Any] = {"axis_name": config.bn_axis_name, "dtype": jnp.dtype(config.dtype)}
         self.backbone = ResNet(config.variant, config.output_stride, config.stem, config.zero_init_residual, **common)
+        if config.rates is not None:
+            common["pool_scales" if config.head == "pspnet" else "dilations"] = config.rates
         if config.head == "deeplabv3plus":
-            rates = {} if config.rates is None else {"dilations": config.rates}
-            self.head = DeepLabV3Plus(config.width, low_level_width=config.low_level_width, **rates, **common)
-        elif config.head == "deeplabv2":
-            rates = {} if config.rates is None else {"dilations": config.rates}
-            self.head = DeepLabV2(config.width, **rates, **common)
+            self.head = DeepLabV3Plus(config.width, low_level_width=config.low_level_width, **common)
         else:
-            rates = {} if config.rates is None else {"pool_scales": config.rates}
-            self.head = PSPHead(config.width, **rates, **common)
+            self.head = {"deeplabv2": DeepLabV2, "pspnet": PSPHead}[config.head](config.width, **common)
         if config.classifier == "learned":
             self.classifier = LearnedHead(config.num_classes, config.dropout)
         else:

@@ -31,8 +31,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maskclip_jax.data.images import json_text
 from maskclip_jax.data.vocabulary import class_set, class_set_names
+from maskclip_jax.data.whole_files import json_text
 from maskclip_jax.errors import UserError
 from maskclip_jax.web.intake import Busy, Intake, Slow, TooLarge
 from maskclip_jax.web.limits import Programs

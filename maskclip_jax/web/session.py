@@ -19,8 +19,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.images import json_text, label_png, read_image
+from maskclip_jax.data.images import label_png, read_image
 from maskclip_jax.data.vocabulary import class_palette
+from maskclip_jax.data.whole_files import json_text
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.feature_cache import Kept, class_probability, keep_features, read_features, room_for
 from maskclip_jax.segment.files import output_names, result_record

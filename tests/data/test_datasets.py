@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from maskclip_jax.data.datasets import EmojiScenes
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
+from maskclip_jax.data.vocabulary import SCENE_CLASSES
 from maskclip_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,7 +184,7 @@ import sys, numpy as np, maskclip_jax.data
 from maskclip_jax.data.sources import open_source
 assert "tensorflow_datasets" not in sys.modules
 from maskclip_jax.data.datasets import EmojiScenes
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
+from maskclip_jax.data.vocabulary import SCENE_CLASSES
 EmojiScenes({str(archive)!r}, data_dir={str(tmp_path)!r}).download_and_prepare()
 prepared = open_source("tfds:emoji_scenes?split=heldout&label=label&data_dir=" + {str(tmp_path)!r})
 direct = open_source({str(archive)!r} + "!heldout")

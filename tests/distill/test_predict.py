@@ -11,8 +11,7 @@ from tiny_run import run_config, train, write_data
 from maskclip_jax import cli
 from maskclip_jax.data.sources import Example
 from maskclip_jax.distill.evaluation import evaluate_student
-from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
-from maskclip_jax.distill.run_folder import TrainedStudent
+from maskclip_jax.distill.predict import TrainedStudent, chosen_labels, iter_student_segmentations
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.segment.options import Options

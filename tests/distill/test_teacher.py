@@ -100,7 +100,7 @@ def test_the_activation_of_a_teacher_without_a_config():
             patch.setattr("maskclip_jax.distill.teacher.text_classifier", lambda *_: text_rows())
             teacher, _ = load_teacher(config)
         assert teacher.model.config.vision.activation == found
-    with pytest.raises(UserError, match="teacher.activation is one of None, quick_gelu, gelu, got relu"):
+    with pytest.raises(UserError, match=r"teacher\.activation is one of None, quick_gelu, gelu, got relu"):
         TeacherConfig(activation="relu")
 
 

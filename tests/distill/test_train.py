@@ -14,12 +14,12 @@ from tiny_run import arrays_of, run_config, train, write_data
 from maskclip_jax.cli import common, run_command
 from maskclip_jax.data.images import read_label_png
 from maskclip_jax.data.sources import open_source
+from maskclip_jax.distill import is_run
 from maskclip_jax.distill.checkpoint import Checkpoints
 from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.experiment import with_overrides
 from maskclip_jax.distill.predict import iter_student_segmentations
 from maskclip_jax.distill.run_folder import keep_text, load_student, read_config
-from maskclip_jax.distill.run_layout import is_run
 from maskclip_jax.distill.run_log import read_metrics
 from maskclip_jax.distill.train import train_and_evaluate
 from maskclip_jax.errors import UserError

@@ -200,7 +200,7 @@ def test_mapper():
 def test_config_survives_json():
     config = StudentConfig(**TINY, head="pspnet", rates=(1, 2), bn_axis_name="batch")
     assert StudentConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
-    with pytest.raises(UserError, match="unknown keys .*depth"):
+    with pytest.raises(UserError, match=r"unknown keys .*depth"):
         StudentConfig.from_dict({"width": 8, "depth": 50})
     with pytest.raises(UserError, match="lacks width"):
         StudentConfig.from_dict({})
