@@ -253,7 +253,7 @@ def label_scenes(args: argparse.Namespace) -> None:
         raise UserError(f"--scenes is a folder that make_scenes wrote, but {args.scenes} has no images.npy: make it")
     images = np.load(args.scenes / "images.npy", mmap_mode="r")[: args.count]
     if args.balance and len(images) < BALANCED_ON:
-        raise UserError(f"--balance counts on {BALANCED_ON} scenes, but {len(images)} came: take more, or leave it out")
+        raise UserError(f"--balance counts on {BALANCED_ON} scenes, got {len(images)}: take more, or leave it out")
     keep = [args.keep_stuff if name in SCENE_STUFF else args.keep for name in SCENE_CLASSES]
     labeller = labeller_of(args.model)
     reading = f"{args.model}-{args.prompt_denoising:g}-{args.pamr}-{labeller.views}"

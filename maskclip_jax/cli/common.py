@@ -164,7 +164,7 @@ def refuse_for_students(args: argparse.Namespace, takes: Sequence[str], also: Se
     names += ["naive", "protocol", "tokenizer", "activation", "dense_stride", *also]
     if refused := [name for name in names if getattr(args, name, None)]:
         option = f"--{refused[0].replace('_', '-')}"
-        raise UserError(f"a student is read as it was trained, but {option} came: leave it out")
+        raise UserError(f"a student is read as it was trained, got {option}: leave it out")
 
 
 def record(args: argparse.Namespace) -> dict[str, Any]:

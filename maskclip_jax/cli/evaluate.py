@@ -102,5 +102,5 @@ def _unseen(args: argparse.Namespace) -> list[int]:
     if strangers:
         raise UserError(f"unseen classes are among --classes, but {', '.join(strangers)} are not: correct the names")
     if len(unseen) == len(names):
-        raise UserError("unseen classes are some of --classes, but all of them came: leave some out")
+        raise UserError("unseen classes are some of --classes, got all of them: leave some out")
     return [names.index(c) for c in unseen]

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         options["splits"] = args.splits
     if args.classes:
         if args.dataset != "image_corpus":
-            raise UserError(f"--classes names the values of image_corpus, but {args.dataset} came: leave it out")
+            raise UserError(f"--classes names the values of image_corpus, got {args.dataset}: leave it out")
         options["classes"] = [str(name) for name in parse_classes(args.classes)]
     builder = BUILDERS[args.dataset](args.source, on_error=args.on_error, data_dir=args.data_dir, **options)
     out = common.output_folder(args.data_dir, "--data-dir")  # only when there is something to prepare

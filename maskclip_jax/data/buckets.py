@@ -45,7 +45,7 @@ class ShapeBuckets:
         """`multiple` and `short_side` as in `bucket_shape`, whose ladder single images climb when `short_side` is set;
         `tolerance`: extra area, as a fraction, at which an existing shape is good enough."""
         if limit < 4:
-            raise ValueError(f"a bucket limit is at least 4 (two are kept in reserve), but {limit} came")
+            raise ValueError(f"a bucket limit is at least 4 (two are kept in reserve), got {limit}")
         self.multiple, self.short_side, self.limit, self.tolerance = multiple, short_side, limit, tolerance
         self.shapes: list[Shape] = []
 

@@ -83,14 +83,14 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           UserError: files are missing, or an option is none.
         """
         if on_error not in ON_ERROR:
-            raise UserError(f"on_error is one of {', '.join(ON_ERROR)}, but {on_error!r} came: choose one")
+            raise UserError(f"on_error is one of {', '.join(ON_ERROR)}, got {on_error!r}: choose one")
         self.on_error, self.skipped = on_error, []
         self._source = None if source is None else Path(source).expanduser()
         self._pairs = None if self._source is None else self.find(self._source)
         try:
             super().__init__(file_format=file_format, **kwargs)
         except ValueError as error:  # TFDS's word for an unknown config
-            raise UserError(f"{self.title} is not prepared like this: {' '.join(str(error).split())}") from error
+            raise UserError(f"{self.title} is not prepared like this: {reason(error, 400)}") from error
 
     def find(self, source: Path) -> Mapping[str, Sequence[Pair]]:
         """The files of every split. Raises UserError."""
@@ -166,7 +166,7 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         del dl_manager  # nothing to download
         if self._pairs is None:
             name = type(self).__name__
-            raise UserError(f"{self.title} is prepared from files, but no source came: {name}(FOLDER, …)")
+            raise UserError(f"{self.title} is prepared from files, got no source: {name}(FOLDER, …)")
         self.skipped = []
         return {split: self._generate_examples(split, pairs) for split, pairs in self._pairs.items()}
 

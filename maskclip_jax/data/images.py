@@ -10,8 +10,8 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from maskclip_jax.data.archives import Member
-from maskclip_jax.data.decode import decoded, line, to_rgb, turned
-from maskclip_jax.data.whole_files import atomic_path
+from maskclip_jax.data.decode import decoded, to_rgb, turned
+from maskclip_jax.data.whole_files import atomic_path, reason
 from maskclip_jax.errors import UserError
 
 IGNORE = 255  # the label that no class owns
@@ -45,7 +45,7 @@ def read_content(file: str | os.PathLike | Member) -> bytes:
     try:
         return source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
-        raise UserError(f"an image must be readable, but {file} is not ({line(error)}): check the path") from error
+        raise UserError(f"an image must be readable, but {file} is not ({reason(error)}): check the path") from error
     except MemoryError as error:
         raise UserError(f"a file must fit into memory, but {file} does not: leave it out") from error
 
@@ -160,7 +160,7 @@ def _source(file: str | os.PathLike | Member, data: bytes | None) -> Path | byte
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"an image must exist, but there is no {path}: check the path") from error
     except (OSError, ValueError) as error:  # a name too long or with a NUL, a loop of links, a folder closed to us
-        raise UserError(f"an image must be reachable, but {path} is not ({line(error)}): check the path") from error
+        raise UserError(f"an image must be reachable, but {path} is not ({reason(error)}): check the path") from error
     if stat.S_ISDIR(found.st_mode):
         raise UserError(f"an image must be a file, but {path} is a folder: name the files in it")
     if not stat.S_ISREG(found.st_mode):

@@ -15,6 +15,7 @@ from jaxtyping import Int, Integer
 from maskclip_jax.data.images import IGNORE, IGNORE_16, ignored_label, read_content, read_label_png
 from maskclip_jax.data.vocabulary import coco_stuff_label_map, context_label_map
 from maskclip_jax.data.walk import File
+from maskclip_jax.data.whole_files import reason
 from maskclip_jax.errors import UserError
 
 MAT_VARIABLE = "LabelMap"  # Pascal Context's files
@@ -96,9 +97,8 @@ def _read_mat(file: File, data: bytes) -> Integer[np.ndarray, "H W"]:
     try:
         content = loadmat(io.BytesIO(data), variable_names=[MAT_VARIABLE])
     except Exception as error:  # a damaged file raises anything, and version 7.3 (HDF5) NotImplementedError
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"a .mat mask is a MATLAB 5 file, but {file} is not readable ({reason}): download it again"
+            f"a .mat mask is a MATLAB 5 file, but {file} is not readable ({reason(error)}): download it again"
         ) from error
     labels = content.get(MAT_VARIABLE)
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "uif":

@@ -42,7 +42,7 @@ def fields(
       UserError: one line with the rule, what came, and the remedy.
     """
     if not isinstance(content, Mapping):
-        raise UserError(f"{where} must be an object of keys, but {cut(repr(content), 60)} came: take the original file")
+        raise UserError(f"{where} must be an object of keys, got {cut(repr(content), 60)}: take the original file")
     missing = [key for key in needed if key not in content]
     if missing:
         raise UserError(
@@ -50,7 +50,7 @@ def fields(
         )
     unknown = sorted(set(content) - set(rules)) if only else ()
     if unknown:
-        raise UserError(f"{where} holds {', '.join(rules)}, but {cut(', '.join(unknown), 80)} came: remove it")
+        raise UserError(f"{where} holds {', '.join(rules)}, got {cut(', '.join(unknown), 80)}: remove it")
     return {key: value(content[key], rule, f"{where}: {key}") for key, rule in rules.items() if key in content}
 
 
@@ -58,7 +58,7 @@ def value(came: Any, rule: Rule, name: str) -> Any:
     """`came` as `rule` reads it. Raises UserError, which calls it `name`."""
     found = rule.read(came)
     if found is UNFIT:
-        raise UserError(f"{name} is {rule.words}, but {cut(repr(came), 60)} came: take the original file")
+        raise UserError(f"{name} is {rule.words}, got {cut(repr(came), 60)}: take the original file")
     return found
 
 
@@ -160,11 +160,11 @@ def read_config(cls: type, values: Any, where: str) -> Any:
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING and f.name not in values]
     if needed:
         raise UserError(f"{where} lacks {', '.join(needed)}: add it")
-    return cls(**{name: _typed(types[name], given, f"{where}.{name}") for name, given in values.items()})
+    return cls(**{name: typed(types[name], given, f"{where}.{name}") for name, given in values.items()})
 
 
-def _typed(hint: Any, given: Any, where: str) -> Any:
-    """`given`, as it comes from JSON or the command line, as the type that the field has."""
+def typed(hint: Any, given: Any, where: str) -> Any:
+    """`given`, as it comes from JSON or the command line, as the type that the field has. Raises UserError."""
     if dataclasses.is_dataclass(hint):
         return given if isinstance(given, hint) else read_config(hint, given, where)
     arms = typing.get_args(hint) if typing.get_origin(hint) is not tuple else ()
@@ -173,10 +173,12 @@ def _typed(hint: Any, given: Any, where: str) -> Any:
         if typing.get_origin(arm) is tuple and isinstance(given, list | tuple):
             kinds = [items[0]] * len(given) if items[-1] is Ellipsis else items
             if len(kinds) == len(given):
-                return tuple(_typed(kind, item, where) for kind, item in zip(kinds, given, strict=True))
-        elif arm is float and isinstance(given, int) and not isinstance(given, bool):
+                return tuple(typed(kind, item, where) for kind, item in zip(kinds, given, strict=True))
+        elif arm is float and type(given) is int and abs(given) < 1e308:
             return float(given)
         elif isinstance(arm, type) and isinstance(given, arm) and (arm is bool or not isinstance(given, bool)):
             return given
-    wanted = getattr(hint, "__name__", str(hint)) if not arms else str(hint)
-    raise UserError(f"{where} is {wanted}, got {cut(given)}: correct it")
+    words = (
+        "null" if arm is type(None) else str(arm) if typing.get_args(arm) else arm.__name__ for arm in arms or (hint,)
+    )
+    raise UserError(f"{where} is {' or '.join(words)}, got {cut(given)}: correct it")

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +76,17 @@ def parse_classes(text: Any, *, files: bool = True) -> tuple[ClassName, ...]:
       UserError: as `read_list`; also for a file that is missing or not UTF-8 text.
     """
     if not isinstance(text, str):
-        raise UserError(f"classes are text here, but {shown(text)} ({type(text).__name__}) came: write 'dog, cat'")
+        raise UserError(f"classes are text here, got {shown(text)} ({type(text).__name__}): write 'dog, cat'")
     if is_class_set(text):
         return class_set(text)
     if not files:
         return read_list(text, quiet=True)
     file = os.path.expanduser(text.strip())
     looks_like_path = file.lower().endswith(_FILE_SUFFIXES) or os.sep in file
-    if (looks_like_path or "." in file) and _is_file(file):
+    if (looks_like_path or "." in file) and _is(os.path.isfile, file):
         return read_list(_read_text(file), file=True)
     one_word = not re.search(r"[,;\n]", file)
-    if one_word and looks_like_path and (file.lower().endswith(_FILE_SUFFIXES) or _is_folder(file)):
+    if one_word and looks_like_path and (file.lower().endswith(_FILE_SUFFIXES) or _is(os.path.isdir, file)):
         raise UserError(f"a class file must exist, but there is no {shown(file)}: check the path, or list the names")
     classes = read_list(text)
     _warn_of_likeness(classes)
@@ -137,7 +137,7 @@ def prompt_templates(kind: Any = "maskclip") -> tuple[str, ...]:
         "single": ("a photo of a {}.",),
     }
     if not isinstance(kind, str) or kind not in kinds:
-        raise UserError(f"prompt templates must be one of {', '.join(kinds)}, but {shown(kind)} came: choose one")
+        raise UserError(f"prompt templates must be one of {', '.join(kinds)}, got {shown(kind)}: choose one")
     return kinds[kind]
 
 
@@ -237,17 +237,11 @@ def _warn_of_likeness(classes: Sequence[ClassName]) -> None:
         warnings.warn(f"{shown(name)} is one class: if several are meant, put commas between", stacklevel=3)
 
 
-def _is_file(path: str) -> bool:
+def _is(kind: Callable[[str], bool], path: str) -> bool:
+    """`os.path.isfile` or `isdir`, of what may be a bad name instead of a path."""
     try:
-        return os.path.isfile(path)
-    except ValueError:  # a zero byte, or a surrogate: no path, but perhaps a bad name
-        return False
-
-
-def _is_folder(path: str) -> bool:
-    try:
-        return os.path.isdir(path)
-    except ValueError:
+        return kind(path)
+    except ValueError:  # a zero byte, or a surrogate
         return False
 
 
@@ -278,5 +272,5 @@ def _names() -> dict[str, str]:
 def _canonical(name: str) -> str:
     names = _names()
     if _key(name) not in names:
-        raise UserError(f"a class set is one of {', '.join(class_set_names())}, but {shown(name)} came: choose one")
+        raise UserError(f"a class set is one of {', '.join(class_set_names())}, got {shown(name)}: choose one")
     return names[_key(name)]

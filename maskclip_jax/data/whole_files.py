@@ -92,7 +92,7 @@ def parse_json(data: bytes, where: str | os.PathLike, *, kind: type | None = dic
         raise UserError(f"{where} is not valid JSON ({why}): copy it, or have it made, again") from error
     if kind is not None and not isinstance(value, kind):
         wanted = {dict: "an object", list: "a list"}.get(kind, kind.__name__)
-        raise UserError(f"{where} must hold {wanted}, but a {type(value).__name__} came: take the original file")
+        raise UserError(f"{where} must hold {wanted}, got a {type(value).__name__}: take the original file")
     return value
 
 

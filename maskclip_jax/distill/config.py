@@ -171,11 +171,11 @@ class DistillConfig:
             )
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             raise UserError(
-                f"the learning rate falls to min_learning_rate, but {self.learning_rate} -> {self.min_learning_rate} "
-                "came: make the minimum the smaller one"
+                f"the learning rate falls to min_learning_rate, got {self.learning_rate} -> {self.min_learning_rate}: "
+                "make the minimum the smaller one"
             )
         if self.self_training and not 0 <= self.guided_steps <= self.steps:
-            raise UserError(f"guided_steps is within 0..{self.steps} (steps), but {self.guided_steps} came")
+            raise UserError(f"guided_steps is within 0..{self.steps} (steps), got {self.guided_steps}")
         self._check_classes()
         self._check_student()
 
@@ -184,9 +184,7 @@ class DistillConfig:
             raise UserError(f"labels are classes below {UNLABELLED}, but there are {self.num_classes}: use fewer")
         unknown = sorted(set(self.unseen) - {str(name) for name in self.class_names})
         if unknown or len(set(self.unseen)) != len(self.unseen):
-            raise UserError(
-                f"unseen names classes, each once, but {cut(unknown or list(self.unseen))} came: correct them"
-            )
+            raise UserError(f"unseen names classes, each once, got {cut(unknown or list(self.unseen))}: correct them")
         splits = self.mode in ("zero-shot", "finetuned-clip")
         if splits and not 0 < len(self.unseen) < len(self.class_names):
             raise UserError(f"{self.mode} needs some unseen classes, not none or all: name them in unseen")
@@ -204,7 +202,7 @@ class DistillConfig:
     def _check_student(self):
         if (self.mapper is not None) != (self.mode == "finetuned-clip"):
             raise UserError(
-                f"mapper is for finetuned-clip, which needs one, but {self.mode} came with {self.mapper}: correct it"
+                f"mapper is for finetuned-clip, which needs one, got {self.mode} with {self.mapper}: correct it"
             )
         if self.mode == "finetuned-clip" and self.student.stem != "clip":
             raise UserError("finetuned-clip starts from CLIP's ResNet: set student.stem to 'clip'")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskclip_jax.data.schema import config_types
+from maskclip_jax.data.schema import config_types, typed
 from maskclip_jax.data.whole_files import cut, reason
 from maskclip_jax.distill.config import DistillConfig, current_key
 from maskclip_jax.errors import UserError
@@ -53,7 +53,7 @@ def with_overrides(config: DistillConfig, overrides: Sequence[str]) -> DistillCo
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"a change is key=value, but {cut(override)!r} came: for example batch_size=8")
+            raise UserError(f"a change is key=value, got {cut(override)!r}: for example batch_size=8")
         key = current_key(key.strip())
         _assign(DistillConfig, values, key, key, text.strip())
     return DistillConfig.from_dict(values)
@@ -77,39 +77,24 @@ def _assign(cls: type, values: dict[str, Any], key: str, where: str, text: str) 
 
 
 def _parsed(hint: Any, text: str, where: str) -> Any:
-    """The first arm of the type that the text is a value of; str takes any text, so it is asked last."""
-    arms = typing.get_args(hint) if typing.get_origin(hint) is not tuple else (hint,)
-    arms = sorted(arms or (hint,), key=lambda arm: arm is str)
+    """`text` as a value of the type: names as they are typed, null, true, false, numbers, tuples with commas."""
+    arms = (hint,) if typing.get_origin(hint) is tuple else typing.get_args(hint) or (hint,)
     if str in arms:  # a field that takes a name takes what is typed: `classes=dog, cat` is one text
         return None if type(None) in arms and text == "null" else text
-    for arm in arms:
-        found, value = _as(arm, text)
-        if found:
-            return value
-    names = " or ".join("null" if arm is type(None) else getattr(arm, "__name__", str(arm)) for arm in arms)
-    raise UserError(f"{where} takes {names}, but {cut(text)!r} came: correct it")
+    items = next((typing.get_args(arm) for arm in arms if typing.get_origin(arm) is tuple), None)
+    if items is None or text == "null":
+        return typed(hint, _literal(text), where)
+    parts = [part.strip() for part in text.strip("[]()").split(",") if part.strip()]
+    return typed(hint, parts if str in items else list(map(_literal, parts)), where)
 
 
-def _as(arm: Any, text: str) -> tuple[bool, Any]:
-    if arm is type(None):
-        return text == "null", None
-    if arm is bool:
-        return text in ("true", "false"), text == "true"
-    if arm is str:
-        return True, text
-    if typing.get_origin(arm) is tuple:
-        kind, *others = typing.get_args(arm)
-        parts = [part.strip() for part in text.strip("[]()").split(",") if part.strip()]
-        parsed = [_as(kind, part) for part in parts]
-        fits = not others or others[0] is Ellipsis or len(parts) == 1 + len(others)
-        return fits and all(found for found, _ in parsed), [value for _, value in parsed]
+def _literal(text: str) -> Any:
+    """null, true, false, a number, or else the text."""
+    words = {"null": None, "true": True, "false": False}
     try:
-        value = ast.literal_eval(text)
+        return words[text] if text in words else ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):  # "((((…"
-        return False, None
-    if arm is float and type(value) in (int, float):
-        return True, float(value)
-    return type(value) is arm, value
+        return text
 
 
 def _run_file(path: Path) -> Any:

@@ -47,7 +47,7 @@ class TrainedStudent(NamedTuple):
         given.pop("cache", None)  # of a text classifier, which is none of a student's
         takes = ("short_side", "batch_size", "background_threshold", "return_probabilities")
         if refused := [name for name in given if name not in takes]:
-            raise UserError(f"a student is read as it was trained, but {refused[0]} came: leave it out")
+            raise UserError(f"a student is read as it was trained, got {refused[0]}: leave it out")
         names = None if classes is None else [str(entry) for entry in named_classes(classes)]
         return iter_student_segmentations(images, self, progress, classes=names, **given)
 
@@ -139,8 +139,8 @@ def chosen_labels(config: DistillConfig, classes: Sequence[str] | None) -> list[
     unknown = [name for name in classes if name not in names]
     if unknown or len(set(classes)) != len(classes):
         raise UserError(
-            f"a student knows the {len(names)} classes it was trained on, each once, but {unknown or list(classes)} "
-            f"came: choose among {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+            f"a student has the {len(names)} classes it was trained on, each once, got {unknown or list(classes)}: "
+            f"choose among {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
         )
     wanted = [names.index(name) for name in classes]
     return [0] * (config.background and 0 not in wanted) + wanted

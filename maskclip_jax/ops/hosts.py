@@ -45,7 +45,7 @@ def join_hosts(environment: Mapping[str, str] = os.environ, *, cluster: bool = F
     except ValueError as error:
         raise UserError(f"MASKCLIP_HOSTS and MASKCLIP_HOST are whole numbers ({error}): correct them") from error
     if not 0 <= index < count:
-        raise UserError(f"MASKCLIP_HOST is 0..{count - 1}, but {index} came: number the hosts from 0")
+        raise UserError(f"MASKCLIP_HOST is 0..{count - 1}, got {index}: number the hosts from 0")
     if count > 1:
         # Read when the CPU backend starts, and without effect on any other: CPU hosts talk through gloo.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -16,6 +16,7 @@ from flax import traverse_util
 from maskclip_jax.checkpoints.files import SUFFIXES, read_arrays
 from maskclip_jax.checkpoints.folders import WEIGHTS
 from maskclip_jax.checkpoints.weights import why_unusable
+from maskclip_jax.data.whole_files import reason
 from maskclip_jax.errors import UserError
 
 Table = tuple[tuple[str, str], ...]
@@ -126,6 +127,15 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" … ({len(names)} in all)" if len(names) > 6 else "") if names else "none"
 
 
+def _check_fit(what: str, unused: list[str], missing: list[str], shapes: list[str], remedy: str) -> None:
+    """Raises UserError, with both sides, where anything is left over or differs."""
+    if unused or missing or shapes:
+        raise UserError(
+            f"{what}: their keys unused: {_few(unused)}; our parameters unfilled: {_few(missing)}; "
+            f"shapes that differ: {_few(shapes)}: {remedy}"
+        )
+
+
 def convert_state_dict(
     state: Mapping[str, np.ndarray], variables: Variables, parts: tuple[str, ...] = ("backbone",)
 ) -> Variables:
@@ -160,8 +170,8 @@ def convert_state_dict(
         if path in filled:
             raise UserError(f"{origin[path]} and {key} are both the weights of {'/'.join(path)}: keep one")
         value = np.asarray(state[key])
-        if reason := why_unusable(key, value.dtype, [value]):
-            raise UserError(f"weights are finite floating-point numbers, but {key} {reason}: take the original file")
+        if why := why_unusable(key, value.dtype, [value]):
+            raise UserError(f"weights are finite floating-point numbers, but {key} {why}: take the original file")
         if path[-1] == "kernel":
             # PyTorch's [out, in, k, k] -> HWIO; a Dense classifier's kernel is its 1×1 convolution without the k's
             value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
@@ -169,13 +179,9 @@ def convert_state_dict(
         if value.shape != ours[path].shape:
             shapes.append(f"{key} {value.shape} for {'/'.join(path)} {ours[path].shape}")
         filled[path], origin[path] = value.astype(ours[path].dtype), key
-    missing = sorted("/".join(path) for path in wanted - set(filled))
-    if unused or missing or shapes:
-        raise UserError(
-            f"{name} weights (stem {STEMS[name]}) do not fit this student: their keys unused: {_few(unused)}; "
-            f"our parameters unfilled: {_few(missing)}; shapes that differ: {_few(shapes)}: "
-            "check backbone, stem, width and head of the student's config"
-        )
+    missing = ["/".join(path) for path in sorted(wanted - set(filled))]
+    remedy = "check backbone, stem, width and head of the student's config"
+    _check_fit(f"{name} weights (stem {STEMS[name]}) do not fit this student", unused, missing, shapes, remedy)
     return traverse_util.unflatten_dict(ours | filled)
 
 
@@ -204,12 +210,8 @@ def backbone_from_clip(tower: Variables, variables: Variables) -> Variables:
         for path in sorted(wanted & set(theirs))
         if theirs[path].shape != ours[path].shape
     ]
-    if unused or missing or shapes:
-        raise UserError(
-            f"CLIP's image tower does not fit this student's backbone: theirs unused: {_few(unused)}; "
-            f"ours unfilled: {_few(missing)}; shapes that differ: {_few(shapes)}: "
-            "use stem='clip', expansion=4 and the tower's layers and base_width"
-        )
+    remedy = "use stem='clip', expansion=4 and the tower's layers and base_width"
+    _check_fit("CLIP's image tower does not fit this student's backbone", unused, missing, shapes, remedy)
     return traverse_util.unflatten_dict(ours | theirs)
 
 
@@ -236,8 +238,8 @@ def read_state_dict(path: str | Path) -> Mapping[str, np.ndarray]:
         try:
             file = Path(hf_hub_download(str(path), "model.safetensors"))
         except Exception as error:  # the hub raises a dozen kinds, all meaning "not to be had"
-            reason = str(error).splitlines()[0]
-            raise UserError(f"no ImageNet weights at {path}, neither a folder nor on the hub ({reason})") from error
+            why = reason(error)
+            raise UserError(f"no ImageNet weights at {path}, neither a folder nor on the hub ({why})") from error
     return read_arrays(file)
 
 

@@ -48,7 +48,7 @@ def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
             )
         shape = (window_side(plan, config.stride),) * 2
         if max(4 * original * resized for original, resized in zip(size, valid, strict=True)) > MOST_BYTES:
-            raise UserError(f"windows are for images of usual shapes, but {size[1]} × {size[0]} came: cut the image")
+            raise UserError(f"windows are for images of usual shapes, got {size[1]} × {size[0]}: cut the image")
     cells = round_up(shape[0], config.multiple) * round_up(shape[1], config.multiple) // config.stride**2
     if cells > MOST_CELLS or attention_bytes(config, shape, settings) > MOST_BYTES:
         raise UserError(

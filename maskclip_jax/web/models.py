@@ -70,7 +70,7 @@ class Models:
         """The model of that name (None: the first). Raises UserError for one that is not on the models."""
         name = self.names[0] if name is None else name
         if name not in self.names:
-            raise UserError(f"a model is one of {', '.join(self.names)}, but {name!r} came: choose one of them")
+            raise UserError(f"a model is one of {', '.join(self.names)}, got {name!r}: choose one of them")
         if name not in self._readers:
             self._readers[name] = Reader(self._load(name))
         return self._readers[name]

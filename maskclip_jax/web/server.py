@@ -206,7 +206,7 @@ def make_app(
     async def heat(request: Request) -> Response:
         index = request.path_params["index"]
         if not (index.isascii() and index.isdecimal() and len(index) < 6):
-            raise Gone(f"a class is a number, but {index[:20]} came: choose one")
+            raise Gone(f"a class is a number, got {index[:20]}: choose one")
         return sent(await turns(done, session.heat, request.path_params["token"], int(index)))
 
     async def user_error(request: Request, error: Exception) -> Response:

@@ -94,7 +94,7 @@ class Session:
     def scene(self, name: str) -> File:
         """The file of a shipped scene."""
         if name not in scene_names():
-            raise Gone(f"a scene is one of {scene_names()[0]} to {scene_names()[-1]}, but {name} came: choose another")
+            raise Gone(f"a scene is one of {scene_names()[0]} to {scene_names()[-1]}, got {name}: choose another")
         return File(self._photo(name).data, "image/jpeg")
 
     def segment(self, request: SegmentRequest) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Session:
         answer = self._answer(token)
         settings = answer.settings
         if not 0 <= index < len(settings.names):
-            raise Gone(f"this answer has classes 0 to {len(settings.names) - 1}, but {index} came: choose one of them")
+            raise Gone(f"this answer has classes 0 to {len(settings.names) - 1}, got {index}: choose one of them")
         photo = self._photo(answer.request.image)
         kept, _ = self._features(answer.request, settings)
         small = self._small(photo)

@@ -168,7 +168,7 @@ def test_bad_sources_are_told_in_one_line(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no such folder"):
         EmojiScenes(tmp_path / "empty", data_dir=tmp_path)
-    with pytest.raises(UserError, match="no source came"):
+    with pytest.raises(UserError, match="got no source"):
         EmojiScenes(data_dir=tmp_path).download_and_prepare()
 
 

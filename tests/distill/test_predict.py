@@ -41,7 +41,7 @@ def test_a_student_is_given_as_a_clip_is(trained, pictures):
     for one, other in zip(found, iter_student_segmentations(pictures, trained, **options), strict=True):
         assert one.classes == other.classes == tuple(CLASSES[:2])
         np.testing.assert_array_equal(one.labels, other.labels)
-    for wrong, words in (({"key_smoothing": True}, "key_smoothing came"), ({"classifier": text_rows()}, "classifier")):
+    for wrong, words in (({"key_smoothing": True}, "got key_smoothing"), ({"classifier": text_rows()}, "classifier")):
         with pytest.raises(UserError, match=words):
             segment_images(pictures, None, trained, **wrong)
 
@@ -114,7 +114,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert [c["class"] for c in found] == [str(c) for c in CLASSES]
     assert found[int(labels[0, 0])]["area"] > 0
     for options, message in (
-        (["--prompt-denoising", "0.5"], "a student is read as it was trained, but --prompt-denoising came"),
+        (["--prompt-denoising", "0.5"], "a student is read as it was trained, got --prompt-denoising"),
         (["--classes", "zebra"], "a student knows the 5 classes"),
     ):
         refused = tmp_path / "refused"
