@@ -19,7 +19,7 @@ from maskclip_jax.segment.options import FIELDS, Options
 
 # of glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-MOST_MESSAGE = 2000  # characters: what somebody sent in may be a megabyte
+MOST_MESSAGE = 2000  # characters: an input that is quoted may have a megabyte
 READING = {option.name: option for option in FIELDS if option.metadata["flag"]}  # the fields that have a flag
 
 
@@ -73,7 +73,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def checkpoint(text: str) -> str | int:
-    """An argument that says which checkpoint of a run: latest, best or a step."""
+    """An argument that names a checkpoint of a run: latest, best or a step."""
     if text in ("latest", "best"):
         return text
     if text.isdecimal():
@@ -82,7 +82,7 @@ def checkpoint(text: str) -> str | int:
 
 
 def load_run(args: argparse.Namespace):
-    """The `TrainedStudent` of a run's folder, `--model`; says which checkpoint it is and how it was chosen."""
+    """The `TrainedStudent` of a run's folder, `--model`; prints which checkpoint it is and how it was chosen."""
     from maskclip_jax.distill.run_folder import load_student
 
     trained = load_student(args.model, args.checkpoint or "latest")
@@ -104,7 +104,7 @@ def load_model(args: argparse.Namespace):
 
     if getattr(args, "checkpoint", None) is not None:
         raise UserError(f"--checkpoint chooses among a run's, but {args.model} is no folder of a run: leave it out")
-    say_notes()
+    print_notes()
     return load_clip(
         args.model,
         fidelity=args.fidelity,
@@ -115,7 +115,7 @@ def load_model(args: argparse.Namespace):
     )
 
 
-def say_notes() -> None:
+def print_notes() -> None:
     """From now on the library's log, what it assumes of a checkpoint, is lines on stderr: "note: …"."""
     log = logging.getLogger("maskclip_jax")
     if not any(isinstance(handler, _Notes) for handler in log.handlers):
@@ -142,7 +142,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser, without: Sequence[str
 
 
 def reading_options(args: argparse.Namespace, *, background: bool):
-    """The `Options` that the flags describe: what is given, else what `--protocol` says, else the defaults.
+    """The `Options` that the flags describe: what is given, else `--protocol`'s, else the defaults.
 
     `background`: whether the classes include one, to which a protocol's threshold applies.
     """
@@ -231,7 +231,7 @@ def output_file(path: Path, inputs: Sequence[str | Path], option: str = "--out")
 
 
 def keep_memory() -> bool:
-    """Tells glibc's malloc to keep what is freed; True where there is such a malloc, elsewhere nothing happens.
+    """Sets glibc's malloc to keep what is freed; True where there is such a malloc, elsewhere nothing happens.
 
     XLA's CPU backend allocates its temporaries anew for every run. By default glibc maps each large one afresh, and
     the system then clears it page by page: filling 50 MB takes 38 ms of CPU time so, and 14 ms with kept memory. The

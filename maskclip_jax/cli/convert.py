@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
     if os.path.lexists(args.out.expanduser()):  # before the source is fetched, which may be gigabytes
         raise UserError(f"a checkpoint is written to a new folder, but {args.out} exists: choose another name")
-    common.say_notes()
+    common.print_notes()
     pretrained = load_clip(args.source, tokenizer=args.tokenizer, activation=args.activation, fold=False)
     path = save_converted(pretrained, args.out)
     size = sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file()) / 2**20

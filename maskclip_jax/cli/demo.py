@@ -3,7 +3,7 @@
     python run.py demo
 
 Writes sheet.png (image, naive, MaskCLIP, + prompt denoising, + key smoothing, student, truth), scores.json and
-demo.json, and prints mIoU on the held-out scenes. Neither masks nor these scenes were seen in training.
+demo.json, and prints mIoU on the held-out scenes. Training used neither masks nor these scenes.
 
 The student (MaskCLIP+) is trained here, in under three minutes, by `experiments/configs/scenes.py:demo` on 436 other
 scenes that the embedded ViT labels: too short to pass its teacher (longer runs: experiments/README.md).
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def train_student(args: argparse.Namespace, folder: Path):
-    """The student of the embedded model; None, with a word why, where its scenes are not at hand."""
+    """The student of the embedded model; None, with a line why, where its scenes are not at hand."""
     if args.model != "embedded":
         print("no student: the demo's starts from the embedded ResNet; `run.py distill` trains any other")
         return None

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=common.place, required=True, help="the run's folder")
     parser.add_argument("--method", help="how the teacher's last blocks are read (teacher.method of the config)")
-    parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster that JAX knows")
+    parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster (TPU pod, Slurm)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from maskclip_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="images with masks")
-    parser.add_argument("--classes", help="names of the masks' values, in order (a student knows its own)")
+    parser.add_argument("--classes", help="names of the masks' values, in order (a student has its own)")
     parser.add_argument("--unseen", help="a class set's name, or classes, for seen, unseen and harmonic mIoU")
     parser.add_argument("--out", type=common.place, help="JSON file to write")
     common.add_model_arguments(parser)
@@ -84,7 +84,7 @@ def _classes(args: argparse.Namespace):
     from maskclip_jax.data.vocabulary import parse_classes
 
     if args.classes is None:
-        raise UserError("a CLIP must be told what the masks' values mean, but --classes is missing: name them in order")
+        raise UserError("the masks' values need names, but --classes is missing: name them in order")
     return parse_classes(args.classes)
 
 

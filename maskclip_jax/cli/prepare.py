@@ -5,7 +5,7 @@
 
 Data sets: voc2012 (with SBD's SegmentationClassAug, also trainaug), pascal_context, coco_stuff164k, ade20k,
 cityscapes_fine; image_corpus (your own folder, with or without masks); emoji_scenes. Nothing is downloaded: a missing
-file is told with the places looked at and where to get it. Ignored pixels are 255, and 65535 where image_corpus has
+file is an error with the places searched and where to get it. Ignored pixels are 255, and 65535 where image_corpus has
 more than 255 --classes.
 """
 

@@ -12,7 +12,7 @@ pixel is the number of the class) and NAME.json (area and confidence of every cl
 scenes66, …); or a text file with a class on each line. With semicolons between classes, commas separate synonyms:
 "sofa, couch; dog". Quotes keep a comma in a name: '"dog, big", cat'. Masks of more than 255 classes are 16-bit grey.
 
---model is a CLIP, or the folder of a run of `distill`: a trained student, which knows the classes it was trained on.
+--model is a CLIP, or the folder of a run of `distill`: a trained student, which has the classes it was trained on.
 Without --classes it looks for all of them, with --classes for those.
 """
 
@@ -34,7 +34,7 @@ STUDENTS_TAKE = ("short_side", "batch_size", "background_threshold")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=common.place, metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--classes", help="what to look for (a student knows its own)")
+    parser.add_argument("--classes", help="what to look for (a student has its own)")
     parser.add_argument("--out", type=common.place, required=True, help="folder to write to")
     common.add_model_arguments(parser)
     common.add_reading_arguments(parser)
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--out has a segment.json, but {out}'s is not by `segment`: choose another folder, or move it")
     names = output_names(paths, out)
 
-    def skip(path: Path, error: Exception) -> None:  # the others go on; the exit code tells
+    def skip(path: Path, error: Exception) -> None:  # the others go on; the exit code is 2
         skipped.append(as_text(path))
         common.complain(error)
 
@@ -150,7 +150,7 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
         trained = common.load_run(args)
         options = {name: getattr(args, name) for name in STUDENTS_TAKE}
         options["classes"] = None if args.classes is None else [str(c) for c in parse_classes(args.classes)]
-        chosen_labels(trained.config, options["classes"])  # complains before anything is written
+        chosen_labels(trained.config, options["classes"])  # an error before anything is written
         return lambda images: iter_student_segmentations(images, trained, **options)
     from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
 

@@ -2,8 +2,8 @@
 
     python run.py serve
 
-Prints the address to open. Images stay in memory; nothing is written to disk, and nobody but this machine can reach the
-page unless --host says so. Needs starlette and uvicorn: pip install -r requirements-web.txt
+Prints the address to open. Images stay in memory; nothing is written to disk, and only this machine can reach the
+page without --host. Needs starlette and uvicorn: pip install -r requirements-web.txt
 """
 
 from __future__ import annotations

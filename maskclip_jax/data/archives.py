@@ -21,7 +21,7 @@ _PIECE = 4096  # bytes asked for at once: zipfile unpacks bzip2 and LZMA without
 
 
 class Archive:
-    """A zip file's members as a tree; nothing is unpacked before it is asked for. For any number of threads."""
+    """A zip file's members as a tree; members are unpacked when they are read. For any number of threads."""
 
     def __init__(self, path: str | os.PathLike):
         """Raises UserError where this is no zip file, or a member's name leads out of it."""

@@ -1,7 +1,7 @@
 """How a training image is varied: scale, crop, flip, photometric distortion, padding (mmsegmentation's pipeline).
 
 Every function is a pure NumPy function of its arguments and of a generator, which `example_rng` derives from (seed,
-epoch, example): what a training step sees depends on neither hosts, threads nor what was read before.
+epoch, example): an example depends on neither hosts, threads nor what was read before.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ or on the command line, `python run.py prepare voc2012 ~/VOCdevkit --data-dir da
 65535 = ignore) and `name`, in the order of the split's list; `builder.info.metadata` holds class names, colours and the
 unseen classes of the zero-shot split.
 
-This module imports TFDS and nothing imports it on top: who only segments never pays for it. Records are array_record,
+This module imports TFDS, so it is imported inside functions only. Records are array_record,
 so neither writing nor reading needs TensorFlow. Which files lie where is in `layouts.py`, what pixels mean is in
 `masks.py`.
 """
@@ -44,7 +44,7 @@ def stable_record(record: bytes) -> bytes:
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
-    """Of files that the user has: Google's bucket is not asked about them, which would leave a temporary folder too."""
+    """Of files that the user has: no look-up in Google's bucket, which would leave a temporary folder too."""
 
     def initialize_from_bucket(self) -> None:
         pass
@@ -97,7 +97,7 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise NotImplementedError
 
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the label values; None where nobody named them."""
+        """Names of the label values; None where they have none."""
         raise NotImplementedError
 
     @property
@@ -280,7 +280,7 @@ class CityscapesFine(_Standard):
     layout, BUILDER_CONFIGS = "cityscapes_fine", _configs("cityscapes_fine")
 
 
-class ImageCorpus(Corpus, skip_registration=True):  # read by name, it would know neither classes nor masks
+class ImageCorpus(Corpus, skip_registration=True):  # read by name, it would have neither classes nor masks
     """Your own images, with or without masks (see `folders.py`). With `classes`, mask values must be among them."""
 
     title = "a folder of images"
@@ -289,7 +289,7 @@ class ImageCorpus(Corpus, skip_registration=True):  # read by name, it would kno
     def __init__(
         self, source: str | os.PathLike | None = None, *, classes: Sequence[str] | None = None, masks=None, **kwargs
     ):
-        """`masks`: whether there are masks, where `source` is None and so cannot tell. Otherwise as `Corpus`."""
+        """`masks`: whether there are masks, where `source` is None. Otherwise as `Corpus`."""
         self._names = None if classes is None else tuple(str(name) for name in classes)
         self._masks = bool(masks)
         super().__init__(source, **kwargs)

@@ -72,7 +72,7 @@ def decoded(name: str, source: Path | bytes, most: int | None = None) -> Iterato
             raise
         image = _loaded(name, _without_text(source if isinstance(source, bytes) else source.read_bytes()), most)
     with image, _fits(name, image):
-        # Read now: Pillow has turned a TIFF by itself and then says so here; a PNG's may come after its pixels.
+        # Read now: Pillow has turned a TIFF by itself, which shows here; a PNG's may come after its pixels.
         try:
             with _quietly():
                 orientation = image.getexif().get(_ORIENTATION, 1)
@@ -82,7 +82,7 @@ def decoded(name: str, source: Path | bytes, most: int | None = None) -> Iterato
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture as it is meant to be seen."""
+    """The picture upright, as its orientation asks."""
     return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
 
 
@@ -117,7 +117,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _loaded(name: str, source: Path | bytes, most: int | None) -> Image.Image:
     """Opened and decoded. Every decoder's failure becomes a UserError, but `ValueError` for a PNG's long comments."""
     try:
-        with _quietly():  # damaged metadata is no reason to talk while the pixels are fine
+        with _quietly():  # no warnings of damaged metadata while the pixels are fine
             image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_formats())
     except Image.DecompressionBombError as error:
         raise _too_large(name, int(re.findall(r"\d+", str(error))[0]), most) from error

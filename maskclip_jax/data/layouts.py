@@ -1,7 +1,7 @@
 """The data sets people have on their disks: which files make an example, in one table.
 
 A pattern's `{}` is an example's name; it may hold folders. `find_examples` turns a layout and a folder into lists of
-files and opens none of them; what is missing is told with the places looked at and where to get it.
+files and opens none of them; an error of a missing file has the places searched and where to get it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _LINES = re.compile(r"\r\n|[\r\n\u0085\u2028\u2029]|\\r\\n|\\n")  # also as a sh
 _TABS = re.compile(r"[^\S\n]*(?:\t|\\t)[^\S\n]*")
 _COMMAS, _SEMICOLONS = ",\uff0c\u3001\u060c", ";\uff1b\u061b"  # also full-width, ideographic and Arabic
 _QUOTES = {'"': '"', "\u201c": "\u201d", "'": "'"}
-# Byte order marks, soft hyphens, zero-width spaces and marks of direction are neither seen nor meant.
+# Byte order marks, soft hyphens, zero-width spaces and marks of direction are invisible and never intended.
 _UNSEEN = re.compile("[\ufeff\u00ad\u200b\u200e\u200f\u2060\u202a-\u202e\u2066-\u2069]")
 _WIDE = re.compile("[\uff01-\uffee]+")  # full-width Latin and half-width Japanese: tokenizers narrow and widen them
 _BULLET = re.compile(r"[-*\u2022]\s+")

@@ -23,7 +23,7 @@ _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampli
 INTERPOLATIONS = (*_PIL_FILTERS, "opencv")
 SHORT_SIDE, LONG_SIDE = 512, 2048  # VOC and COCO-Stuff, the paper's protocol
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MOST_SIDE = 2**14  # pixels that an image may be asked to be resized to: a square of them is 800 MB
+MOST_SIDE = 2**14  # pixels of a resized image's side, at most: a square of them is 800 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Preprocess:
     long_side: int | None = LONG_SIDE
     within: tuple[int, int] | None = None
     multiple: int = 1
-    image_size: int | None = None  # the side the checkpoint was trained at, as its own config says; for information
+    image_size: int | None = None  # the side the checkpoint was trained at, of its config; for information
 
     def __post_init__(self):
         for name in ("mean", "std"):

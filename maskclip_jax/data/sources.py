@@ -1,4 +1,4 @@
-"""Where examples come from: arrays, folders, zip files of scenes, TFDS. Random access, nothing read before it is asked.
+"""Where examples come from: arrays, folders, zip files of scenes, TFDS. Random access; examples are read when indexed.
 
 A source is named by one text (`open_source`), which a config can hold:
 

@@ -68,7 +68,7 @@ def parse_classes(text: Any, *, files: bool = True) -> tuple[ClassName, ...]:
     In this order: the name of a class set (`voc20`, `coco-stuff171` …); the path of a text file; a list, as `read_list`
     takes it: "dog, cat", or with synonyms "sofa, couch; dog", or a class on each line. A file holds such a list.
 
-    `files=False` is for text that came from somebody else's machine: no file is opened and nobody warned.
+    `files=False` is for text from another machine: no file is opened, and there are no warnings.
 
     Warns where the one class that was read is much like a class set's name: every pixel would be of it.
 
@@ -94,7 +94,7 @@ def parse_classes(text: Any, *, files: bool = True) -> tuple[ClassName, ...]:
 
 
 def is_class_set(name: str) -> bool:
-    """Whether `class_set` knows the name."""
+    """Whether `class_set` takes the name."""
     return _key(name) in _names()
 
 
@@ -166,11 +166,11 @@ def palette(count: int) -> UInt8[np.ndarray, "count 3"]:
     distinct. Black, white and grey are kept free: they are shadows, skies and roads. `palette(n)[:m] == palette(m)`.
     """
     if not 0 < count <= MAX_CLASSES:
-        raise UserError(f"a palette has 1 to {MAX_CLASSES} colours, but {count} were asked for: ask for fewer")
+        raise UserError(f"a palette has 1 to {MAX_CLASSES} colours, got {count}: use fewer")
     colours = _colours()
     if count <= len(colours):
         return colours[:count].copy()
-    # Nobody tells more than some hundred colours apart: beyond them it is enough that neighbours differ.
+    # More than some hundred colours are not told apart by eye: beyond them it is enough that neighbours differ.
     index = np.arange(len(colours), count)[:, None]
     more = 256 * np.modf(index * np.array([0.8191725, 0.6710436, 0.5497005]))[0]  # the R3 low-discrepancy sequence
     return np.concatenate([colours, more.astype(np.uint8)])
@@ -218,7 +218,7 @@ def _oklab(rgb: Integer[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
 
 
 def _warn_of_likeness(classes: Sequence[ClassName]) -> None:
-    """One class called "voc21", or "voc20" among others, was hardly meant as a name."""
+    """Warns of one class called "voc21", or "voc20" among others: hardly a name."""
     if len(classes) > 1:
         sets = [entry for entry in classes if is_class_set(entry.name) and re.search(r"\d", entry.name)]
         if sets:

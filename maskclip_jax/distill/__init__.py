@@ -8,5 +8,5 @@ CONFIG, TEXT = "config.json", "text.npy"  # of a run's folder
 
 
 def is_run(folder: str | Path) -> bool:
-    """Whether a folder is that of a run: how the commands' `--model` tells a student from a CLIP."""
+    """Whether a folder is that of a run: then `--model` is a student, else a CLIP."""
     return (Path(folder) / CONFIG).is_file() and (Path(folder) / TEXT).is_file()

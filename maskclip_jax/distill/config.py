@@ -32,7 +32,7 @@ CHOICES = {
     "optimizer": ("sgd", "adamw"),
 }
 
-# What a number may be: beyond these a run fails later, or asks for more memory than there is anywhere.
+# What a number may be: beyond these a run fails later, or needs more memory than any machine has.
 RANGES = {
     "steps": (1, 10**9), "batch_size": (1, 2**16), "accumulate": (1, 2**16), "crop_size": (8, 2**14),
     "guided_steps": (0, 10**9), "evaluate_every": (1, 10**12), "checkpoint_every": (1, 10**12),
@@ -195,7 +195,7 @@ class DistillConfig:
             )
         if self.background and self.mode in ("annotation-free", "feature") and self.foreground == "none":
             raise UserError(
-                f"no teacher knows the background, so {self.mode} needs its annotation: "
+                f"a teacher has no background class, so {self.mode} needs its annotation: "
                 "set foreground='annotation', or background=False"
             )
 
@@ -252,7 +252,7 @@ class DistillConfig:
 
     @property
     def student_config(self) -> StudentConfig:
-        """`student` with what this config says about it: what to give to `create_student` for training."""
+        """`student` with the fields that this config sets: the argument of `create_student` for training."""
         learned = self.student.classifier == "learned"
         return dataclasses.replace(
             self.student,

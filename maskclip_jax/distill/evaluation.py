@@ -67,7 +67,7 @@ def _student_counter(config: DistillConfig) -> Counter:
 def student_reader(config: DistillConfig) -> Reader:
     """A student as it is used: running statistics, no dropout, images sized as in training without the random scale.
 
-    Nothing is padded, for a student would see it; so there is a program for every size that images come in. A student
+    Nothing is padded, which would change a student's scores; so there is a program for every size of images. A student
     of the released code's habits (`teacher.fidelity`) has its cells stretched over the image, and resized twice.
     """
     module = create_student(dataclasses.replace(config.student_config, bn_axis_name=None))

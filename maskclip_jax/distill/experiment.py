@@ -1,7 +1,7 @@
 """Experiment files and `--set key=value`: Python that ends in a `DistillConfig`, and typed changes to it.
 
-An experiment file defines `config(name="…") -> DistillConfig`; `FILE.py:NAME` asks for one of its variants. The file
-is executed, with all rights of who runs it.
+An experiment file defines `config(name="…") -> DistillConfig`; `FILE.py:NAME` is one of its variants. The file is
+executed, with all the user's rights.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class StudentLabeller:
 
 
 def chosen_labels(config: DistillConfig, classes: Sequence[str] | None) -> list[int]:
-    """Label values of the classes asked for, and the background's. Raises UserError for a class it does not know."""
+    """Label values of the classes asked for, and the background's. Raises UserError for a class that it has not."""
     names = config.label_names
     if classes is None:
         return list(range(len(names)))

@@ -76,7 +76,7 @@ def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
         raise UserError(
             f"a run starts in an empty folder, but {workdir} holds {', '.join(content[:4])}: choose another"
         )
-    hosts.wait_for_all("folder checked")  # nobody writes before everybody has looked
+    hosts.wait_for_all("folder checked")  # no host writes before all have checked
     if hosts.is_first_host() and (torn or CONFIG not in content):
         write_bytes(workdir / CONFIG, written)
     hosts.wait_for_all("folder claimed")
@@ -86,21 +86,19 @@ def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
 def _torn_config(workdir: Path, written: bytes) -> bool:
     """Whether config.json is damaged (a power loss, a full disk) and known to have been `written`.
 
-    Raises UserError where it is damaged and nothing tells which config the checkpoints there belong to.
+    Raises UserError where it is damaged and no sums name the config that the checkpoints belong to.
     """
     try:
         read_config(workdir)
     except UserError as error:
         if not has_checkpoints(workdir) or about_of(workdir).get(CONFIG) == hashlib.sha256(written).hexdigest():
             return True
-        raise UserError(
-            f"{error}; nothing tells that this run's checkpoints are there: choose another folder"
-        ) from error
+        raise UserError(f"{error}; its checkpoints may be another run's: choose another folder") from error
     return False
 
 
 def about(workdir: Path) -> dict[str, str]:
-    """SHA-256 of the files that say what a run's checkpoints are: kept with each, so that none changes unnoticed."""
+    """SHA-256 of the files that define a run's checkpoints, stored with each, so that a change is noticed."""
     return {name: hashlib.sha256(read_bytes(workdir / name, MOST_TEXT)).hexdigest() for name in (CONFIG, TEXT)}
 
 

@@ -53,7 +53,7 @@ class Outputs(NamedTuple):
 
     features: Float[Array, "B h w E"]
     logits: Float[Array, "B h w C"]
-    steady_logits: Float[Array, "B h w C"]  # without dropout: what the student itself believes
+    steady_logits: Float[Array, "B h w C"]  # without dropout: the student's own predictions
 
 
 class Tally(NamedTuple):
@@ -178,7 +178,7 @@ def _over_all(tree: Any) -> Any:
 
 
 def _over_devices(function: Callable, in_axes: Any, out_axes: Any) -> Callable:
-    """The one place that knows how devices are driven; bodies know only the name of the axis."""
+    """The one place where devices are driven; the functions have only the name of the axis."""
     return jax.pmap(function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes)
 
 
@@ -242,8 +242,8 @@ def _target(config: DistillConfig, teacher: Teacher | None, frozen: Frozen, part
 
     if not config.self_training:
         return labels()
-    nobody = lambda: jnp.full(images.shape[:-1], UNLABELLED, jnp.int32)  # noqa: E731
-    return jax.lax.cond(pseudo_labels.is_guided(step, config), labels, nobody)
+    none = lambda: jnp.full(images.shape[:-1], UNLABELLED, jnp.int32)  # noqa: E731
+    return jax.lax.cond(pseudo_labels.is_guided(step, config), labels, none)
 
 
 def _loss(config: DistillConfig, outputs: Outputs, target: Any, annotation: Int[Array, "B H W"], step: Array) -> Tally:

@@ -1,6 +1,6 @@
-"""The frozen teacher, MaskCLIP, as the training step sees it: uint8 crops in, scores of every pixel out.
+"""The frozen teacher, MaskCLIP, as the training step calls it: uint8 crops in, scores of every pixel out.
 
-Its arrays travel beside the train state (`Frozen`), never in it: no optimiser and no checkpoint knows them.
+Its arrays travel beside the train state (`Frozen`), never in it: they are in no optimiser and no checkpoint.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class StudentConfig:
         stem: "v1c", "v1" (for `microsoft/resnet-*` weights) or "clip" (CLIP's ModifiedResNet).
         output_stride: 8, 16 or 32.
         rates: the ASPP's dilations or PSPNet's pool scales, or None for the head's own. The published dilations reach
-            24–36 positions: on a 96-pixel image (12 positions) they see only padding; choose smaller ones.
+            24–36 positions: on a 96-pixel image (12 positions) they reach only padding; choose smaller ones.
         low_level_width: DeepLabv3+'s branch from stage 1.
         dropout: rate before the classifier, whole channels; 0 in every released config.
         background: learnable embedding as class 0 (VOC 21).
@@ -56,7 +56,7 @@ class StudentConfig:
             float64 where that is it.
 
     Raises:
-        UserError: for a value outside these (choices are plain strings, so that this speaks before any type checker).
+        UserError: for a value outside these (choices are plain strings: this check is before a type checker's).
     """
 
     width: int
@@ -162,7 +162,7 @@ class Student(nn.Module):
         return self.classifier(features, text_embeddings, train)
 
     def features(self, images: Float[Array, "B H W 3"], train: bool = False) -> Float[Array, "B h w E"]:
-        """What the classifier sees (before dropout), [B, h, w, E] in the config's dtype."""
+        """The classifier's input (before dropout), [B, h, w, E] in the config's dtype."""
         return self.head(self.backbone(images, train), train)
 
     def stages(self, images: Float[Array, "B H W 3"], train: bool = False) -> Stages:

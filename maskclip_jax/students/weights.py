@@ -83,7 +83,7 @@ MMSEGMENTATION: Table = (
     (r"decode_head\.conv_seg", "classifier/conv_seg"),
 )
 
-# A format is known by one key only it has. Name -> (key that tells it, table, keys that may go unused).
+# A format is recognised by one key only it has. Name -> (that key, table, keys that may go unused).
 FORMATS: dict[str, tuple[str, Table, str]] = {
     "mmsegmentation": ("backbone.stem.0.weight", MMSEGMENTATION, r"auxiliary_head\..*"),
     "huggingface": ("resnet.embedder.embedder.convolution.weight", HUGGING_FACE, r"classifier\..*"),
@@ -96,7 +96,7 @@ STEMS = {"mmsegmentation": "v1c", "huggingface": "v1", "openai": "clip", "timm":
 
 
 def detect_format(state: Mapping[str, Any]) -> str:
-    """Name of the format whose telling key is in `state`; UserError with a few of its keys otherwise."""
+    """Name of the format whose key is in `state`; UserError with a few of its keys otherwise."""
     for name, (key, _, _) in FORMATS.items():
         if key in state:
             return name
@@ -190,7 +190,7 @@ def backbone_from_clip(tower: Variables, variables: Variables) -> Variables:
 
     Args:
         tower: {"params", "batch_stats"} of `encoders`' image tower, a ModifiedResNet; its attention pool is
-            left behind.
+            not used.
         variables: {"params", "batch_stats"} of the student.
 
     Raises:

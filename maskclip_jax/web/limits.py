@@ -43,8 +43,8 @@ def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
         count, remedy = plan.count, "take a smaller window, or cut the image"
         if count > MOST_WINDOWS:
             raise UserError(
-                f"the page looks at most at {MOST_WINDOWS} windows, but these would be {count}: make the stride "
-                "larger, or use `python run.py segment`, which keeps nobody waiting"
+                f"the page reads at most {MOST_WINDOWS} windows, got {count}: make the stride "
+                "larger, or use `python run.py segment`, which has no limit"
             )
         shape = (window_side(plan, config.stride),) * 2
         if max(4 * original * resized for original, resized in zip(size, valid, strict=True)) > MOST_BYTES:
@@ -65,7 +65,7 @@ def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
 
 
 class Programs:
-    """Counts what XLA compiles in this process, and forgets all compiled programs when there are too many.
+    """Counts what XLA compiles in this process, and frees all compiled programs when there are too many.
 
     Words, sizes, methods and models make ever new programs, and JAX keeps each: visitors' questions have no end.
     """

@@ -12,7 +12,7 @@ from maskclip_jax.encoders import dense
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.options import Options
 
-MOST_CLASSES = 256  # what an indexed label PNG holds; a page with more is no use to anybody
+MOST_CLASSES = 256  # what an indexed label PNG holds; more are unreadable on a page
 MOST_WORDS = 512  # synonyms and background included: the text tower reads some 85 sentences for each
 LONGEST_WORD = 200  # characters
 LONGEST_TEMPLATE = 300

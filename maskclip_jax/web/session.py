@@ -1,7 +1,7 @@
 """What `serve` computes, without HTTP: images in, masks and files out. Nothing is written to disk.
 
-An image gets a name nobody can guess, and whoever has the name has the image; the last images, the features of the last
-images and the last answers are kept in memory. For one thread at a time: `app.Turns` sees to that.
+An image gets a name that cannot be guessed and gives access to it; the last images, the features of the last
+images and the last answers are kept in memory. For one thread at a time: `server.Turns` ensures it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MEGABYTE = 2**20
 
 
 class Gone(UserError):
-    """What was asked for is not, or no longer, in memory."""
+    """The image or answer is not, or no longer, in memory."""
 
 
 class Photo(NamedTuple):
@@ -135,7 +135,7 @@ class Session:
         stem = stem_of(photo.name)
         if kind not in ("labels.png", "result.json", "overlay.png"):
             raise Gone(
-                f"an answer has labels.png, result.json, overlay.png and shown.png, but no {kind}: ask for these"
+                f"an answer has labels.png, result.json, overlay.png and shown.png, got {kind}: choose one of them"
             )
         result = read_features(self._features(answer.request, answer.settings)[0], answer.settings)
         palette = class_palette(result.classes)
@@ -191,7 +191,7 @@ class Session:
     def _answer(self, token: str) -> Answer:
         answer = self._answers.get(token)
         if answer is None:
-            raise Gone("an answer is kept for as long as there is room, but this one is gone: ask again")
+            raise Gone("an answer is kept for as long as there is room, but this one is gone: send the request again")
         return answer
 
     def _small(self, photo: Photo) -> UInt8[np.ndarray, "H W 3"]:

@@ -76,7 +76,7 @@ def test_some_of_its_classes_compete_alone(trained, pictures):
     for all_, two in zip(everything, iter_student_segmentations(pictures, trained, classes=names), strict=True):
         assert two.classes == tuple(names)
         np.testing.assert_array_equal(two.labels, all_.probabilities[..., [3, 1]].argmax(-1))
-    with pytest.raises(UserError, match=r"knows the 5 classes it was trained on.*zebra"):
+    with pytest.raises(UserError, match=r"has the 5 classes it was trained on.*zebra"):
         chosen_labels(trained.config, ["zebra"])
     with pytest.raises(UserError, match="needs a student with a background"):
         next(iter_student_segmentations(pictures, trained, background_threshold=0.5))

@@ -93,7 +93,7 @@ def test_the_trained_student_comes_back(whole, caplog):
     assert 100 * scores.mean_iou == pytest.approx(records[-1]["eval/mIoU"], rel=1e-6)
     best = max(records, key=lambda r: r["eval/mIoU"])
     assert load_student(workdir, "best").step == best["step"]
-    with pytest.raises(UserError, match="step 3 was asked for"):
+    with pytest.raises(UserError, match="got 3: choose one of them"):
         load_student(workdir, 3)
 
 

@@ -104,7 +104,7 @@ def test_files_that_are_no_images(server):
         ("/api/images/unknown", 404, "load it again"),
         ("/api/scenes/9999.jpg", 404, "a scene is one of"),
         ("/api/scenes/..%2Fclasses.json", 404, "there is no GET"),
-        ("/api/answers/unknown/labels.png", 404, "ask again"),
+        ("/api/answers/unknown/labels.png", 404, "send the request again"),
         ("/../pyproject.toml", 404, "there is no GET"),
         (f"/api/answers/unknown/heat/{'9' * 5000}.png", 404, "a class is a number, got 99999999999999999999"),
         ("/api/answers/unknown/heat/-1.png", 404, "a class is a number"),

@@ -123,7 +123,7 @@ def test_what_is_forgotten_says_so(models):
     session.receive(png(np.ones((8, 8, 3), np.uint8)), "new.png")
     with pytest.raises(Gone, match="this one is gone: load it again"):
         session.segment(asking(old))
-    with pytest.raises(Gone, match="this one is gone: ask again"):
+    with pytest.raises(Gone, match="this one is gone: send the request again"):
         session.file("nothing", "labels.png")
 
 
