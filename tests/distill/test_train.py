@@ -359,7 +359,7 @@ def test_a_run_that_cannot_begin_leaves_nothing(whole, tmp_path, there):
     [
         ({"MASKCLIP_HOSTS": "2"}, "MASKCLIP_COORDINATOR, MASKCLIP_HOST is missing"),
         ({"MASKCLIP_COORDINATOR": "a:1", "MASKCLIP_HOSTS": "two", "MASKCLIP_HOST": "0"}, "whole numbers"),
-        ({"MASKCLIP_COORDINATOR": "a:1", "MASKCLIP_HOSTS": "2", "MASKCLIP_HOST": "2"}, r"is 0\.\.1, but 2"),
+        ({"MASKCLIP_COORDINATOR": "a:1", "MASKCLIP_HOSTS": "2", "MASKCLIP_HOST": "2"}, r"is 0\.\.1, got 2"),
     ],
 )
 def test_hosts_that_cannot_be(variables, why):

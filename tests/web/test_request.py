@@ -83,11 +83,11 @@ def test_options():
         ({"templates": "a {}" + "b" * 240_000}, "templates has at most 300 characters here, got 240,004"),
         ({"model": "x" * 1001}, "model has at most 1000 characters"),
         ({"window": 0}, "window is 1 to 4096 pixels here, got 0"),
-        ({"window": 10**400}, "window is 1 to 4096 pixels here, but 1000"),
+        ({"window": 10**400}, "window is 1 to 4096 pixels here, got 1000"),
         ({"stride": -(10**20)}, "stride is 1 to 4096 pixels here"),
         ({"window": 1e20}, r"window is a whole number of pixels, got 1e\+20"),
-        ({"prompt_denoising": 10**400}, "prompt_denoising is a number above 0 and up to 1, but 1000"),
-        ({"key_smoothing": -(10**400)}, "key_smoothing is a number above 0 and up to 1, but -1000"),
+        ({"prompt_denoising": 10**400}, "prompt_denoising is a number above 0 and up to 1, got 1000"),
+        ({"key_smoothing": -(10**400)}, "key_smoothing is a number above 0 and up to 1, got -1000"),
     ],
 )
 def test_one_line_for_what_cannot_be_read(fields, message):

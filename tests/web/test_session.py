@@ -148,7 +148,7 @@ def test_what_the_settings_refuse(session):
     for options, message in [
         ({"prompt_denoising": 1.5}, "prompt denoising takes a probability"),
         ({"stride": 8}, "stride"),
-        ({"window": 8, "stride": 4}, "at most at 256 windows, but these would be 1225: make the stride larger"),
+        ({"window": 8, "stride": 4}, "at most 256 windows, got 1225: make the stride larger"),
         ({"window": 8, "stride": 1}, "at most 4096 windows, but windows of 8 every 1 pixels make 18769"),
         ({"model": "other"}, "a model is one of embedded, embedded-vit, got 'other'"),
         ({"background": "sun"}, "in one class only"),
