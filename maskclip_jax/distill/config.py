@@ -283,7 +283,7 @@ class DistillConfig:
         """The inverse of `to_dict`, also of an older version's. Raises UserError as `data.schema.read_config` does."""
         older = {k: v for k, v in values.items() if k in _TEACHER_KEYS and not isinstance(v, Mapping | TeacherConfig)}
         if older:
-            teacher = values.get("teacher", {})
-            teacher = (teacher if isinstance(teacher, Mapping) else {}) | {_TEACHER_KEYS[k]: older[k] for k in older}
-            values = {k: v for k, v in values.items() if k not in older} | {"teacher": teacher}
+            teacher = {_TEACHER_KEYS[key]: value for key, value in older.items()}
+            values = {key: value for key, value in values.items() if key not in older}
+            values["teacher"] = {**values.get("teacher", {}), **teacher}
         return read_config(cls, values, "config")

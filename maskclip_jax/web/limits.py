@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 
 from maskclip_jax.data.buckets import Shape
@@ -9,6 +11,7 @@ from maskclip_jax.data.preprocess import resize_shape
 from maskclip_jax.encoders.config import ViTConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
+from maskclip_jax.ops.compile_count import count_compiles
 from maskclip_jax.segment.feature_cache import window_side
 from maskclip_jax.segment.images import attention_bytes
 from maskclip_jax.segment.settings import PredictionSettings
@@ -19,8 +22,6 @@ MOST_SIDE = 8192  # pixels of the resized image's long side
 MOST_CELLS = 8192  # of an image or a window: smoothing compares each with each
 MOST_BYTES = 2**30  # of one layer's attention, or of the matrix that brings windows to pixels
 MOST_PROGRAMS = 128  # compiled and kept, each of some MB
-
-_COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
@@ -71,18 +72,21 @@ class Programs:
     """
 
     def __init__(self, most: int = MOST_PROGRAMS):
-        self.most, self.count, self.cleared = most, 0, 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        self.most, self.cleared, self._before = most, 0, 0
+        self._stack = contextlib.ExitStack()
+        self._compiled = self._stack.enter_context(count_compiles())
 
-    def _listen(self, event: str, duration: float, **_) -> None:
-        self.count += event == _COMPILED
+    @property
+    def count(self) -> int:
+        """Programs compiled since all were freed."""
+        return self._compiled.programs - self._before
 
     def make_room(self) -> None:
         """Call it between questions."""
         if self.count > self.most:
             jax.clear_caches()
-            self.count, self.cleared = 0, self.cleared + 1
+            self._before, self.cleared = self._compiled.programs, self.cleared + 1
 
     def close(self) -> None:
         """Stops counting."""
-        jax.monitoring.unregister_event_duration_listener(self._listen)
+        self._stack.close()

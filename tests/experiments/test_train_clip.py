@@ -81,7 +81,7 @@ def test_a_batch_holds_all_names_and_the_coloured_phrases_that_are_named():
     assert slots[:classes].tolist() == list(range(classes))
     assert {100, 200} <= set(slots[classes:].tolist())
     assert batch["named"][:, [3]].all()
-    assert np.asarray(batch["named"]).sum() == 3 * run.batch
+    assert np.asarray(batch["named"]).sum() == 3 * 8
     assert batch["images"].max() < 8  # no close-up at a share of zero, nothing else at a share of one
     assert draw_batch(jax.random.key(0), corpus, 8, closeups, jnp.asarray(1.0))["images"].min() >= 8
 
