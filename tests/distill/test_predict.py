@@ -115,7 +115,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert found[int(labels[0, 0])]["area"] > 0
     for options, message in (
         (["--prompt-denoising", "0.5"], "a student is read as it was trained, got --prompt-denoising"),
-        (["--classes", "zebra"], "a student knows the 5 classes"),
+        (["--classes", "zebra"], "a student has the 5 classes"),
     ):
         refused = tmp_path / "refused"
         assert status(["segment", str(photo), "--model", str(workdir), "--out", str(refused), *options]) == 2
