@@ -211,7 +211,7 @@ def test_a_torn_config_without_proof_is_refused(whole, tmp_path):
     config, workdir, _ = whole
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_bytes(b"")
-    with pytest.raises(UserError, match="nothing tells that this run's checkpoints are there: choose another"):
+    with pytest.raises(UserError, match="its checkpoints may be another run's: choose another"):
         train(with_overrides(config, ["seed=5"]), tmp_path / "run")
     assert (tmp_path / "run" / "config.json").read_bytes() == b""
 

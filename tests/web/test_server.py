@@ -188,7 +188,7 @@ def test_a_fault_of_the_server_is_a_line_too(server, monkeypatch):
     monkeypatch.setattr(session, "scene", broken)
     reply = call(f"{url}/api/scenes/0005.jpg")
     assert reply.status == 500
-    assert reply.content == {"error": "this is a fault of the server, not yours: its terminal says more"}
+    assert reply.content == {"error": "this is a fault of the server: its terminal has the details"}
 
 
 def test_the_line_has_an_end():
