@@ -35,7 +35,7 @@ from experiments.harness.records import (
 )
 from experiments.tables import ablations, annotation_free, fine_grained, robustness, successors, transforms, zero_shot
 from maskclip_jax.cli.common import output_folder, progress
-from maskclip_jax.data.images import atomic_path
+from maskclip_jax.data.whole_files import atomic_path
 
 EXPERIMENTS: tuple[ModuleType, ...] = (
     annotation_free,

@@ -46,7 +46,7 @@ def overlay(
     wrong = ~known & (labels != ignore) & (labels != IGNORE_16)
     if wrong.any():
         raise UserError(
-            f"every label needs a colour, but {labels[wrong][0]} came with {len(palette)} colours: pass a longer one"
+            f"every label needs a colour, got {labels[wrong][0]} with {len(palette)} colours: pass a longer one"
         )
     inner = outer = np.zeros_like(known)
     if border > 0 and (edge := _near_edge(labels, border)).mean() < 0.5:  # confetti would be all border
@@ -88,9 +88,7 @@ def overlay_with_legend(
     if palette is None:
         palette = vocabulary.class_palette(names)
     if len(palette) != len(names):
-        raise UserError(
-            f"each class has one colour, but {len(names)} names and {len(palette)} colours came: match them"
-        )
+        raise UserError(f"each class has one colour, got {len(names)} names and {len(palette)} colours: match them")
     rgb, labels = _enlarge(rgb, labels, smallest)
     border = max(1, round(max(labels.shape) / 700))
     picture = overlay(rgb, labels, palette, opacity=opacity, border=border)
@@ -171,9 +169,9 @@ def comparison_sheet(
       panel: side of a cell in pixels.
     """
     if any(len(row) != len(columns) for row in rows) or not columns or not rows:
-        raise UserError(f"every row needs one picture per column ({len(columns)}), but {[len(r) for r in rows]} came")
+        raise UserError(f"every row needs one picture per column ({len(columns)}), got {[len(r) for r in rows]}")
     if captions is not None and [len(c) for c in captions] != [len(row) for row in rows]:
-        raise UserError(f"captions match the pictures, but {[len(c) for c in captions]} came for {len(rows)} rows")
+        raise UserError(f"captions match the pictures, got {[len(c) for c in captions]} for {len(rows)} rows")
     size = max(11, round(panel / 14))
     line = round(size * 1.7)
     width = len(columns) * (panel + _GAP) + _GAP
@@ -226,7 +224,7 @@ def heat_map(
     """
     finite = scores[np.isfinite(scores)]
     if not len(finite):
-        raise UserError("a heat map needs at least one finite score, but none came: check the scores")
+        raise UserError("a heat map needs at least one finite score, got none: check the scores")
     low = float(finite.min()) if low is None else low
     high = float(finite.max()) if high is None else high
     position = np.nan_to_num((scores - low) / (high - low) if high > low else scores * 0, nan=0.0, posinf=1, neginf=0)

@@ -88,6 +88,25 @@ def test_a_package_imports_only_from_its_left(path):
     assert rule_breaks(module_of(path), imports_of(path)) == []
 
 
+def circles(graph: dict[str, set[str]]) -> set[str]:
+    """The modules of a graph that lie on a circle, or between two."""
+    while ends := {m for m, needed in graph.items() if not needed} | (set(graph) - set().union(*graph.values())):
+        graph = {module: needed - ends for module, needed in graph.items() if module not in ends}
+    return set(graph)
+
+
+def test_no_import_leads_back():
+    """No module imports itself by way of others, not even inside a function, but for the readers of converted files."""
+    modules = {module_of(path) for path in files()}
+
+    def home(name: str) -> str:
+        return name if name in modules or "." not in name else home(name.rpartition(".")[0])
+
+    graph = {module_of(path): {home(i.name) for i in imports_of(path)} & modules for path in files()}
+    assert circles(graph) <= {"maskclip_jax.checkpoints.load", "maskclip_jax.checkpoints.orbax_io"}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == {"b", "c"}
+
+
 def test_errors_is_free():
     """Everything may import it, so it imports nothing."""
     assert imports_of(ROOT / "maskclip_jax" / "errors.py") == []

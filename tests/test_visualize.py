@@ -45,7 +45,7 @@ def test_overlay_does_not_mutate_and_takes_255_as_a_class():
 
 @pytest.mark.parametrize("bad", [3, -1, 254])
 def test_a_label_without_a_colour_is_refused(bad):
-    with pytest.raises(UserError, match=f"{bad} came with 3 colours"):
+    with pytest.raises(UserError, match=f"got {bad} with 3 colours"):
         vi.overlay(np.zeros((2, 2, 3), np.uint8), np.array([[0, bad], [1, 255]]), PALETTE)
 
 

@@ -21,7 +21,7 @@ from experiments.benchmark.cases import SECTIONS, groups
 from experiments.benchmark.interleave import Rival, interleave
 from experiments.benchmark.table import markdown
 from maskclip_jax.cli.common import complain, positive, progress
-from maskclip_jax.data.images import write_json
+from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")

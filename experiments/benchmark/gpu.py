@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 
 from experiments.benchmark import work
-from maskclip_jax.data.images import write_json
+from maskclip_jax.data.whole_files import write_json
 
 sys.path.insert(0, str(Path(__file__).parent))  # torch_worker imports its neighbour by its bare name
 

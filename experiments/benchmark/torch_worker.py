@@ -5,8 +5,8 @@ A file that needs PyTorch and nothing of ours but `worker_pipe`, which lies besi
 
 import torch
 import torch.nn.functional as F
-from protocol import read_spec, serve
 from torch import nn
+from worker_pipe import read_spec, serve
 
 CLASSES = 59
 

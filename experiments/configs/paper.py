@@ -4,7 +4,7 @@
     python run.py distill experiments/configs/paper.py:voc20/zero_shot/r50 --set train_data=… --out runs/voc20
 
 Names are DATASET/PROTOCOL/TEACHER: voc20, context59, cocostuff171; a protocol of `PROTOCOLS`; r50, r50x16, vit_b16.
-They follow the released configs, habits included: `teacher_fidelity="released"`, the loss averaged over all pixels,
+They follow the released configs, habits included: `teacher.fidelity` "released", the loss averaged over all pixels,
 images resized as OpenCV does, self-training from iteration T/10 on; VOC20 and Context59 without annotation still see
 the annotated foreground (`foreground="annotation"`). The released ViT configs, as shipped, leave the student at
 ResNet-50, though their names and the README say R-101: …/vit_b16/resnet50 names that reading.
@@ -18,8 +18,9 @@ checkpoints and eight GPUs. What they must reach is in `TARGETS` (mIoU, %, relea
 
 import dataclasses
 
+from maskclip_jax.data.augment import AugmentConfig
 from maskclip_jax.data.vocabulary import unseen_classes
-from maskclip_jax.distill.config import AugmentConfig, DistillConfig
+from maskclip_jax.distill.config import DistillConfig, TeacherConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.students import StudentConfig
 
@@ -107,8 +108,7 @@ def config(name: str = "voc20/annotation_free/vit_b16") -> DistillConfig:
     fields = {
         "classes": classes,
         "student": StudentConfig(width=width, head="deeplabv2", backbone=backbone, dropout=0.0),
-        "teacher": checkpoint,
-        "teacher_fidelity": "released",
+        "teacher": TeacherConfig(model=checkpoint, fidelity="released"),
         "backbone_weights": "timm/resnet101c.gluon_in1k",
         "train_data": f"data/{dataset}/train",
         "eval_data": f"data/{dataset}/val",
@@ -125,7 +125,7 @@ def config(name: str = "voc20/annotation_free/vit_b16") -> DistillConfig:
         # COCO-Stuff has a class everywhere: there is no background to keep out.
         fields["foreground"] = "none" if dataset == "cocostuff171" else "annotation"
         if protocol == "annotation_free_refined":
-            fields |= {"prompt_denoising": 0.5, "key_smoothing": 1.0}
+            fields["teacher"] = dataclasses.replace(fields["teacher"], prompt_denoising=0.5, key_smoothing=1.0)
         if protocol == "feature":
             fields["mode"] = "feature"
         return DistillConfig(**fields)

@@ -44,13 +44,19 @@ from pathlib import Path
 
 from maskclip_jax.checkpoints.folders import OPENAI_MEAN, OPENAI_STD
 from maskclip_jax.checkpoints.load import EMBEDDED
-from maskclip_jax.distill.config import AugmentConfig, DistillConfig
+from maskclip_jax.data.augment import AugmentConfig
+from maskclip_jax.distill.config import DistillConfig, TeacherConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.students import StudentConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = ROOT / "experiments" / "toy_world" / "heldout.zip"
 UNSEEN = ("cow", "bus", "banana", "guitar", "castle", "snowman")
+
+RESNET = TeacherConfig(model="embedded", dense_stride=8)
+VIT = dataclasses.replace(RESNET, model="embedded-vit")
+DENOISED = dataclasses.replace(RESNET, prompt_denoising=0.3)
+DENOISED_VIT = dataclasses.replace(VIT, prompt_denoising=0.7)
 
 # Dilations for an image of 12-16 positions a side: the published ones, 6 to 24, would see padding only.
 STUDENT = StudentConfig(width=128, backbone="small", rates=(1, 2, 4, 6), dropout=0.1)
@@ -69,14 +75,14 @@ FROM_CLIP = {
 
 def config(name: str = "annotation_free") -> DistillConfig:
     """A variant by name."""
-    shipped = {"train_data": f"{ARCHIVE}!heldout[64:]", "eval_data": "scenes", "prompt_denoising": 0.3}
+    shipped = {"train_data": f"{ARCHIVE}!heldout[64:]", "eval_data": "scenes", "teacher": DENOISED}
     generated = FROM_CLIP | {
         "train_data": f"{ROOT / 'data' / 'scenes' / 'train'}[0:6000]",
         "eval_data": f"{ARCHIVE}!heldout",
         "evaluate_every": 400,
         "checkpoint_every": 200,
     }
-    splits = {"unseen": UNSEEN, "teacher": "embedded-vit"}
+    splits = {"unseen": UNSEEN, "teacher": VIT}
     long = {"steps": 2400, "backbone_rate": 0.3}
     balanced = {"train_data": f"{ROOT / 'data' / 'scenes' / 'train'}[0:20000]", "steps": 3000}
     balanced["labels_from"] = str(ROOT / "data" / "labels-balanced")
@@ -88,18 +94,18 @@ def config(name: str = "annotation_free") -> DistillConfig:
         "from_clip": shipped | FROM_CLIP | {"steps": 1000, "evaluate_every": 250, "checkpoint_every": 250},
         "demo": shipped
         | FROM_CLIP
-        | {"teacher": "embedded-vit", "prompt_denoising": 0.7}
+        | {"teacher": DENOISED_VIT}
         | {"steps": 250, "evaluate_every": 250, "checkpoint_every": 250},
         "large": generated | labelled | long,
         "balanced": generated | long | balanced,
         "second_round": generated | {"labels_from": str(ROOT / "data" / "labels-second")} | long | {"steps": 2000},
-        "large_vit": generated | {"teacher": "embedded-vit", "labels_from": str(ROOT / "data" / "labels-vit")} | long,
+        "large_vit": generated | {"teacher": VIT, "labels_from": str(ROOT / "data" / "labels-vit")} | long,
         "ablation": ablation | labelled,
-        "ablation_denoised": ablation | {"prompt_denoising": 0.3},
+        "ablation_denoised": ablation | {"teacher": DENOISED},
         "ablation_raw": ablation,
         "ablation_feature": ablation | {"mode": "feature"},
-        "ablation_vit": ablation | {"teacher": "embedded-vit", "labels_from": str(ROOT / "data" / "labels-vit")},
-        "ablation_sclip": ablation | {"teacher": "embedded-vit", "prompt_denoising": 0.7, "teacher_method": "sclip"},
+        "ablation_vit": ablation | {"teacher": VIT, "labels_from": str(ROOT / "data" / "labels-vit")},
+        "ablation_sclip": ablation | {"teacher": dataclasses.replace(DENOISED_VIT, method="sclip")},
         "ablation_psp": ablation | labelled | {"student": dataclasses.replace(CLIP_STUDENT, head="pspnet", rates=None)},
         "ablation_v3plus": ablation | labelled | {"student": dataclasses.replace(CLIP_STUDENT, head="deeplabv3plus")},
         "zero_shot": generated | splits | {"mode": "zero-shot", "self_training": True, "guided_steps": 250} | short,
@@ -109,7 +115,7 @@ def config(name: str = "annotation_free") -> DistillConfig:
     for mapper in ("identity", "linear", "mlp"):
         tower = FROM_CLIP | {"backbone_weights": None, "mode": "finetuned-clip", "mapper": mapper}
         # what is finetuned is the student's own ResNet, which only a ResNet's tower fits
-        variants[f"finetuned_{mapper}"] = generated | splits | short | tower | {"teacher": "embedded"}
+        variants[f"finetuned_{mapper}"] = generated | splits | short | tower | {"teacher": RESNET}
     if name not in variants:
         raise UserError(f"the scenes have the variants {', '.join(variants)}, but not {name!r}: choose one")
     return DistillConfig(**(COMMON | variants[name]))
@@ -118,8 +124,7 @@ def config(name: str = "annotation_free") -> DistillConfig:
 COMMON = {
     "classes": "scenes66",
     "student": STUDENT,
-    "teacher": "embedded",
-    "dense_stride": 8,
+    "teacher": RESNET,
     "batch_size": 16,
     "crop_size": 96,
     "optimizer": "adamw",

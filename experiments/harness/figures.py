@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskclip_jax.data.images import atomic_path, write_image
+from maskclip_jax.data.images import write_image
+from maskclip_jax.data.whole_files import atomic_path
 from maskclip_jax.errors import UserError
 
 INK, PAPER = "#222222", "white"

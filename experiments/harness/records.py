@@ -29,8 +29,7 @@ from typing import Any, NamedTuple
 import jax
 
 from maskclip_jax.cli.common import complain
-from maskclip_jax.data.images import write_json
-from maskclip_jax.data.whole_files import cache_folder
+from maskclip_jax.data.whole_files import cache_folder, write_json
 from maskclip_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

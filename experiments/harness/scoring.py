@@ -19,11 +19,11 @@ from maskclip_jax.cli.common import progress
 from maskclip_jax.cli.demo import SHOWN
 from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.data.vocabulary import class_palette, class_set, unseen_classes
+from maskclip_jax.distill import is_run
 from maskclip_jax.distill.checkpoint import FOLDER
 from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.experiment import load_experiment
 from maskclip_jax.distill.run_folder import load_student
-from maskclip_jax.distill.run_layout import is_run
 from maskclip_jax.distill.run_log import read_metrics
 from maskclip_jax.distill.train import train_and_evaluate
 from maskclip_jax.errors import UserError
@@ -238,7 +238,7 @@ def student_cell(
                 trained.config, trained.variables, trained.text, images, batch_size=20,
                 progress=lambda done, total: report(done),
             )  # fmt: skip
-        about = {"step": trained.step, "steps": trained.config.steps, "teacher": trained.config.teacher}
+        about = {"step": trained.step, "steps": trained.config.steps, "teacher": trained.config.teacher.model}
         curve = [[line["step"], round(line["eval/mIoU"], 2)] for line in read_metrics(folder) if "eval/mIoU" in line]
         return percent(found) | about | {"curve": curve}
 

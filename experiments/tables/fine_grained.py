@@ -27,8 +27,7 @@ from experiments.harness.records import Cell, Found, Settings, table
 from experiments.harness.scoring import ARCHIVE, inputs_of, open_data, pretrained
 from maskclip_jax.cli.common import progress
 from maskclip_jax.data.images import IGNORE
-from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_STUFF
-from maskclip_jax.data.vocabulary import class_palette, class_set
+from maskclip_jax.data.vocabulary import SCENE_CLASSES, SCENE_STUFF, class_palette, class_set
 from maskclip_jax.evaluate.metrics import confusion_matrix, mean_iou
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.predict import iter_segmentations, prediction_settings

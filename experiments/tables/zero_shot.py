@@ -18,8 +18,8 @@ from experiments.harness import records
 from experiments.harness.figures import Figure, curves
 from experiments.harness.records import Cell, Found, Settings, score, seeded, spread, table, text
 from experiments.harness.scoring import recommended_denoising, run_folder, student_cell, teacher_cell, unseen_of
+from maskclip_jax.distill import is_run
 from maskclip_jax.distill.run_folder import read_config
-from maskclip_jax.distill.run_layout import is_run
 from maskclip_jax.distill.run_log import read_metrics
 
 NAME = "zero_shot"

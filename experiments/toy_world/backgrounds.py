@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from maskclip_jax.data.scene_classes import SCENE_STUFF
+from maskclip_jax.data.vocabulary import SCENE_STUFF
 
 SIDE = 128  # px
 _BANK = 24  # noise tiles for each kind, 2·SIDE on a side; crops of them cost nothing beside fresh noise

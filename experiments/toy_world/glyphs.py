@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maskclip_jax.data.scene_classes import SCENE_OBJECTS
+from maskclip_jax.data.vocabulary import SCENE_OBJECTS
 from maskclip_jax.errors import UserError
 
 NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")

@@ -47,9 +47,9 @@ from jaxtyping import Array, Float, Int, UInt8
 from experiments.harness.records import with_errors
 from maskclip_jax import load_clip
 from maskclip_jax.cli.common import progress
-from maskclip_jax.data.images import atomic_path, write_json, write_label_png
-from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_STUFF
-from maskclip_jax.data.vocabulary import class_palette
+from maskclip_jax.data.images import write_label_png
+from maskclip_jax.data.vocabulary import SCENE_CLASSES, SCENE_STUFF, class_palette
+from maskclip_jax.data.whole_files import atomic_path, write_json
 from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.distill.run_folder import load_student
 from maskclip_jax.errors import UserError
@@ -253,7 +253,7 @@ def label_scenes(args: argparse.Namespace) -> None:
         raise UserError(f"--scenes is a folder that make_scenes wrote, but {args.scenes} has no images.npy: make it")
     images = np.load(args.scenes / "images.npy", mmap_mode="r")[: args.count]
     if args.balance and len(images) < BALANCED_ON:
-        raise UserError(f"--balance counts on {BALANCED_ON} scenes, but {len(images)} came: take more, or leave it out")
+        raise UserError(f"--balance counts on {BALANCED_ON} scenes, got {len(images)}: take more, or leave it out")
     keep = [args.keep_stuff if name in SCENE_STUFF else args.keep for name in SCENE_CLASSES]
     labeller = labeller_of(args.model)
     reading = f"{args.model}-{args.prompt_denoising:g}-{args.pamr}-{labeller.views}"

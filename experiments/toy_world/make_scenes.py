@@ -24,7 +24,7 @@ from PIL import Image
 from experiments.toy_world.backgrounds import SIDE
 from experiments.toy_world.glyphs import load_glyphs
 from experiments.toy_world.scenes import Painter, Scene, restyled, sample_layout
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
+from maskclip_jax.data.vocabulary import SCENE_CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
 ZIP = ROOT / "experiments" / "toy_world" / "heldout.zip"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.toy_world.scenes import TINTABLE, TINTS, caption
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
+from maskclip_jax.data.vocabulary import SCENE_CLASSES
 
 CONTEXT_LENGTH = 64
 PHRASE_TOKENS, CAPTION_TOKENS = 24, 40  # longest prompts seen in training

@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from maskclip_jax.data.images import atomic_path
+from maskclip_jax.data.whole_files import atomic_path
 
 RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parents[2] / "README.md"

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from experiments.toy_world.backgrounds import SIDE, Ground, draw_ground, noise, sample_ground
 from experiments.toy_world.glyphs import IN_STYLE, TRAIN_STYLES
-from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_OBJECTS, SCENE_STUFF
+from maskclip_jax.data.vocabulary import SCENE_CLASSES, SCENE_OBJECTS, SCENE_STUFF
 
 # Close-ups: one large object, the first lessons of training. Validation: as held out, to choose settings on.
 SPLIT_SEEDS = {"train": 0, "heldout": 1, "closeup": 2, "wide": 3, "wide_closeup": 4, "validation": 5}

@@ -21,7 +21,7 @@ from PIL import Image
 from maskclip_jax import load_clip
 from maskclip_jax.cli.common import progress
 from maskclip_jax.cli.demo import score as percentages
-from maskclip_jax.data.images import write_json
+from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.predict import segment_images
 

@@ -40,26 +40,14 @@ import numpy as np
 import optax
 from flax import serialization
 
-from experiments.toy_world.prompts import (
-    CAPTION_TOKENS,
-    CLASSES,
-    CONTEXT_LENGTH,
-    PHRASE_TOKENS,
-    PHRASES,
-    Mentions,
-    corpus,
-    load_tokenizer,
-    make_tokenizer,
-)
-from experiments.toy_world.scenes import caption
+from experiments.toy_world.batches import draw_batch, load_corpus, multi_positive, uniformity, unnamed
+from experiments.toy_world.prompts import CONTEXT_LENGTH, corpus, load_tokenizer, make_tokenizer
 from maskclip_jax.checkpoints.folders import OPENAI_MEAN, OPENAI_STD
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.layers import attend
 from maskclip_jax.encoders.model import CLIP
 
 MEAN, STD = np.array(OPENAI_MEAN, np.float32), np.array(OPENAI_STD, np.float32)
-NOUNS = np.array([CLASSES.index(phrase.split()[-1]) for phrase in PHRASES], np.int32)
-COLOURED_SLOTS = 46  # coloured phrases contrasted at each step, beside all class names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +83,6 @@ def clip_config(tower: str, vocab_size: int) -> CLIPConfig:
         vision = ViTConfig(image_size=128, patch_size=8, width=128, layers=6, heads=4, mlp_width=512)
     text = TextConfig(vocab_size, CONTEXT_LENGTH, width=96, layers=2, heads=2, mlp_width=384)
     return CLIPConfig(vision, text, embed_dim=128)
-
-
-def multi_positive(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-    """Mean over the positives of -log(e^s / (e^s + Σ over negatives e^s')), row by row."""
-    others = jax.nn.logsumexp(jnp.where(negative, scores, -1e9), axis=1, keepdims=True)
-    loss = jax.nn.softplus(others - scores)
-    return (loss * positive).sum() / jnp.maximum(positive.sum(), 1)
 
 
 def augment(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
@@ -156,12 +137,6 @@ def losses(model: CLIP, run: Training, params, batch_stats, key, batch, size: in
     return total, (batch_stats, by_phrase, by_caption, by_object, by_position)
 
 
-def unnamed(scores: jax.Array, named: jax.Array, wrong: jax.Array) -> jax.Array:
-    """Mean over the positions of -log(Σ over named e^s / Σ over named and wrong e^s), phrases on the last axis."""
-    among = lambda chosen: jax.nn.logsumexp(jnp.where(chosen, scores, -1e9), axis=-1)  # noqa: E731
-    return (among(named | wrong) - among(named)).mean()
-
-
 def both_readings(model: CLIP, images: jax.Array, keep: jax.Array | None):
     """The ViT's embedding [B, E] and its dense reading [B, n, E], which share all but the last attention.
 
@@ -179,12 +154,6 @@ def both_readings(model: CLIP, images: jax.Array, keep: jax.Array | None):
     both = x + attention.out_proj(jnp.concatenate([seen, v[:, 1:]], axis=1))
     both = tower._project(both + block.mlp(block.ln_2(both)))
     return both[:, 0], both[:, 1:]
-
-
-def uniformity(embeddings: jax.Array, noun: jax.Array) -> jax.Array:
-    """log mean e^(3 cos) over pairs of phrases with different nouns."""
-    different = noun[:, None] != noun[None]
-    return jnp.log((jnp.exp(3 * embeddings @ embeddings.T) * different).sum() / different.sum())
 
 
 def optimizer(run: Training, steps: jax.Array | int) -> optax.GradientTransformation:
@@ -205,56 +174,13 @@ def optimizer(run: Training, steps: jax.Array | int) -> optax.GradientTransforma
 def train_step(state, corpus, steps, *, model: CLIP, run: Training, size: int, dense: bool):
     """One of `steps` steps of AdamW; the key follows from the seed and the step: a resumed run repeats itself."""
     key, batch_key = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), state["step"]))
-    batch = draw_batch(batch_key, corpus, run, state["step"] / steps)
+    batch = draw_batch(batch_key, corpus, run.batch, run.closeups, state["step"] / steps)
     objective = lambda p: losses(model, run, p, state["batch_stats"], key, batch, size, dense)  # noqa: E731
     (_, (batch_stats, *terms)), gradient = jax.value_and_grad(objective, has_aux=True)(state["params"])
     updates, opt_state = optimizer(run, steps).update(gradient, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "step": state["step"] + 1}
     return new, jnp.stack(terms)
-
-
-def load_corpus(scenes: Path, tokenize, templates: list[str], seed: int) -> dict[str, jax.Array]:
-    """Scenes, what their captions mention, tokenised captions and phrases: all on the device."""
-    folders = [scenes / "wide", scenes / "wide_closeup"]
-    records = [json.loads((f / "scenes.json").read_text())["scenes"] for f in folders]
-    mentions, rng = Mentions([r for part in records for r in part]), np.random.default_rng(seed)
-    captions = [caption(tuple(r["phrases"]), rng, subset=True) for part in records for r in part for _ in range(2)]
-    templates = [*templates, "{}", "a {}", "a photo of a {}.", "a photo of {}."]
-    filled = [t.format(p) for p in PHRASES for t in templates]
-    return {
-        "images": jnp.concatenate([jnp.asarray(np.load(f / "images.npy")) for f in folders]),
-        "named": jnp.asarray(mentions.named),
-        "unknown": jnp.asarray(mentions.unknown),
-        "captions": jnp.asarray(tokenize(captions, CAPTION_TOKENS)).reshape(-1, 2, CAPTION_TOKENS),
-        "phrases": jnp.asarray(tokenize(filled, PHRASE_TOKENS)).reshape(len(PHRASES), len(templates), PHRASE_TOKENS),
-        "wide": jnp.asarray(len(records[0])),
-    }
-
-
-def draw_batch(key: jax.Array, corpus: dict[str, jax.Array], run: Training, progress: jax.Array) -> dict:
-    """Scenes and close-ups, all class names and some coloured phrases, those that are named first."""
-    keys = jax.random.split(key, 6)
-    share = jnp.interp(progress, jnp.asarray((0.15, 0.5)), jnp.asarray(run.closeups))
-    near = jax.random.bernoulli(keys[0], share, (run.batch,))
-    total, wide = len(corpus["images"]), corpus["wide"]
-    row = jnp.where(
-        near,
-        jax.random.randint(keys[1], (run.batch,), wide, total),
-        jax.random.randint(keys[2], (run.batch,), 0, wide),
-    )
-    named, unknown, coloured = corpus["named"][row], corpus["unknown"][row], len(CLASSES)
-    rank = named[:, coloured:].any(0) + jax.random.uniform(keys[3], (len(PHRASES) - coloured,))
-    slots = jnp.concatenate([jnp.arange(coloured), coloured + jax.lax.top_k(rank, COLOURED_SLOTS)[1]])
-    some = row[: run.batch // 4]  # rows are drawn at random already
-    return {
-        "images": corpus["images"][row],
-        "phrases": corpus["phrases"][slots, jax.random.randint(keys[4], slots.shape, 0, corpus["phrases"].shape[1])],
-        "captions": corpus["captions"][some, jax.random.randint(keys[5], some.shape, 0, 2)],
-        "named": named[:, slots],
-        "unknown": unknown[:, slots],
-        "noun": jnp.asarray(NOUNS)[slots],
-    }
 
 
 def save(path: Path, data: bytes) -> None:

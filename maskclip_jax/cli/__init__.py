@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         try:
             status = run_command(argv)
         finally:
-            sys.stdout.flush()  # here, so that a reader who has gone away is noticed here
-    except BrokenPipeError:  # `| head` has what it wanted: nothing is wrong
+            sys.stdout.flush()  # here, where a closed pipe is caught
+    except BrokenPipeError:  # `| head` has read enough: no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     sys.exit(status)
@@ -99,6 +99,6 @@ def run_command(argv: list[str]) -> int:
         complain(
             f"the work must fit into memory, but it does not ({error or 'no more'}): smaller images, or less at once"
         )
-    except OSError as error:  # a full disk, a folder nobody may write to: the system's own words say which
+    except OSError as error:  # a full disk, a folder without permission: the message is the system's
         complain(error)
     return 2

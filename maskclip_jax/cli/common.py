@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskclip_jax.data.whole_files import as_text as as_text
-from maskclip_jax.data.whole_files import cut
+from maskclip_jax.data.whole_files import as_text, cut
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.options import FIELDS, Options
 
-MOST_MESSAGE = 2000  # characters: what somebody sent in may be a megabyte
+MOST_MESSAGE = 2000  # characters: an input that is quoted may have a megabyte
 READING = {option.name: option for option in FIELDS if option.metadata["flag"]}  # the fields that have a flag
 
 
@@ -71,7 +70,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def checkpoint(text: str) -> str | int:
-    """An argument that says which checkpoint of a run: latest, best or a step."""
+    """An argument that names a checkpoint of a run: latest, best or a step."""
     if text in ("latest", "best"):
         return text
     if text.isdecimal():
@@ -80,7 +79,7 @@ def checkpoint(text: str) -> str | int:
 
 
 def load_run(args: argparse.Namespace):
-    """The `TrainedStudent` of a run's folder, `--model`; says which checkpoint it is and how it was chosen."""
+    """The `TrainedStudent` of a run's folder, `--model`; prints which checkpoint it is and how it was chosen."""
     from maskclip_jax.distill.run_folder import load_student
 
     trained = load_student(args.model, args.checkpoint or "latest")
@@ -102,7 +101,7 @@ def load_model(args: argparse.Namespace):
 
     if getattr(args, "checkpoint", None) is not None:
         raise UserError(f"--checkpoint chooses among a run's, but {args.model} is no folder of a run: leave it out")
-    say_notes()
+    print_notes()
     return load_clip(
         args.model,
         fidelity=args.fidelity,
@@ -113,7 +112,7 @@ def load_model(args: argparse.Namespace):
     )
 
 
-def say_notes() -> None:
+def print_notes() -> None:
     """From now on the library's log, what it assumes of a checkpoint, is lines on stderr: "note: …"."""
     log = logging.getLogger("maskclip_jax")
     if not any(isinstance(handler, _Notes) for handler in log.handlers):
@@ -140,7 +139,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser, without: Sequence[str
 
 
 def reading_options(args: argparse.Namespace, *, background: bool):
-    """The `Options` that the flags describe: what is given, else what `--protocol` says, else the defaults.
+    """The `Options` that the flags describe: what is given, else `--protocol`'s, else the defaults.
 
     `background`: whether the classes include one, to which a protocol's threshold applies.
     """
@@ -162,7 +161,7 @@ def refuse_for_students(args: argparse.Namespace, takes: Sequence[str], also: Se
     names += ["naive", "protocol", "tokenizer", "activation", "dense_stride", *also]
     if refused := [name for name in names if getattr(args, name, None)]:
         option = f"--{refused[0].replace('_', '-')}"
-        raise UserError(f"a student is read as it was trained, but {option} came: leave it out")
+        raise UserError(f"a student is read as it was trained, got {option}: leave it out")
 
 
 def record(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python run.py demo
 
 Writes sheet.png (image, naive, MaskCLIP, + prompt denoising, + key smoothing, student, truth), scores.json and
-demo.json, and prints mIoU on the held-out scenes. Neither masks nor these scenes were seen in training.
+demo.json, and prints mIoU on the held-out scenes. Training used neither masks nor these scenes.
 
 The student (MaskCLIP+) is trained here, in under three minutes, by `experiments/configs/scenes.py:demo` on 436 other
 scenes that the embedded ViT labels: too short to pass its teacher (longer runs: experiments/README.md).
@@ -43,7 +43,7 @@ def load_scenes():
 
 
 def run(args: argparse.Namespace) -> None:
-    from maskclip_jax.data.images import write_json
+    from maskclip_jax.data.whole_files import write_json
     from maskclip_jax.segment.classifier import text_classifier
     from maskclip_jax.segment.predict import segment_images
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def train_student(args: argparse.Namespace, folder: Path):
-    """The student of the embedded model; None, with a word why, where its scenes are not at hand."""
+    """The student of the embedded model; None, with a line why, where its scenes are not at hand."""
     if args.model != "embedded":
         print("no student: the demo's starts from the embedded ResNet; `run.py distill` trains any other")
         return None
@@ -120,7 +120,8 @@ def score(labels, predicted, names) -> dict[str, float]:
 
 def write_results(out: Path, images, labels, names, masks, scores) -> None:
     """The sheet and the scores of what there is so far."""
-    from maskclip_jax.data.images import write_image, write_json
+    from maskclip_jax.data.images import write_image
+    from maskclip_jax.data.whole_files import write_json
 
     write_image(out / "sheet.png", sheet(images, labels, masks, names, scores))
     write_json(out / "scores.json", scores)

@@ -2,6 +2,10 @@
 
     python run.py distill experiments/configs/scenes.py --out runs/scenes
     python run.py distill experiments/configs/scenes.py:zero_shot --set steps=2000 seed=1 --out runs/zero-shot
+    python run.py distill experiments/configs/scenes.py --set teacher.method=naclip teacher.key_smoothing=1 --out runs/2
+
+--set takes the keys of `DistillConfig`; those of a part have its name and a dot: student.backbone, augmentation.scale,
+teacher.model, teacher.prompt_denoising (a teacher's options have the names that flags have elsewhere).
 
 The experiment file is executed as Python, with all your rights: run only files that you trust, as with any program.
 The same command goes on where it stopped; a folder of another config is refused. On several hosts, run it on every one,
@@ -21,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend", help="changes to its config"
     )
     parser.add_argument("--out", type=common.place, required=True, help="the run's folder")
-    parser.add_argument("--method", help="how the teacher's last blocks are read (teacher_method of the config)")
-    parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster that JAX knows")
+    parser.add_argument("--method", help="how the teacher's last blocks are read (teacher.method of the config)")
+    parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster (TPU pod, Slurm)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -33,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from maskclip_jax.distill.experiment import load_experiment
     from maskclip_jax.distill.train import train_and_evaluate
 
-    changes = args.set if args.method is None else [*args.set, f"teacher_method={args.method}"]
+    changes = args.set if args.method is None else [*args.set, f"teacher.method={args.method}"]
     config = load_experiment(args.experiment, changes)
     state = train_and_evaluate(config, args.out)
     if is_first_host():

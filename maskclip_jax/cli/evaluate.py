@@ -20,7 +20,7 @@ from maskclip_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="images with masks")
-    parser.add_argument("--classes", help="names of the masks' values, in order (a student knows its own)")
+    parser.add_argument("--classes", help="names of the masks' values, in order (a student has its own)")
     parser.add_argument("--unseen", help="a class set's name, or classes, for seen, unseen and harmonic mIoU")
     parser.add_argument("--out", type=common.place, help="JSON file to write")
     common.add_model_arguments(parser)
@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from maskclip_jax.data.images import write_json
     from maskclip_jax.data.sources import open_source
+    from maskclip_jax.data.whole_files import write_json
+    from maskclip_jax.distill import is_run
     from maskclip_jax.distill.evaluation import evaluate_student
-    from maskclip_jax.distill.run_layout import is_run
     from maskclip_jax.evaluate.encoder import evaluate_teacher
     from maskclip_jax.segment.classifier import text_classifier
     from maskclip_jax.segment.options import BACKGROUND
@@ -84,7 +84,7 @@ def _classes(args: argparse.Namespace):
     from maskclip_jax.data.vocabulary import parse_classes
 
     if args.classes is None:
-        raise UserError("a CLIP must be told what the masks' values mean, but --classes is missing: name them in order")
+        raise UserError("the masks' values need names, but --classes is missing: name them in order")
     return parse_classes(args.classes)
 
 
@@ -102,5 +102,5 @@ def _unseen(args: argparse.Namespace) -> list[int]:
     if strangers:
         raise UserError(f"unseen classes are among --classes, but {', '.join(strangers)} are not: correct the names")
     if len(unseen) == len(names):
-        raise UserError("unseen classes are some of --classes, but all of them came: leave some out")
+        raise UserError("unseen classes are some of --classes, got all of them: leave some out")
     return [names.index(c) for c in unseen]

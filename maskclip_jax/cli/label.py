@@ -46,7 +46,7 @@ def share(text: str) -> tuple[int, int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="the images")
-    parser.add_argument("--classes", help="what to look for, as in segment (a student knows its own)")
+    parser.add_argument("--classes", help="what to look for, as in segment (a student has its own)")
     parser.add_argument("--out", type=common.place, required=True, help="folder to write to, the same one on all hosts")
     parser.add_argument("--format", choices=("png", "records"), default="png", help="files, or a TFDS data set")
     parser.add_argument("--confidence", action="store_true", help="also each pixel's confidence, 0..255")
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scratch", type=common.place, help="local folder where records wait until their shard is whole (OUT)"
     )
     parser.add_argument("--on-error", choices=("skip", "stop"), default="skip", help="what to do about damaged images")
-    parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster that JAX knows")
+    parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster (TPU pod, Slurm)")
     common.add_model_arguments(parser)
     common.add_reading_arguments(parser)
     common.add_image_arguments(parser)
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
 
     from maskclip_jax.data.vocabulary import parse_classes
     from maskclip_jax.data.whole_files import locked
-    from maskclip_jax.distill.run_layout import is_run
+    from maskclip_jax.distill import is_run
     from maskclip_jax.label import folder as label_files
     from maskclip_jax.label import records as label_records
     from maskclip_jax.label import run as label
@@ -86,9 +86,7 @@ def run(args: argparse.Namespace) -> None:
 
     hosts = jax.process_count()
     if args.shard and hosts > 1:
-        raise UserError(
-            f"--shard is for hosts that do not know each other, but there are {hosts} that do: leave it out"
-        )
+        raise UserError(f"--shard is for hosts without a coordinator, but these {hosts} have one: leave it out")
     worker, workers = args.shard or (jax.process_index(), hosts)
     options = label.LabelOptions(
         args.format, args.confidence, args.top_k or 0, args.features, args.shard_size, args.on_error
@@ -98,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     if is_run(args.model):
         settings, classes = _student(args), []
     elif args.classes is None:
-        raise UserError("a CLIP must be told what to look for, but --classes is missing: name it")
+        raise UserError("a CLIP needs class names, but --classes is missing: name what to look for")
     else:
         classes = [list(entry) for entry in parse_classes(args.classes)]
         reading = common.reading_options(args, background=args.background is not None)
@@ -137,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
                 done, skipped = done + sizes[shard], skipped + len(found["skipped"])
     print(f"labelled {done - skipped} images in {len(mine)} shards, skipped {skipped}")
     while hosts > 1 and not all((out / label_files.shard_file(shard, shards)).is_file() for shard in range(shards)):
-        time.sleep(1)  # hosts that know each other end together: who leaves early takes the others along
+        time.sleep(1)  # hosts of one program end together: one that exits early ends the others
     if missing := label_files.missing_shards(out, shards):
         print(f"{len(missing)} of {shards} shards are left to other workers, or to the same command with their --shard")
         return

@@ -5,7 +5,7 @@
 
 Data sets: voc2012 (with SBD's SegmentationClassAug, also trainaug), pascal_context, coco_stuff164k, ade20k,
 cityscapes_fine; image_corpus (your own folder, with or without masks); emoji_scenes. Nothing is downloaded: a missing
-file is told with the places looked at and where to get it. Ignored pixels are 255, and 65535 where image_corpus has
+file is an error with the places searched and where to get it. Ignored pixels are 255, and 65535 where image_corpus has
 more than 255 --classes.
 """
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         options["splits"] = args.splits
     if args.classes is not None:
         if args.dataset != "image_corpus":
-            raise UserError(f"--classes names the values of image_corpus, but {args.dataset} came: leave it out")
+            raise UserError(f"--classes names the values of image_corpus, got {args.dataset}: leave it out")
         options["classes"] = [str(name) for name in parse_classes(args.classes)]
     builder = BUILDERS[args.dataset](args.source, on_error=args.on_error, data_dir=args.data_dir, **options)
     out = common.output_folder(args.data_dir, "--data-dir")  # only when there is something to prepare

@@ -12,7 +12,7 @@ pixel is the number of the class) and NAME.json (area and confidence of every cl
 scenes66, …); or a text file with a class on each line. With semicolons between classes, commas separate synonyms:
 "sofa, couch; dog". Quotes keep a comma in a name: '"dog, big", cat'. Masks of more than 255 classes are 16-bit grey.
 
---model is a CLIP, or the folder of a run of `distill`: a trained student, which knows the classes it was trained on.
+--model is a CLIP, or the folder of a run of `distill`: a trained student, which has the classes it was trained on.
 Without --classes it looks for all of them, with --classes for those.
 """
 
@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from maskclip_jax.cli import common
+from maskclip_jax.data.whole_files import as_text
 from maskclip_jax.errors import UserError
 
 STUDENTS_TAKE = ("short_side", "batch_size", "background_threshold")
@@ -33,7 +34,7 @@ STUDENTS_TAKE = ("short_side", "batch_size", "background_threshold")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=common.place, metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--classes", help="what to look for (a student knows its own)")
+    parser.add_argument("--classes", help="what to look for (a student has its own)")
     parser.add_argument("--out", type=common.place, required=True, help="folder to write to")
     common.add_model_arguments(parser)
     common.add_reading_arguments(parser)
@@ -41,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from maskclip_jax.data.images import read_image, write_json
+    from maskclip_jax.data.images import read_image
+    from maskclip_jax.data.whole_files import write_json
     from maskclip_jax.segment.files import is_own, output_names, write_result
 
     paths, skipped, written = list(dict.fromkeys(find_images(args.images, args.out))), [], 0
@@ -51,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--out has a segment.json, but {out}'s is not by `segment`: choose another folder, or move it")
     names = output_names(paths, out)
 
-    def skip(path: Path, error: Exception) -> None:  # the others go on; the exit code tells
-        skipped.append(common.as_text(path))
+    def skip(path: Path, error: Exception) -> None:  # the others go on; the exit code is 2
+        skipped.append(as_text(path))
         common.complain(error)
 
     def readable() -> Iterator[tuple[Path, object]]:
@@ -123,7 +125,7 @@ def answers(segmenter: Callable[[Iterable], Iterator], images: Iterable[tuple[Pa
                 if not _is_of_one_image(error):
                     raise
                 result = error if isinstance(error, UserError) else _too_large(path, error)
-                result = Unanswered(f"{common.as_text(path)} is left out: {result}")
+                result = Unanswered(f"{as_text(path)} is left out: {result}")
             yield path, image, result
 
 
@@ -133,13 +135,13 @@ def _is_of_one_image(error: Exception) -> bool:
 
 def _too_large(path: Path, error: BaseException) -> Unanswered:
     reason = " ".join(str(error).split())[:200] or "out of memory"
-    return Unanswered(f"an image must fit into memory, but {common.as_text(path)} does not ({reason}): scale it down")
+    return Unanswered(f"an image must fit into memory, but {as_text(path)} does not ({reason}): scale it down")
 
 
 def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
     """`images -> segmentations`, in order, of the CLIP or the student that the arguments name."""
     from maskclip_jax.data.vocabulary import parse_classes
-    from maskclip_jax.distill.run_layout import is_run
+    from maskclip_jax.distill import is_run
 
     if is_run(args.model):
         from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
@@ -148,7 +150,7 @@ def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
         trained = common.load_run(args)
         options = {name: getattr(args, name) for name in STUDENTS_TAKE}
         options["classes"] = None if args.classes is None else [str(c) for c in parse_classes(args.classes)]
-        chosen_labels(trained.config, options["classes"])  # complains before anything is written
+        chosen_labels(trained.config, options["classes"])  # an error before anything is written
         return lambda images: iter_student_segmentations(images, trained, **options)
     from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
 

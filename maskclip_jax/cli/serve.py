@@ -2,8 +2,8 @@
 
     python run.py serve
 
-Prints the address to open. Images stay in memory; nothing is written to disk, and nobody but this machine can reach the
-page unless --host says so. Needs starlette and uvicorn: pip install -r requirements-web.txt
+Prints the address to open. Images stay in memory; nothing is written to disk, and only this machine can reach the
+page without --host. Needs starlette and uvicorn: pip install -r requirements-web.txt
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 def make_models(args: argparse.Namespace):
     """The models of the page's list: `--model` first and loaded, the others when they are picked."""
     from maskclip_jax.checkpoints.load import EMBEDDED
-    from maskclip_jax.distill.run_layout import is_run
+    from maskclip_jax.distill import is_run
     from maskclip_jax.web.models import Models
 
     for name in (args.model, *(args.more_models or ())):

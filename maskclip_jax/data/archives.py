@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maskclip_jax.data.decode import line, pixels_of
+from maskclip_jax.data.decode import pixels_of
+from maskclip_jax.data.whole_files import reason
 from maskclip_jax.errors import UserError
 
 _SMALL = 2**26  # bytes of a member that are unpacked whatever they are
@@ -20,7 +21,7 @@ _PIECE = 4096  # bytes asked for at once: zipfile unpacks bzip2 and LZMA without
 
 
 class Archive:
-    """A zip file's members as a tree; nothing is unpacked before it is asked for. For any number of threads."""
+    """A zip file's members as a tree; members are unpacked when they are read. For any number of threads."""
 
     def __init__(self, path: str | os.PathLike):
         """Raises UserError where this is no zip file, or a member's name leads out of it."""
@@ -55,7 +56,7 @@ class Archive:
             raise
         except Exception as error:  # BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, lzma's and others
             raise UserError(
-                f"a zip file must be whole, but {name} is damaged ({line(error)}): download or pack it again"
+                f"a zip file must be whole, but {name} is damaged ({reason(error)}): download or pack it again"
             ) from error
 
     def _check_size(self, name: str, info: zipfile.ZipInfo) -> None:
@@ -75,7 +76,7 @@ class Archive:
                     self._opened = {os.getpid(): zipfile.ZipFile(self.path)}
                 except Exception as error:  # a damaged list of members raises anything
                     raise UserError(
-                        f"{self.path} is not a readable zip file ({line(error)}): check the path, or pack it again"
+                        f"{self.path} is not a readable zip file ({reason(error)}): check the path, or pack it again"
                     ) from error
             return self._opened[os.getpid()]
 

@@ -1,22 +1,30 @@
 """How a training image is varied: scale, crop, flip, photometric distortion, padding (mmsegmentation's pipeline).
 
 Every function is a pure NumPy function of its arguments and of a generator, which `example_rng` derives from (seed,
-epoch, example): what a training step sees depends on neither hosts, threads nor what was read before.
+epoch, example): an example depends on neither hosts, threads nor what was read before.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 from PIL import Image
 
 from maskclip_jax.data.images import IGNORE
-from maskclip_jax.data.preprocess import resize_as_opencv, resize_shape
+from maskclip_jax.data.preprocess import check_one_size, resize_as_opencv, resize_shape
+from maskclip_jax.data.schema import check_choices, check_ranges
+from maskclip_jax.errors import UserError
 
 UNLABELLED = 254  # pixels without annotation: a class of their own where crops are counted, as in the released code
+
+_RANGES = {
+    **{"short_side": (1, 2**16), "long_side": (1, 2**16), "within": (1, 2**16), "scale": (1e-3, 100), "flip": (0, 1)},
+    **{"category_max_ratio": (1e-9, 1), "least_classes": (0, 256), "crop_retries": (0, 10**4), "hue": (0, 360)},
+    **{"brightness": (0, 255), "contrast": (1e-6, 100), "saturation": (1e-6, 100)},
+}
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 Labels = Integer[np.ndarray, "H W *maps"]  # one label map, or several (annotation first) that share the geometry
@@ -24,25 +32,49 @@ NewPixels = UInt8[np.ndarray, "h w 3"]
 NewLabels = Integer[np.ndarray, "h w *maps"]
 
 
-@runtime_checkable
-class Augmentation(Protocol):
-    """The fields read here; `maskclip_jax.distill.config.AugmentConfig` explains them."""
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """How a training image is varied (mmsegmentation's pipeline for these data sets).
 
-    short_side: int | None
-    long_side: int | None
-    within: tuple[int, int] | None
-    interpolation: str
-    scale: tuple[float, float]
-    flip: float
-    category_max_ratio: float
-    least_classes: int
-    crop_retries: int
-    count_unlabelled: bool
-    photometric: bool
-    brightness: float
-    contrast: tuple[float, float]
-    saturation: tuple[float, float]
-    hue: float
+    Fields:
+      short_side, long_side: resize to this short side first (long side at most that); None keeps the size.
+      within: resize to the largest size that fits this height and width instead (Pascal Context: 520, 520).
+      interpolation: of images, "bilinear" (Pillow's, antialiased) or "opencv" (not antialiased: the released code).
+      scale: range of the random scale, uniform.
+      flip: probability of a horizontal flip.
+      category_max_ratio: a crop is drawn again while one class covers more than this of its pixels that are not 255 …
+      least_classes: … or while there are fewer classes in it …
+      crop_retries: … at most this often.
+      count_unlabelled: unlabelled pixels (254) are one more class in this, as published; False leaves them out too.
+      photometric: brightness, contrast, saturation and hue, each with probability ½.
+      brightness: largest shift, in 0..255.   contrast, saturation: ranges of the factor.
+      hue: largest turn, in degrees (mmsegmentation's 18 are half-degrees of OpenCV's).
+    """
+
+    short_side: int | None = None
+    long_side: int | None = None
+    within: tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    category_max_ratio: float = 0.75
+    least_classes: int = 2
+    crop_retries: int = 10
+    count_unlabelled: bool = True
+    photometric: bool = True
+    brightness: float = 32.0
+    contrast: tuple[float, float] = (0.5, 1.5)
+    saturation: tuple[float, float] = (0.5, 1.5)
+    hue: float = 36.0
+
+    def __post_init__(self):
+        check_ranges(self, _RANGES, "augmentation.")
+        check_choices(self, {"interpolation": ("bilinear", "opencv")}, "augmentation.")
+        check_one_size(self.short_side, self.within)
+        for name in ("scale", "contrast", "saturation"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise UserError(f"augmentation.{name} is a range (low, high), got {(low, high)}: order it")
 
 
 def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -54,7 +86,7 @@ def augment(
     image: Pixels,
     labels: Labels,
     rng: np.random.Generator,
-    config: Augmentation,
+    config: AugmentConfig,
     *,
     crop_size: int,
     fill: Sequence[int] = (0, 0, 0),
@@ -98,7 +130,7 @@ def augment(
 
 
 def random_scale(
-    image: Pixels, labels: Labels, rng: np.random.Generator, config: Augmentation
+    image: Pixels, labels: Labels, rng: np.random.Generator, config: AugmentConfig
 ) -> tuple[NewPixels, NewLabels]:
     """A uniform factor r of `config.scale`: the short side becomes r·short_side (long side at most r·long_side), or the
     image the largest that fits r·within."""

@@ -8,7 +8,7 @@ or on the command line, `python run.py prepare voc2012 ~/VOCdevkit --data-dir da
 65535 = ignore) and `name`, in the order of the split's list; `builder.info.metadata` holds class names, colours and the
 unseen classes of the zero-shot split.
 
-This module imports TFDS and nothing imports it on top: who only segments never pays for it. Records are array_record,
+This module imports TFDS, so it is imported inside functions only. Records are array_record,
 so neither writing nor reading needs TensorFlow. Which files lie where is in `layouts.py`, what pixels mean is in
 `masks.py`.
 """
@@ -29,12 +29,11 @@ from tensorflow_datasets.core.dataset_builder import ShardBasedBuilder
 from tensorflow_datasets.proto import tf_example_pb2
 
 from maskclip_jax.data.folders import find_pairs
-from maskclip_jax.data.images import IGNORE, ignored_label, read_content, stored_image, stored_label, write_json
+from maskclip_jax.data.images import IGNORE, ignored_label, read_content, stored_image, stored_label
 from maskclip_jax.data.layouts import LAYOUTS, Pair, find_examples
 from maskclip_jax.data.masks import OtherMasks, read_mask, value_table
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
-from maskclip_jax.data.vocabulary import class_palette, class_set, unseen_classes
-from maskclip_jax.data.whole_files import as_text, cut, locked, reason
+from maskclip_jax.data.vocabulary import SCENE_CLASSES, class_palette, class_set, unseen_classes
+from maskclip_jax.data.whole_files import as_text, cut, locked, reason, write_json
 from maskclip_jax.errors import UserError
 
 ON_ERROR = ("stop", "skip")
@@ -52,7 +51,7 @@ _table = functools.cache(value_table)
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
-    """Of the user's own files: Google's bucket is not asked about them, which would leave a temporary folder too."""
+    """Of files that the user has: no look-up in Google's bucket, which would leave a temporary folder too."""
 
     def initialize_from_bucket(self) -> None:
         pass
@@ -85,14 +84,14 @@ class Corpus(ShardBasedBuilder, skip_registration=True):
           UserError: files are missing, or an option is none.
         """
         if on_error not in ON_ERROR:
-            raise UserError(f"on_error is one of {', '.join(ON_ERROR)}, but {on_error!r} came: choose one")
+            raise UserError(f"on_error is one of {', '.join(ON_ERROR)}, got {on_error!r}: choose one")
         self.on_error, self.skipped = on_error, []
         self.pairs = None if source is None else self.find(Path(os.path.expanduser(source)))
         self.report: Callable[[int], object] = lambda done: None  # told how many examples were looked at
         known = [config.name for config in self.BUILDER_CONFIGS]
         if isinstance(config := kwargs.get("config"), str) and config not in known:
             remedy = f"choose among {', '.join(known)}" if known else "there are none, leave it out"
-            raise UserError(f"a config is one of the data set's, but {cut(config)!r} of {self.title} is not: {remedy}")
+            raise UserError(f"a config is one of {self.title}'s, got {cut(config)!r}: {remedy}")
         super().__init__(**({"file_format": "array_record"} | kwargs))
 
     def find(self, source: Path) -> Mapping[str, Sequence[Pair]]:
@@ -100,7 +99,7 @@ class Corpus(ShardBasedBuilder, skip_registration=True):
         raise NotImplementedError
 
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the label values; None where nobody named them."""
+        """Names of the label values; None where they have none."""
         raise NotImplementedError
 
     @property
@@ -169,7 +168,7 @@ class Corpus(ShardBasedBuilder, skip_registration=True):
         del dl_manager  # nothing to download
         if self.pairs is None:
             name = type(self).__name__
-            raise UserError(f"{self.title} is prepared from files, but no source came: {name}(FOLDER, …)")
+            raise UserError(f"{self.title} is prepared from files, got no source: {name}(FOLDER, …)")
         self.skipped, self._made = [], collections.Counter()
         return {
             split: [
@@ -290,7 +289,7 @@ class CityscapesFine(_Standard):
     layout, BUILDER_CONFIGS = "cityscapes_fine", _configs("cityscapes_fine")
 
 
-class ImageCorpus(Corpus, skip_registration=True):  # read by name, it would know neither classes nor masks
+class ImageCorpus(Corpus, skip_registration=True):  # read by name, it would have neither classes nor masks
     """Your own images, with or without masks (see `folders.py`). With `classes`, mask values must be among them."""
 
     title = "a folder of images"
@@ -299,7 +298,7 @@ class ImageCorpus(Corpus, skip_registration=True):  # read by name, it would kno
     def __init__(
         self, source: str | os.PathLike | None = None, *, classes: Sequence[str] | None = None, masks=None, **kwargs
     ):
-        """`masks`: whether there are masks, where `source` is None and so cannot tell. Otherwise as `Corpus`."""
+        """`masks`: whether there are masks, where `source` is None. Otherwise as `Corpus`."""
         self._names = None if classes is None else tuple(str(name) for name in classes)
         self._masks = bool(masks)
         super().__init__(source, **kwargs)
@@ -328,7 +327,7 @@ class EmojiScenes(Corpus):
     """
 
     title = "emoji scenes"
-    remedy = f"masks hold 0..{len(SCENE_CLASSES) - 1}, the places in scene_classes.py"
+    remedy = f"masks hold 0..{len(SCENE_CLASSES) - 1}, the indices of SCENE_CLASSES"
 
     def find(self, source: Path) -> Mapping[str, Sequence[Pair]]:
         return find_pairs(source, f"only+{len(SCENE_CLASSES)}", need_masks=True, suffixes=(".jpg", ".jpeg", ".png"))

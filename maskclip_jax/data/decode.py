@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
-from maskclip_jax.data.whole_files import cut
+from maskclip_jax.data.whole_files import reason
 from maskclip_jax.errors import UserError
 
 # Only raster formats that Pillow decodes itself: EPS and the like would start an outside program on the user's file.
@@ -72,7 +72,7 @@ def decoded(name: str, source: Path | bytes, most: int | None = None) -> Iterato
             raise
         image = _loaded(name, _without_text(source if isinstance(source, bytes) else source.read_bytes()), most)
     with image, _fits(name, image):
-        # Read now: Pillow has turned a TIFF by itself and then says so here; a PNG's may come after its pixels.
+        # Read now: Pillow has turned a TIFF by itself, which shows here; a PNG's may come after its pixels.
         try:
             with _quietly():
                 orientation = image.getexif().get(_ORIENTATION, 1)
@@ -82,7 +82,7 @@ def decoded(name: str, source: Path | bytes, most: int | None = None) -> Iterato
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture as it is meant to be seen."""
+    """The picture upright, as its orientation asks."""
     return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
 
 
@@ -114,15 +114,10 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         ) from error
 
 
-def line(error: BaseException) -> str:
-    """An error's own words on one line, and not too many: zipfile quotes what it read."""
-    return cut(str(error)) or type(error).__name__
-
-
 def _loaded(name: str, source: Path | bytes, most: int | None) -> Image.Image:
     """Opened and decoded. Every decoder's failure becomes a UserError, but `ValueError` for a PNG's long comments."""
     try:
-        with _quietly():  # damaged metadata is no reason to talk while the pixels are fine
+        with _quietly():  # no warnings of damaged metadata while the pixels are fine
             image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_formats())
     except Image.DecompressionBombError as error:
         raise _too_large(name, int(re.findall(r"\d+", str(error))[0]), most) from error
@@ -134,7 +129,7 @@ def _loaded(name: str, source: Path | bytes, most: int | None) -> Image.Image:
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error on a damaged file
         if "MAX_TEXT" in str(error):
             raise
-        raise UserError(f"an image must be readable, but {name} is not ({line(error)}): export it again") from error
+        raise UserError(f"an image must be readable, but {name} is not ({reason(error)}): export it again") from error
     pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS if most is None else most
     if pixels == 0 or (limit is not None and pixels > limit):
         image.close()
@@ -152,7 +147,7 @@ def _loaded(name: str, source: Path | bytes, most: int | None) -> Image.Image:
         if "MAX_TEXT" in str(error):
             raise
         raise UserError(
-            f"an image must be whole, but {name} is damaged or truncated ({line(error)}): download it again"
+            f"an image must be whole, but {name} is damaged or truncated ({reason(error)}): download it again"
         ) from error
     return image
 

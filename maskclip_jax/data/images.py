@@ -10,14 +10,12 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from maskclip_jax.data.archives import Member
-from maskclip_jax.data.decode import decoded, line, to_rgb, turned
-from maskclip_jax.data.whole_files import atomic_path as atomic_path
-from maskclip_jax.data.whole_files import json_text as json_text
-from maskclip_jax.data.whole_files import write_json as write_json
+from maskclip_jax.data.decode import decoded, to_rgb, turned
+from maskclip_jax.data.whole_files import atomic_path, reason
 from maskclip_jax.errors import UserError
 
-IGNORE = 255  # the label that no class owns
-IGNORE_16 = 65535  # the same where there are so many classes that one owns 255
+IGNORE = 255  # the label of pixels without a class
+IGNORE_16 = 65535  # the same where there are so many classes that 255 is one
 
 
 def read_image(
@@ -26,7 +24,7 @@ def read_image(
     """Reads one picture as upright 8-bit RGB; files, members of zip files and uploads all come through here.
 
     Grey, palette and CMYK are converted, transparency is laid on white, 16-bit grey is scaled (65535 becomes 255), the
-    orientation that EXIF or TIFF says is applied, and of an animation the first frame is taken.
+    orientation of EXIF or TIFF is applied, and of an animation the first frame is taken.
 
     Args:
       file: a PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, TGA, JPEG 2000, AVIF or ICO file.
@@ -47,13 +45,13 @@ def read_content(file: str | os.PathLike | Member) -> bytes:
     try:
         return source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
-        raise UserError(f"an image must be readable, but {file} is not ({line(error)}): check the path") from error
+        raise UserError(f"an image must be readable, but {file} is not ({reason(error)}): check the path") from error
     except MemoryError as error:
         raise UserError(f"a file must fit into memory, but {file} does not: leave it out") from error
 
 
 def stored_image(file: str | os.PathLike | Member, data: bytes) -> tuple[bytes, tuple[int, int]]:
-    """What a corpus keeps of a picture, and its height and width: whoever decodes it sees what `read_image` sees.
+    """What a corpus stores of a picture, which decodes to `read_image`'s pixels, and its height and width.
 
     An upright RGB JPEG or PNG is kept as it is; anything else (grey, CMYK, turned by EXIF …) becomes an RGB PNG.
     Raises UserError as `read_image` does; every pixel was decoded once.
@@ -167,7 +165,7 @@ def _source(file: str | os.PathLike | Member, data: bytes | None) -> Path | byte
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"an image must exist, but there is no {path}: check the path") from error
     except (OSError, ValueError) as error:  # a name too long or with a NUL, a loop of links, a folder closed to us
-        raise UserError(f"an image must be reachable, but {path} is not ({line(error)}): check the path") from error
+        raise UserError(f"an image must be reachable, but {path} is not ({reason(error)}): check the path") from error
     if stat.S_ISDIR(found.st_mode):
         raise UserError(f"an image must be a file, but {path} is a folder: name the files in it")
     if not stat.S_ISREG(found.st_mode):

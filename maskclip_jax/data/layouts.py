@@ -1,7 +1,7 @@
 """The data sets people have on their disks: which files make an example, in one table.
 
 A pattern's `{}` is an example's name; it may hold folders. `find_examples` turns a layout and a folder into lists of
-files and opens none of them; what is missing is told with the places looked at and where to get it.
+files and opens none of them; an error of a missing file has the places searched and where to get it.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def find_examples(layout: Layout, source: Path, splits: tuple[str, ...] | None =
     if not source.is_dir():
         raise UserError(f"{layout.title} is a folder, but {source} is none: get it from {layout.origin}")
     if unknown := sorted(set(splits or ()) - set(layout.splits)):
-        raise UserError(f"{layout.title} has the splits {', '.join(layout.splits)}, but {unknown[0]} came: name those")
+        raise UserError(f"{layout.title} has the splits {', '.join(layout.splits)}, got {unknown[0]}: name those")
     _names.cache_clear()  # files may have come since
     found: dict[str, list[Pair]] = {}
     for split in layout.splits if splits is None else splits:

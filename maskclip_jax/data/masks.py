@@ -15,13 +15,14 @@ from jaxtyping import Int, Integer
 from maskclip_jax.data.images import IGNORE, IGNORE_16, ignored_label, read_content, read_label_png
 from maskclip_jax.data.vocabulary import coco_stuff_label_map, context_label_map
 from maskclip_jax.data.walk import File
+from maskclip_jax.data.whole_files import reason
 from maskclip_jax.errors import UserError
 
 MAT_VARIABLE = "LabelMap"  # Pascal Context's files
 # Cityscapes' labels.py: label id -> train id, in the order of the 19 classes.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _REFUSED = -1  # a value that no mask of its kind holds: the file is of another kind
-_REDUCED = -2  # a value that says that all masks here are of another kind
+_REDUCED = -2  # a value that only masks of another kind have
 
 
 class OtherMasks(UserError):
@@ -33,7 +34,7 @@ def value_table(values: str, *, background: bool = False) -> Int[np.ndarray, " 6
 
     Args:
       values: what the pixels mean: "background+N" (0 is the background, 1 … N the classes, 255 is ignored),
-        "other+N" (the same, where 0 is what is not labelled, and 255 says that the masks are reduced already: ADE20K),
+        "other+N" (the same, where 0 is what is not labelled, and 255 marks masks that are reduced already: ADE20K),
         "classes+N" (0 … N−1 the classes, 65535 is ignored and with up to 255 classes 255: "train ids"), "only+N" (the
         same, and nothing is ignored), "context459", "coco-stuff", "cityscapes".
       background: whether the background is class 0, and the first class 1; else it is ignored.
@@ -75,7 +76,7 @@ def read_mask(file: File, table: Int[np.ndarray, " 65536"], *, remedy: str) -> I
 
     Raises:
       UserError: the file cannot be read, or holds a value that `table` refuses.
-      OtherMasks: a value says that no mask here means what `table` does.
+      OtherMasks: a value that shows that the masks here are not what `table` is for.
     """
     data = read_content(file)
     raw = _read_mat(file, data) if file.name.lower().endswith(".mat") else read_label_png(file, data)
@@ -96,9 +97,8 @@ def _read_mat(file: File, data: bytes) -> Integer[np.ndarray, "H W"]:
     try:
         content = loadmat(io.BytesIO(data), variable_names=[MAT_VARIABLE])
     except Exception as error:  # a damaged file raises anything, and version 7.3 (HDF5) NotImplementedError
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"a .mat mask is a MATLAB 5 file, but {file} is not readable ({reason}): download it again"
+            f"a .mat mask is a MATLAB 5 file, but {file} is not readable ({reason(error)}): download it again"
         ) from error
     labels = content.get(MAT_VARIABLE)
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "uif":

@@ -21,7 +21,7 @@ _LINES = re.compile(r"\r\n|[\r\n\u0085\u2028\u2029]|\\r\\n|\\n")  # also as a sh
 _TABS = re.compile(r"[^\S\n]*(?:\t|\\t)[^\S\n]*")
 _COMMAS, _SEMICOLONS = ",\uff0c\u3001\u060c", ";\uff1b\u061b"  # also full-width, ideographic and Arabic
 _QUOTES = {'"': '"', "\u201c": "\u201d", "'": "'"}
-# Byte order marks, soft hyphens, zero-width spaces and marks of direction are neither seen nor meant.
+# Byte order marks, soft hyphens, zero-width spaces and marks of direction are invisible and never intended.
 _UNSEEN = re.compile("[\ufeff\u00ad\u200b\u200e\u200f\u2060\u202a-\u202e\u2066-\u2069]")
 _WIDE = re.compile("[\uff01-\uffee]+")  # full-width Latin and half-width Japanese: tokenizers narrow and widen them
 _BULLET = re.compile(r"[-*\u2022]\s+")
@@ -51,7 +51,7 @@ class ClassName(tuple[str, ...]):
             words = [entry]
         if strangers := [word for word in words if not isinstance(word, str)]:
             kind = type(strangers[0]).__name__
-            raise UserError(f"a class is a text or a list of texts, but {shown(strangers[0])} ({kind}) came: name it")
+            raise UserError(f"a class is a text or a list of texts, got {shown(strangers[0])} ({kind}): name it")
         words = [_clean(word) for word in words]
         if not words or not all(words):
             raise UserError(f"a class needs a name, but {shown(entry)} has an empty one: remove the extra comma")
@@ -85,15 +85,14 @@ def as_classes(entries: Any) -> tuple[ClassName, ...]:
     unordered = isinstance(entries, bytes | bytearray | Mapping | AbstractSet)
     if unordered or not isinstance(entries, Iterable) or (isinstance(entries, np.ndarray) and entries.ndim != 1):
         raise UserError(
-            f"classes must be a list of names, but {shown(entries)} ({type(entries).__name__}) came: "
-            "write ['dog', 'cat']"
+            f"classes must be a list of names, got {shown(entries)} ({type(entries).__name__}): write ['dog', 'cat']"
         )
     classes = tuple(ClassName.of(entry) for entry in itertools.islice(entries, MAX_CLASSES + 1))
     if not classes:
         raise UserError("at least one class is needed, but none was given: name one, for example 'dog'")
     if len(classes) > MAX_CLASSES:
         count = f"{len(entries)}" if hasattr(entries, "__len__") else "more"
-        raise UserError(f"at most {MAX_CLASSES} classes fit a label file, but {count} came: use fewer")
+        raise UserError(f"at most {MAX_CLASSES} classes fit a label file, got {count}: use fewer")
     owner: dict[str, ClassName] = {}
     for entry in classes:
         for word in entry:

@@ -22,7 +22,7 @@ _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampli
 INTERPOLATIONS = (*_PIL_FILTERS, "opencv")
 SHORT_SIDE, LONG_SIDE = 512, 2048  # VOC and COCO-Stuff, the paper's protocol
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MOST_SIDE = 2**14  # pixels that an image may be asked to be resized to: a square of them is 800 MB
+MOST_SIDE = 2**14  # pixels of a resized image's side, at most: a square of them is 800 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,29 +40,22 @@ class Preprocess:
     long_side: int | None = LONG_SIDE
     within: tuple[int, int] | None = None
     multiple: int = 1
-    image_size: int | None = None  # the side the checkpoint was trained at, as its own config says; for information
+    image_size: int | None = None  # the side the checkpoint was trained at, of its config; for information
 
     def __post_init__(self):
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise UserError(f"an image {name} has three finite numbers, but {values} came: check the checkpoint")
+                raise UserError(f"an image {name} has three finite numbers, got {values}: check the checkpoint")
         if min(self.std) <= 0 or max(self.mean) > 1.5:
             raise UserError(
-                f"image mean and std are fractions of white (0..1), but {self.mean} / {self.std} came: divide by 255"
+                f"image mean and std are fractions of white (0..1), got {self.mean} / {self.std}: divide by 255"
             )
-        if self.interpolation not in INTERPOLATIONS:
-            raise UserError(
-                f"interpolation is one of {', '.join(INTERPOLATIONS)}, but {self.interpolation!r} came: choose one"
-            )
-        if self.within is not None and self.short_side is not None:
-            raise UserError(
-                f"an image is sized by short_side or within, but both came ({self.short_side}, {self.within}): "
-                "set the other to None"
-            )
+        schema.check_choices(self, {"interpolation": INTERPOLATIONS})
+        check_one_size(self.short_side, self.within)
         sides = (self.short_side, self.long_side, self.multiple, *(self.within or ()))
         if any(side is not None and side < 1 for side in sides):
-            raise UserError(f"sides are at least one pixel, but {sides} came: use positive numbers")
+            raise UserError(f"sides are at least one pixel, got {sides}: use positive numbers")
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], **overrides: Any) -> "Preprocess":
@@ -78,7 +71,7 @@ class Preprocess:
                 raise UserError(f"preprocessor_config.json must {rule}, but {key} is false: set it to true")
         factor = given.get("rescale_factor")
         if factor is not None and abs(factor * 255 - 1) > 1e-5:
-            raise UserError(f"rescale_factor must be 1/255, but {factor} came: correct the config")
+            raise UserError(f"rescale_factor must be 1/255, got {factor}: correct the config")
         fields = {
             "mean": given["image_mean"],
             "std": given["image_std"],
@@ -170,17 +163,21 @@ def sized(preprocess: Preprocess, short_side: int | None = None, within: Sequenc
 
 def check_size(short_side: Any, within: Any) -> None:
     """Raises UserError for a size and a frame that came together, and for what is neither."""
-    if short_side is not None and within is not None:
-        raise UserError(
-            f"an image is sized by its short side or within a frame, but both came ({short_side!r}, {within!r}): "
-            "leave one out"
-        )
+    check_one_size(short_side, within)
     if short_side is not None and not _is_side(short_side):
-        raise UserError(f"the short side is at least one pixel, a whole number, but {short_side!r} came: try 512")
+        raise UserError(f"the short side is at least one pixel, a whole number, got {short_side!r}: try 512")
     if within is not None and not (
         isinstance(within, list | tuple | np.ndarray) and len(within) == 2 and all(map(_is_side, within))
     ):
-        raise UserError(f"within is a height and a width in whole pixels, but {within!r} came: try (520, 520)")
+        raise UserError(f"within is a height and a width in whole pixels, got {within!r}: try (520, 520)")
+
+
+def check_one_size(short_side: Any, within: Any) -> None:
+    """Raises UserError for a size and a frame that came together."""
+    if short_side is not None and within is not None:
+        raise UserError(
+            f"an image is sized by short_side or within a frame, got both ({short_side!r}, {within!r}): leave one out"
+        )
 
 
 def _is_side(value: Any) -> bool:
@@ -221,7 +218,7 @@ def pad_image(image: PreparedImage, shape: tuple[int, int]) -> PreparedImage:
     """Pads with zeros (the mean colour: it is after normalisation) on the right and bottom to `shape` in pixels."""
     height, width = image.pixels.shape[:2]
     if shape[0] < height or shape[1] < width:
-        raise ValueError(f"an image is padded to a shape at least its own, {height}x{width}, but {shape} came")
+        raise ValueError(f"an image is padded to a shape at least its own, {height}x{width}, got {shape}")
     return image._replace(pixels=np.pad(image.pixels, ((0, shape[0] - height), (0, shape[1] - width), (0, 0))))
 
 
@@ -320,7 +317,7 @@ def _sampling_matrix(
     elif method == "bicubic":
         offsets, weights = (-1, 0, 1, 2), (_keys(1 + t), _keys(t), _keys(1 - t), _keys(2 - t))
     else:
-        raise ValueError(f"method must be 'bilinear' or 'bicubic', but {method!r} came")
+        raise ValueError(f"method must be 'bilinear' or 'bicubic', got {method!r}")
     matrix = np.zeros((len(coordinates), n_in))
     for offset, weight in zip(offsets, weights, strict=True):
         np.add.at(matrix, (np.arange(len(coordinates)), np.clip(first + offset, 0, n_in - 1)), weight)

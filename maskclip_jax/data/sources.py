@@ -1,4 +1,4 @@
-"""Where examples come from: arrays, folders, zip files of scenes, TFDS. Random access, nothing read before it is asked.
+"""Where examples come from: arrays, folders, zip files of scenes, TFDS. Random access; examples are read when indexed.
 
 A source is named by one text (`open_source`), which a config can hold:
 
@@ -27,9 +27,10 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from maskclip_jax.data.archives import Archive, Member
-from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES, line
+from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
 from maskclip_jax.data.images import read_image, read_label_png
 from maskclip_jax.data.walk import File, files_by_name
+from maskclip_jax.data.whole_files import reason
 from maskclip_jax.errors import UserError
 
 
@@ -55,13 +56,10 @@ class ArraySource:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-            raise UserError(
-                f"images are uint8 [N, H, W, 3], but {images.dtype} {list(images.shape)} came: convert them"
-            )
+            raise UserError(f"images are uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}: convert them")
         if labels is not None and (labels.shape != images.shape[:3] or labels.dtype.kind not in "iu"):
             raise UserError(
-                f"labels are integers {list(images.shape[:3])}, but {labels.dtype} {list(labels.shape)} came: "
-                "convert them"
+                f"labels are integers {list(images.shape[:3])}, got {labels.dtype} {list(labels.shape)}: convert them"
             )
         self.images, self.labels = images, labels
 
@@ -120,9 +118,9 @@ class TFDSSource:
             builder = tfds.builder(dataset, data_dir=data_dir)
             self.source = builder.as_data_source(split=split)
         except Exception as error:  # TFDS raises its own, TensorFlow's and OSErrors for what is missing or unprepared
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"TFDS cannot open {dataset}, split {split} ({reason}): prepare it with file_format='array_record'"
+                f"TFDS cannot open {dataset}, split {split} ({reason(error)}): "
+                "prepare it with file_format='array_record'"
             ) from error
         features = list(builder.info.features)
         for wanted in (image, label, name):
@@ -140,9 +138,9 @@ class TFDSSource:
         try:
             record = self.source[index]
         except Exception as error:  # array_record and the decoders raise whatever a damaged file makes them
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"records are whole, but number {index} of {self.title} is not readable ({reason}): prepare it again"
+                f"records are whole, but number {index} of {self.title} is not readable ({reason(error)}): "
+                "prepare it again"
             ) from error
         labels = None if self.label is None else np.asarray(record[self.label])
         labels = labels[..., 0] if labels is not None and labels.ndim == 3 else labels
@@ -190,7 +188,7 @@ def _open(name: str) -> DataSource:
         path = Path(os.path.expanduser(file))
     if not name or not path.exists():
         raise UserError(
-            f"a data source is 'scenes', a folder, an .npz or .zip file, or tfds:…, but {name!r} came: check the path"
+            f"a data source is 'scenes', a folder, an .npz or .zip file, or tfds:…, got {name!r}: check the path"
         )
     if path.suffix.lower() == ".zip" and path.is_file():
         folder = Member(Archive(path), inner.strip("/") if bang else "")
@@ -221,7 +219,7 @@ def _open_tfds(name: str) -> TFDSSource:
     options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
     known = {"split", "image", "label", "name", "data_dir"}
     if unknown := sorted(set(options) - known):
-        raise UserError(f"a TFDS source takes {', '.join(sorted(known))}, but {unknown} came: remove it")
+        raise UserError(f"a TFDS source takes {', '.join(sorted(known))}, got {unknown}: remove it")
     if "split" not in options:
         raise UserError(f"a TFDS source names its split, but {name!r} has none: add ?split=train")
     return TFDSSource(dataset, **options)
@@ -236,14 +234,14 @@ def _open_npz(path: Path) -> ArraySource:
     except UserError:
         raise
     except Exception as error:  # a zip file inside: BadZipFile, zlib.error, EOFError, MemoryError and others
-        raise UserError(f"{path} is not a readable .npz file ({line(error)}): write it again") from error
+        raise UserError(f"{path} is not a readable .npz file ({reason(error)}): write it again") from error
 
 
 def _mapped(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header raises what Python's own parser does
-        raise UserError(f"{path} is not a readable .npy file ({line(error)}): write it again") from error
+        raise UserError(f"{path} is not a readable .npy file ({reason(error)}): write it again") from error
 
 
 def _checked(example: Example) -> Example:

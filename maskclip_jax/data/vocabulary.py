@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from maskclip_jax.data.names import MAX_CLASSES as MAX_CLASSES
 from maskclip_jax.data.names import ClassName as ClassName
 from maskclip_jax.data.names import as_classes as as_classes
 from maskclip_jax.data.names import read_list, shown
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
 from maskclip_jax.errors import UserError
 
 _FILE_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".yaml", ".yml", ".names", ".lst")
@@ -39,6 +38,15 @@ _ALIASES = {  # after `_key`; the right side is the name in class_sets.json
     "scenes": "scenes66",
 }
 
+# The 66 names of the emoji scenes: 60 objects, then six kinds of stuff. The index of a name is its label.
+SCENE_OBJECTS: tuple[str, ...] = tuple(
+    "dog cat horse cow sheep pig bird fish elephant giraffe lion monkey rabbit turtle snake frog "
+    "car bus truck train bicycle motorcycle airplane boat ship rocket tractor house castle tree palm flower "
+    "cactus mushroom apple banana pizza cake bottle chair sofa bed television laptop clock umbrella ball guitar book "
+    "person child robot ghost sun moon star cloud snowman key hat".split()
+)
+SCENE_STUFF: tuple[str, ...] = ("grass", "sky", "sand", "water", "snow", "road")
+SCENE_CLASSES: tuple[str, ...] = SCENE_OBJECTS + SCENE_STUFF
 
 _NATURAL = {  # a green sky would only confuse; everything else has no colour of its own
     "grass": (60, 170, 60),
@@ -60,7 +68,7 @@ def parse_classes(text: Any, *, files: bool = True) -> tuple[ClassName, ...]:
     In this order: the name of a class set (`voc20`, `coco-stuff171` …); the path of a text file; a list, as `read_list`
     takes it: "dog, cat", or with synonyms "sofa, couch; dog", or a class on each line. A file holds such a list.
 
-    `files=False` is for text that came from somebody else's machine: no file is opened and nobody warned.
+    `files=False` is for text from another machine: no file is opened, and there are no warnings.
 
     Warns where the one class that was read is much like a class set's name: every pixel would be of it.
 
@@ -68,17 +76,17 @@ def parse_classes(text: Any, *, files: bool = True) -> tuple[ClassName, ...]:
       UserError: as `read_list`; also for a file that is missing or not UTF-8 text.
     """
     if not isinstance(text, str):
-        raise UserError(f"classes are text here, but {shown(text)} ({type(text).__name__}) came: write 'dog, cat'")
+        raise UserError(f"classes are text here, got {shown(text)} ({type(text).__name__}): write 'dog, cat'")
     if is_class_set(text):
         return class_set(text)
     if not files:
         return read_list(text, quiet=True)
     file = os.path.expanduser(text.strip())
     looks_like_path = file.lower().endswith(_FILE_SUFFIXES) or os.sep in file
-    if (looks_like_path or "." in file) and _is_file(file):
+    if (looks_like_path or "." in file) and _is(os.path.isfile, file):
         return read_list(_read_text(file), file=True)
     one_word = not re.search(r"[,;\n]", file)
-    if one_word and looks_like_path and (file.lower().endswith(_FILE_SUFFIXES) or _is_folder(file)):
+    if one_word and looks_like_path and (file.lower().endswith(_FILE_SUFFIXES) or _is(os.path.isdir, file)):
         raise UserError(f"a class file must exist, but there is no {shown(file)}: check the path, or list the names")
     classes = read_list(text)
     _warn_of_likeness(classes)
@@ -86,7 +94,7 @@ def parse_classes(text: Any, *, files: bool = True) -> tuple[ClassName, ...]:
 
 
 def is_class_set(name: str) -> bool:
-    """Whether `class_set` knows the name."""
+    """Whether `class_set` takes the name."""
     return _key(name) in _names()
 
 
@@ -129,7 +137,7 @@ def prompt_templates(kind: Any = "maskclip") -> tuple[str, ...]:
         "single": ("a photo of a {}.",),
     }
     if not isinstance(kind, str) or kind not in kinds:
-        raise UserError(f"prompt templates must be one of {', '.join(kinds)}, but {shown(kind)} came: choose one")
+        raise UserError(f"prompt templates must be one of {', '.join(kinds)}, got {shown(kind)}: choose one")
     return kinds[kind]
 
 
@@ -158,11 +166,11 @@ def palette(count: int) -> UInt8[np.ndarray, "count 3"]:
     distinct. Black, white and grey are kept free: they are shadows, skies and roads. `palette(n)[:m] == palette(m)`.
     """
     if not 0 < count <= MAX_CLASSES:
-        raise UserError(f"a palette has 1 to {MAX_CLASSES} colours, but {count} were asked for: ask for fewer")
+        raise UserError(f"a palette has 1 to {MAX_CLASSES} colours, got {count}: use fewer")
     colours = _colours()
     if count <= len(colours):
         return colours[:count].copy()
-    # Nobody tells more than some hundred colours apart: beyond them it is enough that neighbours differ.
+    # More than some hundred colours are not told apart by eye: beyond them it is enough that neighbours differ.
     index = np.arange(len(colours), count)[:, None]
     more = 256 * np.modf(index * np.array([0.8191725, 0.6710436, 0.5497005]))[0]  # the R3 low-discrepancy sequence
     return np.concatenate([colours, more.astype(np.uint8)])
@@ -210,7 +218,7 @@ def _oklab(rgb: Integer[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
 
 
 def _warn_of_likeness(classes: Sequence[ClassName]) -> None:
-    """One class called "voc21", or "voc20" among others, was hardly meant as a name."""
+    """Warns of one class called "voc21", or "voc20" among others: hardly a name."""
     if len(classes) > 1:
         sets = [entry for entry in classes if is_class_set(entry.name) and re.search(r"\d", entry.name)]
         if sets:
@@ -229,17 +237,11 @@ def _warn_of_likeness(classes: Sequence[ClassName]) -> None:
         warnings.warn(f"{shown(name)} is one class: if several are meant, put commas between", stacklevel=3)
 
 
-def _is_file(path: str) -> bool:
+def _is(kind: Callable[[str], bool], path: str) -> bool:
+    """`os.path.isfile` or `isdir`, of what may be a bad name instead of a path."""
     try:
-        return os.path.isfile(path)
-    except ValueError:  # a zero byte, or a surrogate: no path, but perhaps a bad name
-        return False
-
-
-def _is_folder(path: str) -> bool:
-    try:
-        return os.path.isdir(path)
-    except ValueError:
+        return kind(path)
+    except ValueError:  # a zero byte, or a surrogate
         return False
 
 
@@ -270,5 +272,5 @@ def _names() -> dict[str, str]:
 def _canonical(name: str) -> str:
     names = _names()
     if _key(name) not in names:
-        raise UserError(f"a class set is one of {', '.join(class_set_names())}, but {shown(name)} came: choose one")
+        raise UserError(f"a class set is one of {', '.join(class_set_names())}, got {shown(name)}: choose one")
     return names[_key(name)]

@@ -17,7 +17,7 @@ from maskclip_jax.errors import UserError
 
 File = Path | Member
 
-# What people call images and nothing here reads: to be told, not to be passed over in silence.
+# Image formats that are not read here: files of them cause a warning.
 _FOREIGN = (".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf")
 
 

@@ -40,7 +40,7 @@ def as_text(value: str | os.PathLike) -> str:
 
 
 def reason(error: BaseException, most: int = 200) -> str:
-    """Why something failed, for a message; a full disk in the system's words, whoever met it."""
+    """Why something failed, for a message; a full disk always in the system's words."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror and not isinstance(error, UserError):
         return error.strerror
@@ -100,7 +100,7 @@ def parse_json(data: bytes, where: str | os.PathLike, *, kind: type | None = dic
         raise UserError(f"{where} is not valid JSON ({why}): copy it, or have it made, again") from error
     if kind is not None and not isinstance(value, kind):
         wanted = {dict: "an object", list: "a list"}.get(kind, kind.__name__)
-        raise UserError(f"{where} must hold {wanted}, but a {type(value).__name__} came: take the original file")
+        raise UserError(f"{where} must hold {wanted}, got a {type(value).__name__}: take the original file")
     return value
 
 
@@ -143,7 +143,7 @@ def json_text(obj: Any) -> str:
 def _plain(obj: Any) -> Any:
     if isinstance(obj, dict):
         return {str(key): _plain(value) for key, value in obj.items()}
-    if hasattr(obj, "tolist"):  # arrays and scalars of NumPy, which who only reads need not import
+    if hasattr(obj, "tolist"):  # arrays and scalars of NumPy, without importing NumPy
         return _plain(obj.tolist())
     if isinstance(obj, list | tuple):
         return [_plain(value) for value in obj]
@@ -186,16 +186,16 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
-    """Holds the lock file `path` and removes it; the system lets go of it when the process ends, however it ends.
+    """Holds the lock file `path` and removes it; the system frees it when the process ends, however it ends.
 
-    Where the file system (or the platform) knows no locks there is none.
+    Where the file system (or the platform) has no locks there is none.
 
     Args:
-      path: the file, made when missing; it holds who has the lock.
+      path: the file, made when missing; it names the process with the lock.
       what: the folder or part that is locked, for the message.
 
     Raises:
-      UserError: somebody else has it.
+      UserError: another process has it.
     """
     path = Path(path)
     handle = _lock(path, what)
@@ -204,7 +204,9 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
     finally:
         if handle is not None:
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)  # while it is held: who has opened it meanwhile finds out (see below)
+                path.unlink(
+                    missing_ok=True
+                )  # while it is held: a process that has opened it meanwhile notices (see below)
             os.close(handle)
 
 
@@ -213,12 +215,12 @@ def _lock(path: Path, what: str) -> int | None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # a folder that cannot be written: whoever writes to it says so
+        except OSError:  # a folder that cannot be written: the writer's error is clearer
             return None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(handle).st_ino != os.stat(path).st_ino:
-                raise FileNotFoundError  # removed and made again meanwhile: what is locked is nobody's
+                raise FileNotFoundError  # removed and made again meanwhile: the lock is of a file without a name
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             return handle

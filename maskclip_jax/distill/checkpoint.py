@@ -42,7 +42,7 @@ class DamagedCheckpoint(UserError):
 class Checkpoints:
     """The checkpoints of one run's folder. Use as a context manager: leaving it waits for what is being written.
 
-    On several hosts every method is called on all of them, and the folder is on a file system that all see.
+    On several hosts every method is called on all of them, and the folder is on a file system that all of them share.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Checkpoints:
                     self._manager.close()  # waits for what is being written
             except UserError:
                 if kind is None:
-                    raise  # else the first error is the one to tell
+                    raise  # else the first error is raised
 
     @property
     def steps(self) -> list[int]:
@@ -112,7 +112,7 @@ class Checkpoints:
         return self._scores[step]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """For orbax, which asks when it has saved: which checkpoints stay."""
+        """Called by orbax after saving: which checkpoints stay."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = {*steps[-self._keep_last :], self._best(steps)}
         return [step in kept for step in steps]
@@ -143,7 +143,9 @@ class Checkpoints:
         """
         step = self.latest if step is None else step
         if step is None or step not in self.steps:
-            raise UserError(f"a checkpoint of step {step} was asked for, but {self.folder} has {self.steps or 'none'}")
+            raise UserError(
+                f"checkpoints in {self.folder} are of steps {self.steps or 'none'}, got {step}: choose one of them"
+            )
         path = self.folder / f"{step:08d}"
         state, damage = None, damaged_files(path)
         if not damage:
@@ -206,7 +208,7 @@ class Checkpoints:
 
 
 def about_of(workdir: Path, step: int | None = None) -> dict[str, str]:
-    """What was kept `about` the checkpoint of a step (None: the newest that tells); {} where none tells."""
+    """What was kept `about` the checkpoint of a step (None: the newest that has it); {} where none has."""
     steps = [step] if step is not None else sorted(_steps_of(workdir), reverse=True)
     for number in steps:
         with contextlib.suppress(UserError):

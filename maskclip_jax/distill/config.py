@@ -1,5 +1,7 @@
 """What a MaskCLIP+ run is: one frozen config for every mode, written as JSON and read back, unknown keys refused.
 
+Its parts, `student`, `teacher` and `augmentation`, are configs too: `--set` and messages name their keys with a dot.
+
 Two numbers are no classes, wherever labels are: `IGNORE` (255) pixels have no loss, `UNLABELLED` (254) pixels are to be
 pseudo-labelled. With `background`, class 0 is the background and the named classes are 1 … C.
 """
@@ -8,27 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from maskclip_jax.data.augment import UNLABELLED as UNLABELLED
-from maskclip_jax.data.images import IGNORE as IGNORE
+from maskclip_jax.data.augment import UNLABELLED, AugmentConfig
 from maskclip_jax.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from maskclip_jax.data.schema import check_choices, check_ranges, read_config
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes
 from maskclip_jax.data.whole_files import cut
-from maskclip_jax.encoders.dense import METHODS
 from maskclip_jax.errors import UserError
+from maskclip_jax.segment.options import Options
 from maskclip_jax.students import StudentConfig
-from maskclip_jax.students.model import check_ranges
 
 MODES = ("annotation-free", "zero-shot", "supervised", "feature", "finetuned-clip")
-AUGMENT_INTERPOLATIONS = ("bilinear", "opencv")
 CHOICES = {
     "mode": MODES,
-    "teacher_fidelity": ("clip", "released"),
-    "teacher_method": tuple(METHODS),
-    "teacher_activation": (None, "quick_gelu", "gelu"),
     "foreground": ("none", "annotation"),
     "loss_mean": ("labelled", "all"),
     "mapper": (None, "identity", "linear", "mlp"),
@@ -36,85 +32,54 @@ CHOICES = {
     "optimizer": ("sgd", "adamw"),
 }
 
-# What a number may be: beyond these a run fails later, or asks for more memory than there is anywhere.
+# What a number may be: beyond these a run fails later, or needs more memory than any machine has.
 RANGES = {
     "steps": (1, 10**9), "batch_size": (1, 2**16), "accumulate": (1, 2**16), "crop_size": (8, 2**14),
     "guided_steps": (0, 10**9), "evaluate_every": (1, 10**12), "checkpoint_every": (1, 10**12),
     "log_every": (1, 10**12), "keep_last": (1, 10**6), "seed": (0, 2**32 - 1), "learning_rate": (0, 1e3),
     "min_learning_rate": (0, 1e3), "backbone_rate": (0, 1e3), "power": (0, 100), "momentum": (0, 1),
-    "weight_decay": (0, 100), "image_mean": (-1e3, 1e3), "image_std": (1e-6, 1e3), "dense_stride": (8, 32),
-}  # fmt: skip
-AUGMENT_RANGES = {
-    "short_side": (1, 2**16), "long_side": (1, 2**16), "scale": (1e-3, 100), "crop_retries": (0, 10**4),
-    "brightness": (0, 255), "contrast": (1e-6, 100), "saturation": (1e-6, 100), "hue": (0, 360),
+    "weight_decay": (0, 100), "image_mean": (-1e3, 1e3), "image_std": (1e-6, 1e3),
 }  # fmt: skip
 MOST_PIXELS = 2**34  # of a micro-batch, over all devices
 
 
-@dataclasses.dataclass(frozen=True)
-class AugmentConfig:
-    """How a training image is varied (mmsegmentation's pipeline for these data sets).
+# Keys of configs that were written before the teacher had a config of its own, and where their values are now.
+_TEACHER_KEYS = {"teacher": "model", "teacher_fidelity": "fidelity", "teacher_activation": "activation"}
+_TEACHER_KEYS |= {"teacher_method": "method", "dense_stride": "dense_stride", "templates": "templates"}
+_TEACHER_KEYS |= {"prompt_denoising": "prompt_denoising", "key_smoothing": "key_smoothing"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Options):
+    """The teacher: which CLIP, and those `Options` that apply to training crops (`OPTIONS`).
 
     Fields:
-      short_side, long_side: resize to this short side first (long side at most that); None keeps the size.
-      within: resize to the largest size that fits this height and width instead (Pascal Context: 520, 520).
-      interpolation: of images, "bilinear" (Pillow's, antialiased) or "opencv" (not antialiased: the released code).
-      scale: range of the random scale, uniform.
-      flip: probability of a horizontal flip.
-      category_max_ratio: a crop is drawn again while one class covers more than this of its pixels that are not 255 …
-      least_classes: … or while there are fewer classes in it …
-      crop_retries: … at most this often.
-      count_unlabelled: unlabelled pixels (254) are one more class in this, as published; False leaves them out too.
-      photometric: brightness, contrast, saturation and hue, each with probability ½.
-      brightness: largest shift, in 0..255.   contrast, saturation: ranges of the factor.
-      hue: largest turn, in degrees (mmsegmentation's 18 are half-degrees of OpenCV's).
+      model, fidelity, dense_stride: arguments of `load_clip`.
+      activation: of weights that come without a config (None: QuickGELU; "gelu" for open_clip's).
+
+    Raises:
+      UserError: as `Options` does, and for an option that says how an image is resized, cut or shown.
     """
 
-    short_side: int | None = None
-    long_side: int | None = None
-    within: tuple[int, int] | None = None
-    interpolation: str = "bilinear"
-    scale: tuple[float, float] = (0.5, 2.0)
-    flip: float = 0.5
-    category_max_ratio: float = 0.75
-    least_classes: int = 2
-    crop_retries: int = 10
-    count_unlabelled: bool = True
-    photometric: bool = True
-    brightness: float = 32.0
-    contrast: tuple[float, float] = (0.5, 1.5)
-    saturation: tuple[float, float] = (0.5, 1.5)
-    hue: float = 36.0
+    OPTIONS: ClassVar = ("method", "templates", "prompt_denoising", "key_smoothing")
+    JSON_FIELDS: ClassVar = ("model", "fidelity", "dense_stride", "activation", *OPTIONS)
+
+    model: str = "embedded"
+    fidelity: str = "clip"
+    dense_stride: int | None = None
+    activation: str | None = None
 
     def __post_init__(self):
-        check_ranges(self, AUGMENT_RANGES, "augmentation.")
-        for name in ("scale", "contrast", "saturation"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise UserError(f"augmentation.{name} is a range (low, high) above 0, but {(low, high)} came: order it")
-        if self.interpolation not in AUGMENT_INTERPOLATIONS:
-            raise UserError(
-                f"augmentation.interpolation is one of {', '.join(AUGMENT_INTERPOLATIONS)}, but "
-                f"{self.interpolation!r} came: choose one"
-            )
-        if self.within is not None and self.short_side is not None:
-            raise UserError(
-                f"augmentation sizes images by short_side or within, but both came ({self.short_side}, {self.within}): "
-                "set one of them to null"
-            )
-        sides = (self.short_side, self.long_side, *(self.within or ()))
-        if any(side is not None and side < 1 for side in sides):
-            raise UserError(f"augmentation's sides are at least one pixel, but {sides} came: use positive numbers")
-        if self.least_classes < 0 or self.crop_retries < 0:
-            raise UserError(
-                f"augmentation.least_classes and crop_retries are counts, but {self.least_classes} and "
-                f"{self.crop_retries} came: use 0 or more"
-            )
-        if not (0 <= self.flip <= 1 and 0 < self.category_max_ratio <= 1):
-            raise UserError(
-                f"augmentation.flip and category_max_ratio are shares of 1, but {self.flip} and "
-                f"{self.category_max_ratio} came: use numbers from 0 to 1"
-            )
+        super().__post_init__()
+        check_choices(self, {"fidelity": ("clip", "released"), "activation": (None, "quick_gelu", "gelu")}, "teacher.")
+        check_ranges(self, {"dense_stride": (8, 32)}, "teacher.")
+        if unfit := [name for name in self.changed() if name not in self.OPTIONS]:
+            raise UserError(f"a teacher takes the options {', '.join(self.OPTIONS)}, got {unfit[0]}: leave it out")
+
+
+def current_key(key: str) -> str:
+    """The key that a config has today for one of an older version's: "teacher_method" is "teacher.method"."""
+    return f"teacher.{_TEACHER_KEYS[key]}" if key in _TEACHER_KEYS else key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +95,7 @@ class DistillConfig:
       foreground: annotation-free only: "annotation" keeps annotated background out (what the published VOC20 and
         Context59 runs saw); "none" uses no annotation at all.
       background: class 0 is the background, a learnable embedding; never a pseudo label.
-      teacher, teacher_fidelity, dense_stride: arguments of `load_clip`.   templates: of `text_classifier`.
-      teacher_method: how the teacher's last blocks are read (`maskclip_jax.encoders.dense.METHODS`).
-      teacher_activation: of a teacher whose weights come without a config (None: QuickGELU; "gelu" for open_clip's).
-      prompt_denoising, key_smoothing: thresholds of the teacher's refinement; None is off.
+      teacher: the CLIP that labels, and how it is read.
       conf_thresh: pseudo labels less probable than this (softmax over the candidate classes) become 255; None is off.
       labels_from: "online" (the teacher inside the step), a folder of masks made before (`run.py label`: its labels/),
         or "data": the train data's own labels are such masks (its records).
@@ -164,14 +126,7 @@ class DistillConfig:
     unseen: tuple[str, ...] = ()
     foreground: str = "none"
     background: bool = False
-    teacher: str = "embedded"
-    teacher_fidelity: str = "clip"
-    teacher_method: str = "maskclip"
-    teacher_activation: str | None = None
-    dense_stride: int | None = None
-    templates: str | None = None
-    prompt_denoising: float | None = None
-    key_smoothing: float | None = None
+    teacher: TeacherConfig = TeacherConfig()
     conf_thresh: float | None = None
     labels_from: str = "online"
     guided_steps: int = 0
@@ -196,34 +151,31 @@ class DistillConfig:
     image_std: tuple[float, float, float] = IMAGENET_STD
     dtype: str = "float32"
     seed: int = 0
-    augmentation: AugmentConfig = AugmentConfig()
+    augmentation: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     evaluate_every: int = 1000
     checkpoint_every: int = 1000
     log_every: int = 10
     keep_last: int = 3
 
     def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                options = ", ".join(map(str, allowed))
-                raise UserError(f"{name} is one of {options}, but {cut(getattr(self, name))} came: choose one of them")
+        check_choices(self, CHOICES)
         check_ranges(self, RANGES)
         if (pixels := self.batch_size * self.crop_size**2 // self.accumulate) > MOST_PIXELS:
             raise UserError(
                 f"a micro-batch has at most {MOST_PIXELS:,} pixels, but batch_size {self.batch_size} and crop_size "
                 f"{self.crop_size} make {pixels:,}: lower one, or raise accumulate"
             )
-        for name in ("prompt_denoising", "key_smoothing", "conf_thresh"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise UserError(f"{name} is a probability above 0 and up to 1, but {value} came: null turns it off")
+        if self.conf_thresh is not None and not 0 < self.conf_thresh <= 1:
+            raise UserError(
+                f"conf_thresh is a probability above 0 and up to 1, got {self.conf_thresh}: null turns it off"
+            )
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             raise UserError(
-                f"the learning rate falls to min_learning_rate, but {self.learning_rate} -> {self.min_learning_rate} "
-                "came: make the minimum the smaller one"
+                f"the learning rate falls to min_learning_rate, got {self.learning_rate} -> {self.min_learning_rate}: "
+                "make the minimum the smaller one"
             )
         if self.self_training and not 0 <= self.guided_steps <= self.steps:
-            raise UserError(f"guided_steps is within 0..{self.steps} (steps), but {self.guided_steps} came")
+            raise UserError(f"guided_steps is within 0..{self.steps} (steps), got {self.guided_steps}")
         self._check_classes()
         self._check_student()
 
@@ -232,9 +184,7 @@ class DistillConfig:
             raise UserError(f"labels are classes below {UNLABELLED}, but there are {self.num_classes}: use fewer")
         unknown = sorted(set(self.unseen) - {str(name) for name in self.class_names})
         if unknown or len(set(self.unseen)) != len(self.unseen):
-            raise UserError(
-                f"unseen names classes, each once, but {cut(unknown or list(self.unseen))} came: correct them"
-            )
+            raise UserError(f"unseen names classes, each once, got {cut(unknown or list(self.unseen))}: correct them")
         splits = self.mode in ("zero-shot", "finetuned-clip")
         if splits and not 0 < len(self.unseen) < len(self.class_names):
             raise UserError(f"{self.mode} needs some unseen classes, not none or all: name them in unseen")
@@ -245,14 +195,14 @@ class DistillConfig:
             )
         if self.background and self.mode in ("annotation-free", "feature") and self.foreground == "none":
             raise UserError(
-                f"no teacher knows the background, so {self.mode} needs its annotation: "
+                f"a teacher has no background class, so {self.mode} needs its annotation: "
                 "set foreground='annotation', or background=False"
             )
 
     def _check_student(self):
         if (self.mapper is not None) != (self.mode == "finetuned-clip"):
             raise UserError(
-                f"mapper is for finetuned-clip, which needs one, but {self.mode} came with {self.mapper}: correct it"
+                f"mapper is for finetuned-clip, which needs one, got {self.mode} with {self.mapper}: correct it"
             )
         if self.mode == "finetuned-clip" and self.student.stem != "clip":
             raise UserError("finetuned-clip starts from CLIP's ResNet: set student.stem to 'clip'")
@@ -302,7 +252,7 @@ class DistillConfig:
 
     @property
     def student_config(self) -> StudentConfig:
-        """`student` with what this config says about it: what to give to `create_student` for training."""
+        """`student` with the fields that this config sets: the argument of `create_student` for training."""
         learned = self.student.classifier == "learned"
         return dataclasses.replace(
             self.student,
@@ -324,44 +274,16 @@ class DistillConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts: what JSON holds."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        values = dataclasses.asdict(self)
+        values["teacher"] = {name: values["teacher"][name] for name in TeacherConfig.JSON_FIELDS}
+        return json.loads(json.dumps(values))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
-        """The inverse of `to_dict`. Raises UserError for unknown keys, missing ones and values of a wrong type."""
-        return _read(cls, values, "config")
-
-
-def _read(cls: type, values: Any, where: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{where} is a set of keys, but {cut(values)} came")
-    hints = typing.get_type_hints(cls)
-    if cls is StudentConfig:
-        typed = {k: _value(hints[k], v, f"{where}.{k}") if k in hints else v for k, v in values.items()}
-        return StudentConfig.from_dict(typed)
-    if unknown := sorted(set(values) - set(hints)):
-        raise UserError(f"{where} has unknown keys {cut(unknown)}: known are {sorted(hints)}")
-    fields = dataclasses.fields(cls)
-    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING and f.name not in values]
-    if needed:
-        raise UserError(f"{where} lacks {', '.join(needed)}: add it")
-    return cls(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value`, as it comes from JSON or the command line, as the type that the field has."""
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else _read(hint, value, where)
-    arms = typing.get_args(hint) if typing.get_origin(hint) is not tuple else ()
-    for arm in arms or (hint,):
-        items = typing.get_args(arm)
-        if typing.get_origin(arm) is tuple and isinstance(value, list | tuple):
-            kinds = [items[0]] * len(value) if items[-1] is Ellipsis else items
-            if len(kinds) == len(value):
-                return tuple(_value(kind, item, where) for kind, item in zip(kinds, value, strict=True))
-        elif arm is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        elif isinstance(arm, type) and isinstance(value, arm) and (arm is bool or not isinstance(value, bool)):
-            return value
-    wanted = getattr(hint, "__name__", str(hint)) if not arms else str(hint)
-    raise UserError(f"{where} is {wanted}, but {cut(value)} came: correct it")
+        """The inverse of `to_dict`, also of an older version's. Raises UserError as `data.schema.read_config` does."""
+        older = {k: v for k, v in values.items() if k in _TEACHER_KEYS and not isinstance(v, Mapping | TeacherConfig)}
+        if older:
+            teacher = {_TEACHER_KEYS[key]: value for key, value in older.items()}
+            values = {key: value for key, value in values.items() if key not in older}
+            values["teacher"] = {**values.get("teacher", {}), **teacher}
+        return read_config(cls, values, "config")

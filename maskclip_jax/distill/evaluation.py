@@ -67,13 +67,13 @@ def _student_counter(config: DistillConfig) -> Counter:
 def student_reader(config: DistillConfig) -> Reader:
     """A student as it is used: running statistics, no dropout, images sized as in training without the random scale.
 
-    Nothing is padded, for a student would see it; so there is a program for every size that images come in. A student
-    of the released code's habits (`teacher_fidelity`) has its cells stretched over the image, and resized twice.
+    Nothing is padded, which would change a student's scores; so there is a program for every size of images. A student
+    of the released code's habits (`teacher.fidelity`) has its cells stretched over the image, and resized twice.
     """
     module = create_student(dataclasses.replace(config.student_config, bn_axis_name=None))
     size = {name: getattr(config.augmentation, name) for name in ("short_side", "long_side", "within")}
     stride, floors = config.student.grid_stride, config.student.stem == "clip"
-    habits = {"aligned": True} if config.teacher_fidelity == "clip" else {"aligned": False, "steps": 2}
+    habits = {"aligned": True} if config.teacher.fidelity == "clip" else {"aligned": False, "steps": 2}
     return Reader(
         lambda v, pixels, grid: Logits(module.apply(v["student"], pixels, v["text"])),
         lambda v, scores: to_probabilities(scores, 1.0),

@@ -1,7 +1,7 @@
 """Experiment files and `--set key=value`: Python that ends in a `DistillConfig`, and typed changes to it.
 
-An experiment file defines `config(name="…") -> DistillConfig`; `FILE.py:NAME` asks for one of its variants. The file
-is executed, with all rights of who runs it.
+An experiment file defines `config(name="…") -> DistillConfig`; `FILE.py:NAME` is one of its variants. The file is
+executed, with all the user's rights.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import ast
 import contextlib
 import dataclasses
 import importlib.util
-import inspect
 import os
 import sys
 import typing
@@ -18,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from maskclip_jax.data.schema import config_types, typed
 from maskclip_jax.data.whole_files import cut, reason
-from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.config import DistillConfig, current_key
 from maskclip_jax.errors import UserError
 
 
@@ -29,7 +29,9 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Distil
     Args:
       source: "FILE.py", or "FILE.py:NAME" for a variant. The file is run as Python: use files you trust.
       overrides: "key=value", keys as in `DistillConfig`, dotted inside ("student.backbone=resnet50",
-        "augmentation.scale=0.5,1.5"); values are parsed by the field's type, null is None, commas make tuples.
+        "teacher.method=naclip", "augmentation.scale=0.5,1.5"); values are parsed by the field's type, null is None,
+        commas make tuples. The teacher's keys of older versions ("teacher=embedded-vit", "key_smoothing=1") are
+        "teacher.model", "teacher.key_smoothing" ….
 
     Raises:
       UserError: no such file or variant, an unknown key, or a value of another type.
@@ -55,20 +57,21 @@ def with_overrides(config: DistillConfig, overrides: Sequence[str]) -> DistillCo
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"a change is key=value, but {cut(override)!r} came: for example batch_size=8")
-        _assign(DistillConfig, values, key.strip(), key.strip(), text.strip())
+            raise UserError(f"a change is key=value, got {cut(override)!r}: for example batch_size=8")
+        key = current_key(key.strip())
+        _assign(DistillConfig, values, key, key, text.strip())
     return DistillConfig.from_dict(values)
 
 
 def _assign(cls: type, values: dict[str, Any], key: str, where: str, text: str) -> None:
     name, dot, rest = key.partition(".")
-    hints = typing.get_type_hints(cls)
+    hints = config_types(cls)
     if name not in hints:
         raise UserError(f"{cut(where)} is no key of the config: known are {', '.join(hints)}")
     hint = hints[name]
     if dataclasses.is_dataclass(hint):
         if not dot:
-            inner = ", ".join(f"{name}.{field}" for field in list(typing.get_type_hints(hint))[:4])
+            inner = ", ".join(f"{name}.{field}" for field in list(config_types(hint))[:4])
             raise UserError(f"{cut(where)} has keys of its own: set one of {inner}, …")
         _assign(hint, values[name], rest, where, text)
     elif dot:
@@ -78,39 +81,24 @@ def _assign(cls: type, values: dict[str, Any], key: str, where: str, text: str) 
 
 
 def _parsed(hint: Any, text: str, where: str) -> Any:
-    """The first arm of the type that the text is a value of; str takes any text, so it is asked last."""
-    arms = typing.get_args(hint) if typing.get_origin(hint) is not tuple else (hint,)
-    arms = sorted(arms or (hint,), key=lambda arm: arm is str)
+    """`text` as a value of the type: names as they are typed, null, true, false, numbers, tuples with commas."""
+    arms = (hint,) if typing.get_origin(hint) is tuple else typing.get_args(hint) or (hint,)
     if str in arms:  # a field that takes a name takes what is typed: `classes=dog, cat` is one text
         return None if type(None) in arms and text == "null" else text
-    for arm in arms:
-        found, value = _as(arm, text)
-        if found:
-            return value
-    names = " or ".join("null" if arm is type(None) else inspect.formatannotation(arm) for arm in arms)
-    raise UserError(f"{where} takes {names}, but {cut(text)!r} came: correct it")
+    items = next((typing.get_args(arm) for arm in arms if typing.get_origin(arm) is tuple), None)
+    if items is None or text == "null":
+        return typed(hint, _literal(text), where)
+    parts = [part.strip() for part in text.strip("[]()").split(",") if part.strip()]
+    return typed(hint, parts if str in items else list(map(_literal, parts)), where)
 
 
-def _as(arm: Any, text: str) -> tuple[bool, Any]:
-    if arm is type(None):
-        return text == "null", None
-    if arm is bool:
-        return text in ("true", "false"), text == "true"
-    if arm is str:
-        return True, text
-    if typing.get_origin(arm) is tuple:
-        kind, *others = typing.get_args(arm)
-        parts = [part.strip() for part in text.strip("[]()").split(",") if part.strip()]
-        parsed = [_as(kind, part) for part in parts]
-        fits = not others or others[0] is Ellipsis or len(parts) == 1 + len(others)
-        return fits and all(found for found, _ in parsed), [value for _, value in parsed]
+def _literal(text: str) -> Any:
+    """null, true, false, a number, or else the text."""
+    words = {"null": None, "true": True, "false": False}
     try:
-        value = ast.literal_eval(text)
+        return words[text] if text in words else ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):  # "((((…"
-        return False, None
-    if arm is float and type(value) in (int, float):
-        return True, float(value)
-    return type(value) is arm, value
+        return text
 
 
 def _run_file(path: Path) -> Any:

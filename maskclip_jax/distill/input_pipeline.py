@@ -1,9 +1,9 @@
 """Training batches: the batch of step t is a pure function of (config, t), for any number of hosts, devices, threads.
 
 The examples form one endless stream, an epoch's random order after another's. Optimiser step t takes positions
-t·B … t·B + B − 1 of it; each device gets its share of every micro-batch, so that accumulation sees the same
+t·B … t·B + B − 1 of it; each device gets its share of every micro-batch, so that accumulation has the same
 micro-batches on any number of devices. Nothing but the step is needed to go on: a checkpoint holds no iterator.
-Grain does what needs threads: it runs that function ahead of the step that asks, in order.
+Grain does what needs threads: it runs that function ahead of the step, in order.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import jax
 import numpy as np
 from jaxtyping import Int, Integer
 
-from maskclip_jax.data.augment import augment, example_rng
-from maskclip_jax.data.images import read_label_png
+from maskclip_jax.data.augment import UNLABELLED, augment, example_rng
+from maskclip_jax.data.images import IGNORE, read_label_png
 from maskclip_jax.data.sources import DataSource
-from maskclip_jax.distill.config import IGNORE, UNLABELLED, DistillConfig
+from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.pseudo_labels import check_no_leak, training_annotation
 from maskclip_jax.errors import UserError
 
@@ -49,7 +49,7 @@ def stream_example(seed: int, position: int, size: int) -> tuple[int, int]:
 def device_positions(config: DistillConfig, step: int, devices: int) -> Int[np.ndarray, "devices b"]:
     """Positions in the stream that each device's batch takes at an optimiser step.
 
-    Micro-batch i is positions i·(B/A) … of the step's B on however many devices: SyncBN sees the same images together.
+    Micro-batch i is positions i·(B/A) … of the step's B on however many devices: SyncBN has the same images together.
     """
     per_device = config.per_device(devices)
     positions = step * config.batch_size + np.arange(config.batch_size)
@@ -125,7 +125,7 @@ def local_range() -> range:
 
 def _annotation(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W"]:
     needed = config.mode in ("zero-shot", "supervised", "finetuned-clip") or config.foreground == "annotation"
-    if not needed:  # not even looked at: annotation-free means free of it
+    if not needed:  # not read at all: annotation-free means free of it
         return np.full(example.image.shape[:2], UNLABELLED, np.int32)
     if example.labels is None:
         raise UserError(

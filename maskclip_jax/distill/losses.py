@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from maskclip_jax.distill.config import IGNORE, UNLABELLED
+from maskclip_jax.data.augment import UNLABELLED
+from maskclip_jax.data.images import IGNORE
 from maskclip_jax.ops.matmul import in_full_precision
 
 

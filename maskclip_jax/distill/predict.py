@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,15 +14,43 @@ from jaxtyping import Array, Float, UInt8
 from maskclip_jax.data.preprocess import PreparedImage
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.evaluation import student_reader
-from maskclip_jax.distill.run_folder import TrainedStudent
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import Reader
+from maskclip_jax.segment.classifier import named_classes
 from maskclip_jax.segment.grid import GridScores, plan_batches, run_batches
+from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels
 from maskclip_jax.segment.predict import Image, Segmentation, chunks, in_order, segmentation_of
 from maskclip_jax.segment.refine import Logits, Scores
+from maskclip_jax.students import Student
 
 LOOKAHEAD = 64  # images whose sizes are looked at together, at most
+
+
+class TrainedStudent(NamedTuple):
+    """A student out of a run's folder: `student.apply(variables, images, text)` gives logits."""
+
+    config: DistillConfig
+    student: Student
+    variables: dict[str, Any]  # "params" and "batch_stats", float32, on the host
+    text: Float[np.ndarray, "C E"]
+    step: int
+    chosen: str = ""  # how the step was chosen, in words
+
+    @property
+    def origin(self) -> str:
+        """Which checkpoint it is, and how it was chosen, for a line."""
+        return f"checkpoint: step {self.step} of {self.config.steps}" + f", {self.chosen}" * bool(self.chosen)
+
+    def iter_segmentations(self, images: Any, classes: Any, options: Options, progress: Any = None) -> Iterator:
+        """What `segment_images` calls in place of a CLIP's. Raises UserError for an option that no student reads."""
+        given = options.changed()
+        given.pop("cache", None)  # of a text classifier, which is none of a student's
+        takes = ("short_side", "batch_size", "background_threshold", "return_probabilities")
+        if refused := [name for name in given if name not in takes]:
+            raise UserError(f"a student is read as it was trained, got {refused[0]}: leave it out")
+        names = None if classes is None else [str(entry) for entry in named_classes(classes)]
+        return iter_student_segmentations(images, self, progress, classes=names, **given)
 
 
 def iter_student_segmentations(
@@ -108,15 +136,15 @@ class StudentLabeller:
 
 
 def chosen_labels(config: DistillConfig, classes: Sequence[str] | None) -> list[int]:
-    """Label values of the classes asked for, and the background's. Raises UserError for a class it does not know."""
+    """Label values of the classes asked for, and the background's. Raises UserError for a class that it has not."""
     names = config.label_names
     if classes is None:
         return list(range(len(names)))
     unknown = [name for name in classes if name not in names]
     if unknown or len(set(classes)) != len(classes):
         raise UserError(
-            f"a student knows the {len(names)} classes it was trained on, each once, but {unknown or list(classes)} "
-            f"came: choose among {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+            f"a student has the {len(names)} classes it was trained on, each once, got {unknown or list(classes)}: "
+            f"choose among {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
         )
     wanted = [names.index(name) for name in classes]
     return [0] * (config.background and 0 not in wanted) + wanted

@@ -1,6 +1,6 @@
 """Where each pixel's label comes from (paper, section 3.3): annotation, teacher or student. Pure functions.
 
-On the host, `training_annotation` takes away what training may not see and `check_no_leak` makes sure of it. On the
+On the host, `training_annotation` removes what is hidden from training and `check_no_leak` checks that. On the
 device, pixels marked `UNLABELLED` (254) get the best of the candidate classes: by the teacher's scores in phase 1
 (MaskCLIP-guided learning), by the student's own in phase 2 (self-training). `IGNORE` (255) stays what it is.
 """
@@ -14,7 +14,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Int32, Integer
 
-from maskclip_jax.distill.config import IGNORE, UNLABELLED, DistillConfig
+from maskclip_jax.data.augment import UNLABELLED
+from maskclip_jax.data.images import IGNORE
+from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.refine import Scores, to_probabilities
 
@@ -22,7 +24,7 @@ from maskclip_jax.segment.refine import Scores, to_probabilities
 def training_annotation(
     annotation: Integer[np.ndarray, "*shape"], config: DistillConfig
 ) -> Int32[np.ndarray, "*shape"]:
-    """What training may see of an annotation (labels of `config.label_names`, 255 where there is none).
+    """The part of an annotation that training uses (labels of `config.label_names`, 255 where there is none).
 
     annotation-free, feature: nothing (`foreground="none"`: all 254), or which pixels are of some class ("annotation":
     254 there, background and 255 as they are); zero-shot: unseen classes become 254; finetuned-clip: 255; supervised:
@@ -78,8 +80,8 @@ def best_candidate(
     """Scores of the candidate classes alone -> the best one's label, or 255 where it is less probable than `threshold`.
 
     Args:
-      scores: of every pixel and candidate, values [B, H, W, K]; no other class has a say, so neither background nor
-        seen classes come out.
+      scores: of every pixel and candidate, values [B, H, W, K]; other classes do not compete: neither background nor
+        seen classes result.
       candidates: label values of the K scores.
       scale: of the softmax of logits (`to_probabilities`); only `threshold` needs it.
     """

@@ -2,7 +2,7 @@
 
 config.json     what the run is (`DistillConfig`); another config is refused
 text.npy        the classifier [C, E] that teacher and student share: a student needs no teacher afterwards
-checkpoints/    `checkpoint.py`       metrics.jsonl, events/    `metrics.py`       scores.json    the last evaluation
+checkpoints/    `checkpoint.py`       metrics.jsonl, events/    `run_log.py`       scores.json    the last evaluation
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,46 +22,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maskclip_jax.data.whole_files import cut, json_bytes, locked, read_bytes, read_json, write_bytes
+from maskclip_jax.distill import CONFIG, TEXT
 from maskclip_jax.distill.checkpoint import FOLDER, Checkpoints, DamagedCheckpoint, about_of, has_checkpoints
 from maskclip_jax.distill.config import DistillConfig
-from maskclip_jax.distill.run_layout import CONFIG, TEXT
+from maskclip_jax.distill.predict import TrainedStudent
 from maskclip_jax.distill.step import TrainState, create_train_state
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import hosts
-from maskclip_jax.segment.classifier import named_classes
-from maskclip_jax.segment.options import Options
 from maskclip_jax.students import Student, create_student
 
 LOCK = ".lock"
 MOST_TEXT = 2**30  # bytes of a classifier
-
-
-class TrainedStudent(NamedTuple):
-    """A student out of a run's folder: `student.apply(variables, images, text)` gives logits."""
-
-    config: DistillConfig
-    student: Student
-    variables: dict[str, Any]  # "params" and "batch_stats", float32, on the host
-    text: Float[np.ndarray, "C E"]
-    step: int
-    chosen: str = ""  # how the step was chosen, in words
-
-    @property
-    def origin(self) -> str:
-        """Which checkpoint it is, and how it was chosen, for a line."""
-        return f"checkpoint: step {self.step} of {self.config.steps}" + f", {self.chosen}" * bool(self.chosen)
-
-    def iter_segmentations(self, images: Any, classes: Any, options: Options, progress: Any = None) -> Iterator:
-        """What `segment_images` calls in place of a CLIP's. Raises UserError for an option that no student reads."""
-        from maskclip_jax.distill.predict import iter_student_segmentations
-
-        given = options.changed()
-        given.pop("cache", None)  # of a text classifier, which is none of a student's
-        takes = ("short_side", "batch_size", "background_threshold", "return_probabilities")
-        if refused := [name for name in given if name not in takes]:
-            raise UserError(f"a student is read as it was trained, but {refused[0]} came: leave it out")
-        names = None if classes is None else [str(entry) for entry in named_classes(classes)]
-        return iter_student_segmentations(images, self, progress, classes=names, **given)
 
 
 @contextlib.contextmanager
@@ -105,7 +76,7 @@ def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
         raise UserError(
             f"a run starts in an empty folder, but {workdir} holds {', '.join(content[:4])}: choose another"
         )
-    hosts.wait_for_all("folder checked")  # nobody writes before everybody has looked
+    hosts.wait_for_all("folder checked")  # no host writes before all have checked
     if hosts.is_first_host() and (torn or CONFIG not in content):
         write_bytes(workdir / CONFIG, written)
     hosts.wait_for_all("folder claimed")
@@ -115,21 +86,19 @@ def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
 def _torn_config(workdir: Path, written: bytes) -> bool:
     """Whether config.json is damaged (a power loss, a full disk) and known to have been `written`.
 
-    Raises UserError where it is damaged and nothing tells which config the checkpoints there belong to.
+    Raises UserError where it is damaged and no sums name the config that the checkpoints belong to.
     """
     try:
         read_config(workdir)
     except UserError as error:
         if not has_checkpoints(workdir) or about_of(workdir).get(CONFIG) == hashlib.sha256(written).hexdigest():
             return True
-        raise UserError(
-            f"{error}; nothing tells that this run's checkpoints are there: choose another folder"
-        ) from error
+        raise UserError(f"{error}; its checkpoints may be another run's: choose another folder") from error
     return False
 
 
 def about(workdir: Path) -> dict[str, str]:
-    """SHA-256 of the files that say what a run's checkpoints are: kept with each, so that none changes unnoticed."""
+    """SHA-256 of the files that define a run's checkpoints, stored with each, so that a change is noticed."""
     return {name: hashlib.sha256(read_bytes(workdir / name, MOST_TEXT)).hexdigest() for name in (CONFIG, TEXT)}
 
 

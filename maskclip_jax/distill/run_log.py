@@ -74,7 +74,7 @@ class MetricsFile:
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     """The records of a run's metrics.jsonl; lines that are damaged (a kill cuts the last one short) are left out.
 
-    A warning tells where more than the last line is. Raises UserError where the file cannot be read.
+    Warns where more than the last line is damaged. Raises UserError where the file cannot be read.
     """
     path = Path(folder) / FILE
     if not path.exists():
@@ -136,7 +136,7 @@ class RunLog:
             self._say_progress(step, values)
 
     def say(self, line: str) -> None:
-        """A line for the person at the terminal."""
+        """Prints a line on stderr."""
         if not self._active or self._quiet:
             return
         if self._bar is not None:
@@ -171,7 +171,7 @@ def _progress_bar(start: int, steps: int) -> tuple[Any, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """JSON has no NaN: null. Eight digits tell two float32 apart hardly ever, and are readable."""
+    """JSON has no NaN: null. Eight digits are readable and lose next to nothing of a float32."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):

@@ -23,8 +23,9 @@ import optax
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from maskclip_jax.checkpoints.load import load_clip
+from maskclip_jax.data.augment import UNLABELLED
 from maskclip_jax.distill import pseudo_labels
-from maskclip_jax.distill.config import UNLABELLED, DistillConfig
+from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.losses import LossSum, cross_entropy, feature_l1, has_loss, valid_positions
 from maskclip_jax.distill.optimizer import descent_direction, learning_rate, scaled_step
 from maskclip_jax.distill.teacher import Frozen, Teacher, normalise
@@ -53,7 +54,7 @@ class Outputs(NamedTuple):
 
     features: Float[Array, "B h w E"]
     logits: Float[Array, "B h w C"]
-    steady_logits: Float[Array, "B h w C"]  # without dropout: what the student itself believes
+    steady_logits: Float[Array, "B h w C"]  # without dropout: the student's own predictions
 
 
 class Tally(NamedTuple):
@@ -80,7 +81,7 @@ def create_train_state(
     Args:
       student: `create_student(config.student_config)`.
       text: classifier rows of the named classes.
-      clip: variables of the CLIP to start from (finetuned-clip); None loads `config.teacher`.
+      clip: variables of the CLIP to start from (finetuned-clip); None loads that of `config.teacher`.
 
     Raises:
       UserError: text embeddings of another width than the student's, or weights that do not fit it.
@@ -91,7 +92,7 @@ def create_train_state(
     if config.backbone_weights is not None:
         variables = load_backbone_weights(config.backbone_weights, variables)
     if config.mode == "finetuned-clip":
-        clip = load_clip(config.teacher).variables if clip is None else clip
+        clip = load_clip(config.teacher.model).variables if clip is None else clip
         tower = {name: clip[name]["visual"] for name in ("params", "batch_stats") if name in clip}
         variables = backbone_from_clip(tower, variables)
     variables = jax.tree.map(jnp.asarray, variables)
@@ -178,7 +179,7 @@ def _over_all(tree: Any) -> Any:
 
 
 def _over_devices(function: Callable, in_axes: Any, out_axes: Any) -> Callable:
-    """The one place that knows how devices are driven; bodies know only the name of the axis."""
+    """The one place where devices are driven; the functions have only the name of the axis."""
     return jax.pmap(function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes)
 
 
@@ -241,8 +242,8 @@ def _target(config: DistillConfig, teacher: Teacher | None, frozen: Frozen, part
 
     if not config.self_training:
         return labels()
-    nobody = lambda: jnp.full(images.shape[:-1], UNLABELLED, jnp.int32)  # noqa: E731
-    return jax.lax.cond(pseudo_labels.is_guided(step, config), labels, nobody)
+    none = lambda: jnp.full(images.shape[:-1], UNLABELLED, jnp.int32)  # noqa: E731
+    return jax.lax.cond(pseudo_labels.is_guided(step, config), labels, none)
 
 
 def _loss(config: DistillConfig, outputs: Outputs, target: Any, annotation: Int[Array, "B H W"], step: Array) -> Tally:

@@ -1,6 +1,6 @@
-"""The frozen teacher, MaskCLIP, as the training step sees it: uint8 crops in, scores of every pixel out.
+"""The frozen teacher, MaskCLIP, as the training step calls it: uint8 crops in, scores of every pixel out.
 
-Its arrays travel beside the train state (`Frozen`), never in it: no optimiser and no checkpoint knows them.
+Its arrays travel beside the train state (`Frozen`), never in it: they are in no optimiser and no checkpoint.
 """
 
 from __future__ import annotations
@@ -99,12 +99,8 @@ def normalise(
 
 def load_teacher(config: DistillConfig) -> tuple[Teacher | None, Frozen]:
     """The teacher that a config names and the arrays beside the train state; None where the mode runs no teacher."""
-    pretrained = load_clip(
-        config.teacher,
-        fidelity=config.teacher_fidelity,
-        dense_stride=config.dense_stride,
-        activation=config.teacher_activation,
-    )
+    t = config.teacher
+    pretrained = load_clip(t.model, fidelity=t.fidelity, dense_stride=t.dense_stride, activation=t.activation)
     return teacher_from(config, pretrained)
 
 
@@ -113,7 +109,7 @@ def teacher_from(
 ) -> tuple[Teacher | None, Frozen]:
     """`load_teacher` for a CLIP that is loaded already; `text` replaces the classifier made from the class names."""
     if text is None:
-        text = text_classifier(pretrained, config.class_names, config.templates)
+        text = text_classifier(pretrained, config.class_names, config.teacher.templates)
     if not config.uses_teacher:
         return None, Frozen({}, text)
     variables = image_tower(pretrained.variables)
@@ -124,9 +120,9 @@ def teacher_from(
         CLIP(pretrained.config, jnp.dtype(config.dtype)),  # the text classifier was made in full precision
         pretrained.preprocess.mean,
         pretrained.preprocess.std,
-        config.prompt_denoising,
-        config.key_smoothing,
-        dense_method(config.teacher_method, pretrained.config),
+        config.teacher.prompt_denoising,
+        config.teacher.key_smoothing,
+        dense_method(config.teacher.method, pretrained.config),
     )
     return teacher, Frozen(variables, text)
 

@@ -1,7 +1,7 @@
 """`train_and_evaluate`: data, steps, metrics, evaluation, checkpoints, and how to go on after anything.
 
 A run is its config. The same call in the same folder goes on from the last checkpoint and ends in the same
-parameters as a run that nobody stopped: the state counts the steps, and the step decides everything else.
+parameters as an uninterrupted run: the state counts the steps, and all else is a function of the step.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def train_and_evaluate(
 
     Args:
       config: the run.
-      workdir: its folder; on several hosts, one that all of them see.
+      workdir: its folder; on several hosts, one that all of them share.
       resume: False refuses a folder that holds this run already.
       loaded: what `load_teacher` gives, where it is loaded already.
-      clip: variables of the CLIP that finetuned-clip starts from; None loads `config.teacher`.
-      quiet: say nothing.
+      clip: variables of the CLIP that finetuned-clip starts from; None loads that of `config.teacher`.
+      quiet: print nothing.
 
     Returns:
       The state after the last step, on all devices.
@@ -122,7 +122,7 @@ class _Run:
         config, last = self.config, step == self.config.steps
         self.pending.append((step, metrics))
         self.log.advance(step)
-        if jax.process_count() > 1:  # the hosts stop together, and talk about it only now and then
+        if jax.process_count() > 1:  # the hosts stop together, and agree on it only now and then
             stop = step % config.log_every == 0 and hosts.any_host(stop)
         evaluate = self.heldout is not None and (last or step % config.evaluate_every == 0)
         save = last or stop or evaluate or step % config.checkpoint_every == 0

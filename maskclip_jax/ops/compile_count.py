@@ -1,4 +1,4 @@
-"""Counting compiled programs, for tests and benchmarks."""
+"""Counting compiled programs."""
 
 from __future__ import annotations
 

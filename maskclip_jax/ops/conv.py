@@ -38,7 +38,7 @@ def convolve(
 ) -> Float[Array, "B h w o"]:
     """A convolution of odd size k, padded by dilation · (k // 2) on every side, so that h = ⌈H / stride⌉; in `dtype`.
 
-    `train` says that it will run many times, and its gradient with it: then a route may take seconds to compile.
+    `train`: it will run many times, and its gradient with it: then a route may take seconds to compile.
     """
     taken = route(x.shape, kernel.shape, stride=stride, dilation=dilation, dtype=dtype, train=train)
     k, outputs = kernel.shape[0], kernel.shape[-1]

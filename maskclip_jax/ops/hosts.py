@@ -1,7 +1,7 @@
 """Several hosts, one program: how they find each other, what they agree on, and sums over all of them.
 
-The same command runs on every host. Where SLURM, Open MPI or a TPU pod started it, JAX knows the rest; elsewhere
-three environment variables say it, on each host:
+The same command runs on every host. Where SLURM, Open MPI or a TPU pod started it, JAX finds the rest; elsewhere
+three environment variables name it, on each host:
 
     MASKCLIP_COORDINATOR=10.0.0.1:1234  MASKCLIP_HOSTS=4  MASKCLIP_HOST=0   (to 3)
 """
@@ -27,7 +27,7 @@ def join_hosts(environment: Mapping[str, str] = os.environ, *, cluster: bool = F
 
     Args:
       environment: where `VARIABLES` are looked up; with none of them nothing happens, unless …
-      cluster: … this is a cluster that JAX knows (SLURM, Open MPI, TPU pod), and JAX finds out by itself.
+      cluster: … this is a cluster that JAX detects (SLURM, Open MPI, TPU pod).
 
     Raises:
       UserError: some but not all of the variables, or numbers that do not fit.
@@ -45,9 +45,9 @@ def join_hosts(environment: Mapping[str, str] = os.environ, *, cluster: bool = F
     except ValueError as error:
         raise UserError(f"MASKCLIP_HOSTS and MASKCLIP_HOST are whole numbers ({error}): correct them") from error
     if not 0 <= index < count:
-        raise UserError(f"MASKCLIP_HOST is 0..{count - 1}, but {index} came: number the hosts from 0")
+        raise UserError(f"MASKCLIP_HOST is 0..{count - 1}, got {index}: number the hosts from 0")
     if count > 1:
-        # Read when the CPU backend starts, and without effect on any other: CPU hosts talk through gloo.
+        # Read when the CPU backend starts, and without effect on any other: CPU hosts communicate through gloo.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(environment["MASKCLIP_COORDINATOR"], count, index)
 
@@ -58,7 +58,7 @@ def is_first_host() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Goes on when every host has come here."""
+    """Returns when every host has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -76,7 +76,7 @@ def local_view(tree: Any) -> Any:
 
 
 def global_view(tree: Any) -> Any:
-    """The inverse of `local_view`, for those that ask whose an array is (orbax). Nothing is copied."""
+    """The inverse of `local_view`, for orbax, which needs to know where an array lies. Nothing is copied."""
     return tree if jax.process_count() == 1 else _viewed(tree, jax.devices())
 
 

@@ -36,7 +36,7 @@ def product(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], dtype: DTy
 
 @jax.custom_vjp
 def _low_precision(x: Float[Array, "n i"], kernel: Float[Array, "i o"]) -> Float[Array, "n o"]:
-    """Asks for float32 sums and rounds once: what accelerators do anyway, and the one form that reaches a CPU's
+    """Takes float32 sums and rounds once: what accelerators do anyway, and the one form that reaches a CPU's
     bfloat16 units (AMX). The gradient by hand, for JAX's own would multiply float32 with bfloat16."""
     return _float32_sums(x, kernel, 1, 0)
 

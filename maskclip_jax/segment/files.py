@@ -7,9 +7,9 @@ import os
 import unicodedata
 from pathlib import Path
 
-from maskclip_jax.data.images import write_image, write_json, write_label_png
+from maskclip_jax.data.images import write_image, write_label_png
 from maskclip_jax.data.vocabulary import class_palette
-from maskclip_jax.data.whole_files import as_text
+from maskclip_jax.data.whole_files import as_text, write_json
 
 TRAILS = ("_overlay.png", "_labels.png", ".json")  # of the files of one image
 LONGEST = 200  # bytes of an output's name before its suffix: systems take 255 in all

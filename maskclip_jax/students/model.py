@@ -1,7 +1,6 @@
 """The student as one module: backbone, head, classifier, chosen by a frozen config that can be written as JSON."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -9,14 +8,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from maskclip_jax.data.schema import check_choices, check_ranges, read_config
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 from maskclip_jax.students.classifier import LearnedHead, TextHead
-from maskclip_jax.students.deeplab import DeepLabV2, DeepLabV3Plus
-from maskclip_jax.students.pspnet import PSPHead
-from maskclip_jax.students.resnet import STAGES, ResNet, Stages, Variant, variant
+from maskclip_jax.students.heads import DeepLabV2, DeepLabV3Plus, PSPHead
+from maskclip_jax.students.resnet import STAGES, VARIANTS, ResNet, Stages, Variant, variant
 
 CHOICES = {
+    "backbone": tuple(VARIANTS),
     "head": ("deeplabv2", "deeplabv3plus", "pspnet"),
     "stem": ("v1c", "v1", "clip"),
     "output_stride": tuple(STAGES),
@@ -31,15 +31,6 @@ RANGES = {
 }  # fmt: skip
 
 
-def check_ranges(config: Any, ranges: Mapping[str, tuple[int | float, int | float]], prefix: str = "") -> None:
-    """Raises UserError unless every number of these fields (None and numbers in tuples too) is within its range."""
-    for name, (least, most) in ranges.items():
-        value = getattr(config, name)
-        numbers = value if isinstance(value, tuple | list) else () if value is None else (value,)
-        if any(isinstance(x, bool) or not isinstance(x, int | float) or not least <= x <= most for x in numbers):
-            raise UserError(f"{prefix}{name} is within {least:g}..{most:g}, but {cut(value)} came: correct it")
-
-
 @dataclass(frozen=True)
 class StudentConfig:
     """What a student is. Every field is a number, string, bool, tuple or None, so `asdict` of it is JSON.
@@ -52,7 +43,7 @@ class StudentConfig:
         stem: "v1c", "v1" (for `microsoft/resnet-*` weights) or "clip" (CLIP's ModifiedResNet).
         output_stride: 8, 16 or 32.
         rates: the ASPP's dilations or PSPNet's pool scales, or None for the head's own. The published dilations reach
-            24–36 positions: on a 96-pixel image (12 positions) they see only padding; choose smaller ones.
+            24–36 positions: on a 96-pixel image (12 positions) they reach only padding; choose smaller ones.
         low_level_width: DeepLabv3+'s branch from stage 1.
         dropout: rate before the classifier, whole channels; 0 in every released config.
         background: learnable embedding as class 0 (VOC 21).
@@ -65,7 +56,7 @@ class StudentConfig:
             float64 where that is it.
 
     Raises:
-        UserError: for a value outside these (choices are plain strings, so that this speaks before any type checker).
+        UserError: for a value outside these (choices are plain strings: this check is before a type checker's).
     """
 
     width: int
@@ -89,19 +80,15 @@ class StudentConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                options = ", ".join(map(str, allowed))
-                raise UserError(f"student {name} {cut(getattr(self, name))!r} is not known: use one of {options}")
-        variant(self.backbone)
+        check_choices(self, CHOICES, "student.")
         check_ranges(self, RANGES, "student.")
         for name, counts in (("layers", (4,)), ("rates", range(1, 65))):
             value = getattr(self, name)
             if value is not None and len(value) not in counts:
                 wanted = "4 numbers" if name == "layers" else "1 to 64 numbers"
-                raise UserError(f"student.{name} is {wanted}, but {cut(value)} came: correct it")
+                raise UserError(f"student.{name} is {wanted}, got {cut(value)}: correct it")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"student dropout must be at least 0 and below 1, got {self.dropout}")
+            raise UserError(f"student.dropout is at least 0 and below 1, got {cut(self.dropout)}: correct it")
         if self.classifier == "learned" and self.num_classes is None:
             raise UserError("a learned classifier needs num_classes: set it, or use classifier='text'")
         if self.classifier == "learned" and (self.background or self.norm_feat or self.mapper != "identity"):
@@ -120,13 +107,8 @@ class StudentConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StudentConfig":
-        """From `dataclasses.asdict` of one, also after JSON (lists become tuples); UserError for an unknown key."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise UserError(f"student config has unknown keys {cut(unknown)}: known are {sorted(known)}")
-        if "width" not in values:
-            raise UserError("student config needs width, the width of the text embeddings")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        """From `dataclasses.asdict` of one, also after JSON. Raises UserError as `data.schema.read_config` does."""
+        return read_config(cls, values, "student")
 
 
 class Student(nn.Module):
@@ -145,17 +127,14 @@ class Student(nn.Module):
 
     def setup(self):
         config = self.config
-        common = {"axis_name": config.bn_axis_name, "dtype": jnp.dtype(config.dtype)}
+        common: dict[str, Any] = {"axis_name": config.bn_axis_name, "dtype": jnp.dtype(config.dtype)}
         self.backbone = ResNet(config.variant, config.output_stride, config.stem, config.zero_init_residual, **common)
+        if config.rates is not None:
+            common["pool_scales" if config.head == "pspnet" else "dilations"] = config.rates
         if config.head == "deeplabv3plus":
-            rates = {} if config.rates is None else {"dilations": config.rates}
-            self.head = DeepLabV3Plus(config.width, low_level_width=config.low_level_width, **rates, **common)
-        elif config.head == "deeplabv2":
-            rates = {} if config.rates is None else {"dilations": config.rates}
-            self.head = DeepLabV2(config.width, **rates, **common)
+            self.head = DeepLabV3Plus(config.width, low_level_width=config.low_level_width, **common)
         else:
-            rates = {} if config.rates is None else {"pool_scales": config.rates}
-            self.head = PSPHead(config.width, **rates, **common)
+            self.head = {"deeplabv2": DeepLabV2, "pspnet": PSPHead}[config.head](config.width, **common)
         if config.classifier == "learned":
             self.classifier = LearnedHead(config.num_classes, config.dropout)
         else:
@@ -183,7 +162,7 @@ class Student(nn.Module):
         return self.classifier(features, text_embeddings, train)
 
     def features(self, images: Float[Array, "B H W 3"], train: bool = False) -> Float[Array, "B h w E"]:
-        """What the classifier sees (before dropout), [B, h, w, E] in the config's dtype."""
+        """The classifier's input (before dropout), [B, h, w, E] in the config's dtype."""
         return self.head(self.backbone(images, train), train)
 
     def stages(self, images: Float[Array, "B H W 3"], train: bool = False) -> Stages:

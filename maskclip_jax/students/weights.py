@@ -17,6 +17,7 @@ from flax import traverse_util
 from maskclip_jax.checkpoints.files import SUFFIXES, read_arrays
 from maskclip_jax.checkpoints.folders import WEIGHTS
 from maskclip_jax.checkpoints.weights import why_unusable
+from maskclip_jax.data.whole_files import reason
 from maskclip_jax.errors import UserError
 
 Table = tuple[tuple[str, str], ...]
@@ -83,7 +84,7 @@ MMSEGMENTATION: Table = (
     (r"decode_head\.conv_seg", "classifier/conv_seg"),
 )
 
-# A format is known by one key only it has. Name -> (key that tells it, table, keys that may go unused).
+# A format is recognised by one key only it has. Name -> (that key, table, keys that may go unused).
 FORMATS: dict[str, tuple[str, Table, str]] = {
     "mmsegmentation": ("backbone.stem.0.weight", MMSEGMENTATION, r"auxiliary_head\..*"),
     "huggingface": ("resnet.embedder.embedder.convolution.weight", HUGGING_FACE, r"classifier\..*"),
@@ -96,7 +97,7 @@ STEMS = {"mmsegmentation": "v1c", "huggingface": "v1", "openai": "clip", "timm":
 
 
 def detect_format(state: Mapping[str, Any]) -> str:
-    """Name of the format whose telling key is in `state`; UserError with a few of its keys otherwise."""
+    """Name of the format whose key is in `state`; UserError with a few of its keys otherwise."""
     for name, (key, _, _) in FORMATS.items():
         if key in state:
             return name
@@ -125,6 +126,15 @@ def _our_leaf(key: str, table: Table) -> tuple[str, ...] | None:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" … ({len(names)} in all)" if len(names) > 6 else "") if names else "none"
+
+
+def _check_fit(what: str, unused: list[str], missing: list[str], shapes: list[str], remedy: str) -> None:
+    """Raises UserError, with both sides, where anything is left over or differs."""
+    if unused or missing or shapes:
+        raise UserError(
+            f"{what}: their keys unused: {_few(unused)}; our parameters unfilled: {_few(missing)}; "
+            f"shapes that differ: {_few(shapes)}: {remedy}"
+        )
 
 
 def convert_state_dict(
@@ -161,8 +171,8 @@ def convert_state_dict(
         if path in filled:
             raise UserError(f"{origin[path]} and {key} are both the weights of {'/'.join(path)}: keep one")
         value = np.asarray(state[key])
-        if reason := why_unusable(key, value.dtype, [value]):
-            raise UserError(f"weights are finite floating-point numbers, but {key} {reason}: take the original file")
+        if why := why_unusable(key, value.dtype, [value]):
+            raise UserError(f"weights are finite floating-point numbers, but {key} {why}: take the original file")
         if path[-1] == "kernel":
             # PyTorch's [out, in, k, k] -> HWIO; a Dense classifier's kernel is its 1×1 convolution without the k's
             value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
@@ -170,13 +180,9 @@ def convert_state_dict(
         if value.shape != ours[path].shape:
             shapes.append(f"{key} {value.shape} for {'/'.join(path)} {ours[path].shape}")
         filled[path], origin[path] = value.astype(ours[path].dtype), key
-    missing = sorted("/".join(path) for path in wanted - set(filled))
-    if unused or missing or shapes:
-        raise UserError(
-            f"{name} weights (stem {STEMS[name]}) do not fit this student: their keys unused: {_few(unused)}; "
-            f"our parameters unfilled: {_few(missing)}; shapes that differ: {_few(shapes)}: "
-            "check backbone, stem, width and head of the student's config"
-        )
+    missing = ["/".join(path) for path in sorted(wanted - set(filled))]
+    remedy = "check backbone, stem, width and head of the student's config"
+    _check_fit(f"{name} weights (stem {STEMS[name]}) do not fit this student", unused, missing, shapes, remedy)
     return traverse_util.unflatten_dict(ours | filled)
 
 
@@ -185,7 +191,7 @@ def backbone_from_clip(tower: Variables, variables: Variables) -> Variables:
 
     Args:
         tower: {"params", "batch_stats"} of `encoders`' image tower, a ModifiedResNet; its attention pool is
-            left behind.
+            not used.
         variables: {"params", "batch_stats"} of the student.
 
     Raises:
@@ -205,12 +211,8 @@ def backbone_from_clip(tower: Variables, variables: Variables) -> Variables:
         for path in sorted(wanted & set(theirs))
         if theirs[path].shape != ours[path].shape
     ]
-    if unused or missing or shapes:
-        raise UserError(
-            f"CLIP's image tower does not fit this student's backbone: theirs unused: {_few(unused)}; "
-            f"ours unfilled: {_few(missing)}; shapes that differ: {_few(shapes)}: "
-            "use stem='clip', expansion=4 and the tower's layers and base_width"
-        )
+    remedy = "use stem='clip', expansion=4 and the tower's layers and base_width"
+    _check_fit("CLIP's image tower does not fit this student's backbone", unused, missing, shapes, remedy)
     return traverse_util.unflatten_dict(ours | theirs)
 
 
@@ -237,8 +239,8 @@ def read_state_dict(path: str | Path) -> Mapping[str, np.ndarray]:
         try:
             file = Path(hf_hub_download(str(path), "model.safetensors"))
         except Exception as error:  # the hub raises a dozen kinds, all meaning "not to be had"
-            reason = str(error).splitlines()[0]
-            raise UserError(f"no ImageNet weights at {path}, neither a folder nor on the hub ({reason})") from error
+            why = reason(error)
+            raise UserError(f"no ImageNet weights at {path}, neither a folder nor on the hub ({why})") from error
     return read_arrays(file)
 
 

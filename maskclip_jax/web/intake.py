@@ -1,7 +1,7 @@
 """Limits on connections: bytes of a body, seconds that a client may take.
 
-A body waits in memory until it is whole, so all bodies together have a limit; and whoever sends or reads slower than
-any line of today is let go, for there is a limit to connections, too.
+A body waits in memory until it is whole, so all bodies together have a limit; and a client that sends or
+reads slower than any line of today is disconnected, for there is a limit to connections, too.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Intake:
                 self.nbytes -= len(body)
                 body.clear()
             elif self.nbytes + len(chunk) > self.budget:
-                raise Busy("others are sending as much as there is room for: try again in a moment")
+                raise Busy("uploads in progress take all the room there is: try again in a moment")
             else:
                 self.nbytes += len(chunk)
                 body += chunk
@@ -88,7 +88,7 @@ class Intake:
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 that lets go of who sends no request, or does not take the answer."""
+    """HTTP/1.1 that disconnects a client that sends no request, or does not take the answer."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

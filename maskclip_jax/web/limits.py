@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 
 from maskclip_jax.data.buckets import Shape
 from maskclip_jax.encoders.config import ViTConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
+from maskclip_jax.ops.compile_count import count_compiles
 from maskclip_jax.segment.feature_cache import window_side
 from maskclip_jax.segment.grid import attention_bytes
 from maskclip_jax.segment.settings import PredictionSettings
@@ -18,8 +21,6 @@ MOST_SIDE = 8192  # pixels of the resized image's long side
 MOST_CELLS = 8192  # of an image or a window: smoothing compares each with each
 MOST_BYTES = 2**30  # of one layer's attention, or of the matrix that brings windows to pixels
 MOST_PROGRAMS = 128  # compiled and kept, each of some MB
-
-_COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
@@ -41,12 +42,12 @@ def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
         count, remedy = plan.count, "take a smaller window, or cut the image"
         if count > MOST_WINDOWS:
             raise UserError(
-                f"the page looks at most at {MOST_WINDOWS} windows, but these would be {count}: make the stride "
-                "larger, or use `python run.py segment`, which keeps nobody waiting"
+                f"the page reads at most {MOST_WINDOWS} windows, got {count}: make the stride "
+                "larger, or use `python run.py segment`, which has no limit"
             )
         shape = (window_side(plan, config.stride),) * 2
         if max(4 * original * resized for original, resized in zip(size, valid, strict=True)) > MOST_BYTES:
-            raise UserError(f"windows are for images of usual shapes, but {size[1]} × {size[0]} came: cut the image")
+            raise UserError(f"windows are for images of usual shapes, got {size[1]} × {size[0]}: cut the image")
     cells = round_up(shape[0], config.multiple) * round_up(shape[1], config.multiple) // config.stride**2
     if cells > MOST_CELLS or attention_bytes(config, shape, settings.method) > MOST_BYTES:
         raise UserError(
@@ -63,24 +64,27 @@ def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
 
 
 class Programs:
-    """Counts what XLA compiles in this process, and forgets all compiled programs when there are too many.
+    """Counts what XLA compiles in this process, and frees all compiled programs when there are too many.
 
     Words, sizes, methods and models make ever new programs, and JAX keeps each: visitors' questions have no end.
     """
 
     def __init__(self, most: int = MOST_PROGRAMS):
-        self.most, self.count, self.cleared = most, 0, 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        self.most, self.cleared, self._before = most, 0, 0
+        self._stack = contextlib.ExitStack()
+        self._compiled = self._stack.enter_context(count_compiles())
 
-    def _listen(self, event: str, duration: float, **_) -> None:
-        self.count += event == _COMPILED
+    @property
+    def count(self) -> int:
+        """Programs compiled since all were freed."""
+        return self._compiled.programs - self._before
 
     def make_room(self) -> None:
         """Call it between questions."""
         if self.count > self.most:
             jax.clear_caches()
-            self.count, self.cleared = 0, self.cleared + 1
+            self._before, self.cleared = self._compiled.programs, self.cleared + 1
 
     def close(self) -> None:
         """Stops counting."""
-        jax.monitoring.unregister_event_duration_listener(self._listen)
+        self._stack.close()

@@ -22,7 +22,7 @@ OVERHEAD = 500  # bytes of a row's key and place, beside its letters
 
 
 class Reader:
-    """A model with its variables on the device, and a row of the classifier for every class it was asked for.
+    """A model with its variables on the device, and a row of the classifier for every class requested.
 
     Rows are kept by class, not by list: one more word costs the text tower one word's prompts.
     """
@@ -38,7 +38,7 @@ class Reader:
         known = {word: self._rows.get((digest, word)) for word in words}
         missing = [word for word, row in known.items() if row is None]
         if missing:
-            with warnings.catch_warnings():  # one thread at a time: `app.Turns`
+            with warnings.catch_warnings():  # one thread at a time: `server.Turns`
                 warnings.simplefilter("error", LostWords)
                 try:
                     rows = text_classifier(self.pretrained, missing, sentences, cache=False)
@@ -70,7 +70,7 @@ class Models:
         """The model of that name (None: the first). Raises UserError for one that is not on the models."""
         name = self.names[0] if name is None else name
         if name not in self.names:
-            raise UserError(f"a model is one of {', '.join(self.names)}, but {name!r} came: choose one of them")
+            raise UserError(f"a model is one of {', '.join(self.names)}, got {name!r}: choose one of them")
         if name not in self._readers:
             self._readers[name] = Reader(self._load(name))
         return self._readers[name]

@@ -12,7 +12,7 @@ from maskclip_jax.encoders import dense
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.options import Options
 
-MOST_CLASSES = 256  # what an indexed label PNG holds; a page with more is no use to anybody
+MOST_CLASSES = 256  # what an indexed label PNG holds; more are unreadable on a page
 MOST_WORDS = 512  # synonyms and background included: the text tower reads some 85 sentences for each
 LONGEST_WORD = 200  # characters
 LONGEST_TEMPLATE = 300
@@ -63,10 +63,10 @@ def read_request(body: bytes) -> SegmentRequest:
     except (ValueError, RecursionError) as error:
         raise UserError(f"a question is JSON, but this is not ({error}): see the README's curl line") from error
     if not isinstance(fields, dict):
-        raise UserError(f"a question is a JSON object, but {_kind(fields)} came: see the README's curl line")
+        raise UserError(f"a question is a JSON object, got {_kind(fields)}: see the README's curl line")
     known = ["image", "classes", "model", *ASKED]
     if unknown := sorted(set(fields) - set(known)):
-        raise UserError(f"a question has {', '.join(known)}, but {', '.join(unknown)} came: check the spelling")
+        raise UserError(f"a question has {', '.join(known)}, got {', '.join(unknown)}: check the spelling")
     if missing := [name for name in ("image", "classes") if fields.get(name) is None]:
         raise UserError(f"a question needs an image and classes, but has no {' and no '.join(missing)}: add it")
     for name in ("image", "model", "method", "templates"):
@@ -75,13 +75,13 @@ def read_request(body: bytes) -> SegmentRequest:
     for name in ("window", "stride"):
         _checked(fields, name, int, "a whole number of pixels")
         if not 1 <= fields.get(name, 1) <= MOST_PIXELS:
-            raise UserError(f"{name} is 1 to {MOST_PIXELS} pixels here, but {_kind(fields[name])} came: change it")
+            raise UserError(f"{name} is 1 to {MOST_PIXELS} pixels here, got {_kind(fields[name])}: change it")
     for name in ("prompt_denoising", "key_smoothing", "background_threshold"):
         _checked(fields, name, (int, float), "a number above 0 and up to 1")
         if abs(fields.get(name, 0)) > MOST_PIXELS:  # 10^400 is a whole number in JSON, and no float
-            raise UserError(f"{name} is a number above 0 and up to 1, but {_kind(fields[name])} came: change it")
+            raise UserError(f"{name} is a number above 0 and up to 1, got {_kind(fields[name])}: change it")
     if (method := fields.get("method", "maskclip")) not in METHODS:
-        raise UserError(f"a method is one of {', '.join(METHODS)}, but {method!r} came: choose one")
+        raise UserError(f"a method is one of {', '.join(METHODS)}, got {method!r}: choose one")
     classes, background = _words(fields["classes"]), fields.get("background")
     empty = background is None or (isinstance(background, str) and not background.strip())
     background = None if empty else _words(background)
@@ -96,14 +96,14 @@ def _checked(fields: dict[str, Any], name: str, kind: type | tuple[type, ...], w
     if value is None:
         fields.pop(name, None)
     elif not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{name} is {wanted}, but {_kind(value)} came: change it or leave it out")
+        raise UserError(f"{name} is {wanted}, got {_kind(value)}: change it or leave it out")
 
 
 def _check_text(text: str | None, name: str, most: int) -> None:
     if text is None:
         return
     if len(text) > most:
-        raise UserError(f"{name} has at most {most} characters here, but {len(text):,} came: make it shorter")
+        raise UserError(f"{name} has at most {most} characters here, got {len(text):,}: make it shorter")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UserError(f"{name} is made of characters, but {shown(text)} has half of one: type it again")
 
@@ -116,22 +116,22 @@ def _words(value: Any) -> tuple[ClassName, ...]:
     """Classes from text or a list. The server's own files are none of a visitor's business: names only."""
     if isinstance(value, str):
         if not value.strip():
-            raise UserError("at least one word is needed, but none came: type what to look for, like dog, grass, sky")
+            raise UserError("at least one word is needed, got none: type what to look for, like dog, grass, sky")
         return parse_classes(value, files=False)
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
         return as_classes(value)
-    raise UserError(f"words are text or a list of texts, but {_kind(value)} came: write 'dog, grass, sky'")
+    raise UserError(f"words are text or a list of texts, got {_kind(value)}: write 'dog, grass, sky'")
 
 
 def _check_amount(classes: tuple[ClassName, ...], background: tuple[ClassName, ...]) -> None:
     if len(classes) + bool(background) > MOST_CLASSES:
         raise UserError(
-            f"the page takes at most {MOST_CLASSES} classes, but {len(classes)} came: use fewer, "
+            f"the page takes at most {MOST_CLASSES} classes, got {len(classes)}: use fewer, "
             "or `python run.py segment`, which takes any number"
         )
     words = [word for entry in (*classes, *background) for word in entry]
     if len(words) > MOST_WORDS:
-        raise UserError(f"the page takes at most {MOST_WORDS} words in all, but {len(words)} came: use fewer")
+        raise UserError(f"the page takes at most {MOST_WORDS} words in all, got {len(words)}: use fewer")
     longest = max(words, key=len)
     if len(longest) > LONGEST_WORD:
         raise UserError(

@@ -31,8 +31,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maskclip_jax.data.images import json_text
 from maskclip_jax.data.vocabulary import class_set, class_set_names
+from maskclip_jax.data.whole_files import json_text
 from maskclip_jax.errors import UserError
 from maskclip_jax.web.intake import Busy, Intake, Slow, TooLarge
 from maskclip_jax.web.limits import Programs
@@ -42,7 +42,7 @@ from maskclip_jax.web.session import MEGABYTE, File, Gone, Session, scene_names
 T = TypeVar("T")
 
 QUESTION_BYTES = 2**18
-MOST_WAITING = 64  # visitors in line; the next one is asked to come back
+MOST_WAITING = 64  # requests in the queue; the next one is refused
 BODIES = 4  # bodies of the largest size in memory at once, finished or not
 LONGEST_ERROR = 400  # characters
 PAGE = {"/": "index.html"} | {
@@ -73,7 +73,7 @@ class Turns:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
 
     async def __call__(self, work: Callable[..., T], *args: Any) -> T:
-        """Waits for its turn. Raises `Busy` when the line is too long."""
+        """Waits for its turn. Raises `Busy` when the queue is too long."""
         if self._waiting >= self._most:
             raise Busy(f"at most {self._most} requests wait here, and they do: try again in a moment")
         self._waiting += 1
@@ -83,7 +83,7 @@ class Turns:
             self._waiting -= 1
 
     def close(self) -> None:
-        """Finishes what has begun, and forgets what waits."""
+        """Finishes what has begun, and drops what waits."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
@@ -132,7 +132,7 @@ class Guard:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine, seen from itself alone."""
+    """Whether a host name or address is this machine's loopback."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
@@ -206,7 +206,7 @@ def make_app(
     async def heat(request: Request) -> Response:
         index = request.path_params["index"]
         if not (index.isascii() and index.isdecimal() and len(index) < 6):
-            raise Gone(f"a class is a number, but {index[:20]} came: choose one")
+            raise Gone(f"a class is a number, got {index[:20]}: choose one")
         return sent(await turns(done, session.heat, request.path_params["token"], int(index)))
 
     async def user_error(request: Request, error: Exception) -> Response:
@@ -218,10 +218,10 @@ def make_app(
         )
 
     async def broken(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": "this is a fault of the server, not yours: its terminal says more"}, 500)
+        return JSONResponse({"error": "this is a fault of the server: its terminal has the details"}, 500)
 
     async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=400)  # nobody is there to read it
+        return Response(status_code=400)  # the client is gone
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette):

@@ -1,7 +1,7 @@
 """What `serve` computes, without HTTP: images in, masks and files out. Nothing is written to disk.
 
-An image gets a name nobody can guess, and whoever has the name has the image; the last images, the features of the last
-images and the last answers are kept in memory. For one thread at a time: `app.Turns` sees to that.
+An image gets a name that cannot be guessed and gives access to it; the last images, the features of the last
+images and the last answers are kept in memory. For one thread at a time: `server.Turns` ensures it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.images import json_text, label_png, read_image
+from maskclip_jax.data.images import label_png, read_image
 from maskclip_jax.data.vocabulary import class_palette
+from maskclip_jax.data.whole_files import json_text
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.feature_cache import Kept, class_probability, keep_features, read_features, room_for
 from maskclip_jax.segment.files import output_names, result_record
@@ -37,7 +38,7 @@ MEGABYTE = 2**20
 
 
 class Gone(UserError):
-    """What was asked for is not, or no longer, in memory."""
+    """The image or answer is not, or no longer, in memory."""
 
 
 class Photo(NamedTuple):
@@ -93,7 +94,7 @@ class Session:
     def scene(self, name: str) -> File:
         """The file of a shipped scene."""
         if name not in scene_names():
-            raise Gone(f"a scene is one of {scene_names()[0]} to {scene_names()[-1]}, but {name} came: choose another")
+            raise Gone(f"a scene is one of {scene_names()[0]} to {scene_names()[-1]}, got {name}: choose another")
         return File(self._photo(name).data, "image/jpeg")
 
     def segment(self, request: SegmentRequest) -> dict[str, Any]:
@@ -134,7 +135,7 @@ class Session:
         stem = stem_of(photo.name)
         if kind not in ("labels.png", "result.json", "overlay.png"):
             raise Gone(
-                f"an answer has labels.png, result.json, overlay.png and shown.png, but no {kind}: ask for these"
+                f"an answer has labels.png, result.json, overlay.png and shown.png, got {kind}: choose one of them"
             )
         result = read_features(self._features(answer.request, answer.settings)[0], answer.settings)
         palette = class_palette(result.classes)
@@ -150,7 +151,7 @@ class Session:
         answer = self._answer(token)
         settings = answer.settings
         if not 0 <= index < len(settings.names):
-            raise Gone(f"this answer has classes 0 to {len(settings.names) - 1}, but {index} came: choose one of them")
+            raise Gone(f"this answer has classes 0 to {len(settings.names) - 1}, got {index}: choose one of them")
         photo = self._photo(answer.request.image)
         kept, _ = self._features(answer.request, settings)
         small = self._small(photo)
@@ -190,7 +191,7 @@ class Session:
     def _answer(self, token: str) -> Answer:
         answer = self._answers.get(token)
         if answer is None:
-            raise Gone("an answer is kept for as long as there is room, but this one is gone: ask again")
+            raise Gone("an answer is kept for as long as there is room, but this one is gone: send the request again")
         return answer
 
     def _small(self, photo: Photo) -> UInt8[np.ndarray, "H W 3"]:

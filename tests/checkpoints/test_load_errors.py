@@ -77,12 +77,12 @@ def test_broken_configs(folder):
     for change, pattern in [
         ({"model_type": "siglip"}, "model_type 'clip', not 'siglip'"),
         ({"model_type": None}, "not None"),
-        ({"vision_config": {"hidden_act": "relu"}}, "hidden_act is quick_gelu or gelu, but 'relu' came"),
+        ({"vision_config": {"hidden_act": "relu"}}, "hidden_act is quick_gelu or gelu, got 'relu'"),
         (
             {"vision_config": {"hidden_size": "wide"}},
-            "hidden_size is a whole number from 1 to 65536, but 'wide'",
+            "hidden_size is a whole number from 1 to 65536, got 'wide'",
         ),
-        ({"vision_config": {"num_channels": 4}}, "num_channels is 3, for RGB, but 4 came"),
+        ({"vision_config": {"num_channels": 4}}, "num_channels is 3, for RGB, got 4"),
     ]:
         (folder / "config.json").write_text(json.dumps(config | change))
         fails(pattern, folder)
@@ -167,7 +167,7 @@ def test_strides_and_settings(folder, tmp_path, checkpoints):
     resnet = checkpoints.write_folder(tmp_path / "resnet", "resnet", "open_clip")
     fails("8, 16 or 32, not 4", resnet, dense_stride=4)
     for content, pattern in [
-        ({"strid": 8}, "strid came"),
+        ({"strid": 8}, "got strid"),
         ({"short_side": 0}, "short_side is a number"),
         ({"prompt_denoising": 7}, "in 0..1"),
         ({"templates": ["a"]}, "name of a template set"),

@@ -138,7 +138,7 @@ def test_legal_open_clip_configs():
         changed = OPEN_CLIP | {"vision_cfg": OPEN_CLIP["vision_cfg"] | {key: value}}
         with pytest.raises(UserError, match=f"{key} = .* not OpenAI's architecture"):
             architecture.from_open_clip(changed)
-    with pytest.raises(UserError, match=r"patch_size is .* \(a square\), or null, but \[16, 8\] came"):
+    with pytest.raises(UserError, match=r"patch_size is .* \(a square\), or null, got \[16, 8\]"):
         architecture.from_open_clip(OPEN_CLIP | {"vision_cfg": OPEN_CLIP["vision_cfg"] | {"patch_size": [16, 8]}})
 
 

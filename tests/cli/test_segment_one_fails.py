@@ -13,7 +13,7 @@ from PIL import Image
 
 from maskclip_jax.cli.common import record
 from maskclip_jax.cli.segment import Unanswered, answers
-from maskclip_jax.data.images import write_json
+from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.files import write_result
 

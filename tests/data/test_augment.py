@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from maskclip_jax.data.augment import (
+    AugmentConfig,
     augment,
     example_rng,
     pad,
@@ -18,7 +19,6 @@ from maskclip_jax.data.augment import (
     turn_hue,
 )
 from maskclip_jax.data.preprocess import resize_as_opencv
-from maskclip_jax.distill.config import AugmentConfig
 
 STILL = AugmentConfig(scale=(1.0, 1.0), flip=0.0, category_max_ratio=1.0, photometric=False)
 

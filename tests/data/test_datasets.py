@@ -13,7 +13,7 @@ from PIL import Image
 
 from maskclip_jax.data import datasets
 from maskclip_jax.data.datasets import EmojiScenes, ImageCorpus
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
+from maskclip_jax.data.vocabulary import SCENE_CLASSES
 from maskclip_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,7 +169,7 @@ def test_bad_sources_are_told_in_one_line(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no such folder"):
         EmojiScenes(tmp_path / "empty", data_dir=tmp_path)
-    with pytest.raises(UserError, match="no source came"):
+    with pytest.raises(UserError, match="got no source"):
         EmojiScenes(data_dir=tmp_path).download_and_prepare()
 
 
@@ -219,7 +219,7 @@ import sys, numpy as np, maskclip_jax.data
 from maskclip_jax.data.sources import open_source
 assert "tensorflow_datasets" not in sys.modules
 from maskclip_jax.data.datasets import EmojiScenes
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
+from maskclip_jax.data.vocabulary import SCENE_CLASSES
 EmojiScenes({str(archive)!r}, data_dir={str(tmp_path)!r}).download_and_prepare()
 prepared = open_source("tfds:emoji_scenes?split=heldout&label=label&data_dir=" + {str(tmp_path)!r})
 direct = open_source({str(archive)!r} + "!heldout")

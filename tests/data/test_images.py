@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from maskclip_jax.data import images
+from maskclip_jax.data.whole_files import atomic_path, write_json
 from maskclip_jax.errors import UserError
 
 
@@ -182,10 +183,10 @@ def test_write_image_and_its_errors(tmp_path, picture):
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.json"
-    images.write_json(path, {"whole": 1})
+    write_json(path, {"whole": 1})
 
     def half_written():
-        with images.atomic_path(path) as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_text('{"ha')
             raise RuntimeError("the power went")
 
@@ -197,7 +198,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 
 def test_json_of_numpy_values(tmp_path):
     value = {"area": np.float32(0.5), "counts": np.arange(3), "nan": float("nan"), "name": "déjà vu", 3: (np.int64(4),)}
-    images.write_json(tmp_path / "a.json", value)
+    write_json(tmp_path / "a.json", value)
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"area": 0.5, "counts": [0, 1, 2], "nan": None, "name": "déjà vu", "3": [4]}
     assert "déjà" in text
@@ -205,7 +206,7 @@ def test_json_of_numpy_values(tmp_path):
 
 def test_temporary_names_are_short_in_bytes(tmp_path):
     path = tmp_path / ("\N{DOG}" * 60 + ".json")  # 245 bytes: the system takes it
-    images.write_json(path, 1)
+    write_json(path, 1)
     assert json.loads(path.read_text()) == 1
 
 

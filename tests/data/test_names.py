@@ -58,7 +58,7 @@ def test_lists(text, read):
         ("id,name\n1,dog\n2,cat", "are numbered"),
         ("names:\n 0: dog\n 1: cat", "are numbered"),
         ('{"0": "dog"}', "is an object"),
-        ("[[[1]]]", r"a class is a text or a list of texts, but \[1\]"),
+        ("[[[1]]]", r"a class is a text or a list of texts, got \[1\]"),
         ("[]", "at least one class"),
         ("dog\udc80, cat", "has one that is none"),
         ("\x1b[31mdog", "has one that is none"),

@@ -1,22 +1,35 @@
 """The config refuses what contradicts itself, reads back what it wrote, and settles what the student is."""
 
+import dataclasses
 import json
 
 import jax
 import pytest
 from tiny_distill import CLASSES, STUDENT, config_of
 
-from maskclip_jax.distill.config import AugmentConfig, DistillConfig
+from maskclip_jax.data.augment import AugmentConfig
+from maskclip_jax.distill.config import DistillConfig, TeacherConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.students import StudentConfig, create_student
 
+NACLIP = TeacherConfig(model="a/b", fidelity="released", dense_stride=16, method="naclip", prompt_denoising=0.5)
+
 
 def test_json_round_trip():
-    config = config_of(
-        mode="zero-shot", unseen=("cat",), augmentation=AugmentConfig(scale=(0.7, 1.3)), prompt_denoising=0.5
-    )
+    config = config_of(mode="zero-shot", unseen=("cat",), augmentation=AugmentConfig(scale=(0.7, 1.3)), teacher=NACLIP)
     assert DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert len({config, DistillConfig.from_dict(config.to_dict())}) == 1  # hashable: a program belongs to it
+
+
+def test_configs_of_before_the_teacher_had_its_own():
+    """config.json of older runs: flat keys, each of which is one of the teacher's now."""
+    new = config_of(teacher=dataclasses.replace(NACLIP, activation="gelu", templates="single", key_smoothing=1.0))
+    older = new.to_dict() | {"teacher": "a/b", "teacher_fidelity": "released", "teacher_activation": "gelu"}
+    older |= {"teacher_method": "naclip", "dense_stride": 16, "templates": "single"}
+    older |= {"prompt_denoising": 0.5, "key_smoothing": 1.0}
+    assert DistillConfig.from_dict(json.loads(json.dumps(older))) == new
+    some = {name: value for name, value in config_of().to_dict().items() if name != "teacher"}
+    assert DistillConfig.from_dict(some | {"key_smoothing": 1.0}).teacher == TeacherConfig(key_smoothing=1.0)
 
 
 def test_numbers_as_a_person_writes_them():
@@ -38,6 +51,10 @@ def test_numbers_as_a_person_writes_them():
         ({"seed": True}, ["config.seed", "True"]),
         ({"image_mean": [0.5, 0.5]}, ["config.image_mean"]),
         ({"unseen": "cat"}, ["config.unseen", "cat"]),
+        ({"teacher": {"short_side": 64}}, ["config.teacher", "short_side", "method, templates"]),
+        ({"teacher": {"method": 3}}, ["config.teacher.method", "3"]),
+        ({"teacher": ["embedded"]}, ["config.teacher.model", "embedded"]),
+        ({"key_smoothing": "much"}, ["config.teacher.key_smoothing", "much"]),
     ],
 )
 def test_unreadable_values(change, words):
@@ -72,8 +89,8 @@ def test_missing_keys():
         ({"mode": "supervised", "student": StudentConfig(12, classifier="learned", num_classes=4)}, "5, not 4"),
         ({"classes": tuple(map(str, range(255)))}, "255"),
         ({"augmentation": {"scale": (2.0, 0.5)}}, "scale"),
-        ({"augmentation": {"within": (520, 520), "short_side": 512}}, "short_side or within"),
-        ({"augmentation": {"within": (520, 0)}}, "at least one pixel"),
+        ({"augmentation": {"within": (520, 520), "short_side": 512}}, "short_side or within a frame"),
+        ({"augmentation": {"within": (520, 0)}}, "within is within 1.."),
         ({"augmentation": {"short_side": 0}}, "short_side is within 1.."),
         ({"augmentation": {"interpolation": "lanczos"}}, "bilinear, opencv"),
         ({"augmentation": {"crop_retries": -1}}, "crop_retries is within 0.."),

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from tiny_distill import CLASSES, config_of
 
-from maskclip_jax.data.augment import augment, example_rng
+from maskclip_jax.data.augment import AugmentConfig, augment, example_rng
 from maskclip_jax.data.images import write_label_png
 from maskclip_jax.data.sources import ArraySource
-from maskclip_jax.distill.config import AugmentConfig
 from maskclip_jax.distill.input_pipeline import (
     device_positions,
     epoch_order,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tiny_run import HERE, child_environment, run_config, write_noise
 
+from maskclip_jax.data.augment import AugmentConfig
 from maskclip_jax.distill.checkpoint import Checkpoints
-from maskclip_jax.distill.config import AugmentConfig
 from maskclip_jax.distill.run_log import read_metrics
 
 

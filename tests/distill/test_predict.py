@@ -11,8 +11,7 @@ from tiny_run import run_config, train, write_data
 from maskclip_jax import cli
 from maskclip_jax.data.sources import Example
 from maskclip_jax.distill.evaluation import evaluate_student
-from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
-from maskclip_jax.distill.run_folder import TrainedStudent
+from maskclip_jax.distill.predict import TrainedStudent, chosen_labels, iter_student_segmentations
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.segment.options import Options
@@ -42,7 +41,7 @@ def test_a_student_is_given_as_a_clip_is(trained, pictures):
     for one, other in zip(found, iter_student_segmentations(pictures, trained, **options), strict=True):
         assert one.classes == other.classes == tuple(CLASSES[:2])
         np.testing.assert_array_equal(one.labels, other.labels)
-    for wrong, words in (({"key_smoothing": True}, "key_smoothing came"), ({"classifier": text_rows()}, "classifier")):
+    for wrong, words in (({"key_smoothing": True}, "got key_smoothing"), ({"classifier": text_rows()}, "classifier")):
         with pytest.raises(UserError, match=words):
             segment_images(pictures, None, trained, **wrong)
 
@@ -77,7 +76,7 @@ def test_some_of_its_classes_compete_alone(trained, pictures):
     for all_, two in zip(everything, iter_student_segmentations(pictures, trained, classes=names), strict=True):
         assert two.classes == tuple(names)
         np.testing.assert_array_equal(two.labels, all_.probabilities[..., [3, 1]].argmax(-1))
-    with pytest.raises(UserError, match=r"knows the 5 classes it was trained on.*zebra"):
+    with pytest.raises(UserError, match=r"has the 5 classes it was trained on.*zebra"):
         chosen_labels(trained.config, ["zebra"])
     with pytest.raises(UserError, match="needs a student with a background"):
         next(iter_student_segmentations(pictures, trained, background_threshold=0.5))
@@ -115,8 +114,8 @@ def test_from_the_command_line(tmp_path, capsys):
     assert [c["class"] for c in found] == [str(c) for c in CLASSES]
     assert found[int(labels[0, 0])]["area"] > 0
     for options, message in (
-        (["--prompt-denoising", "0.5"], "a student is read as it was trained, but --prompt-denoising came"),
-        (["--classes", "zebra"], "a student knows the 5 classes"),
+        (["--prompt-denoising", "0.5"], "a student is read as it was trained, got --prompt-denoising"),
+        (["--classes", "zebra"], "a student has the 5 classes"),
     ):
         refused = tmp_path / "refused"
         assert status(["segment", str(photo), "--model", str(workdir), "--out", str(refused), *options]) == 2

@@ -17,7 +17,7 @@ from tiny_distill import on_devices, quickly
 from maskclip_jax.checkpoints.folders import Reading
 from maskclip_jax.checkpoints.load import Pretrained, load_visual
 from maskclip_jax.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.config import DistillConfig, TeacherConfig
 from maskclip_jax.distill.optimizer import descent_direction
 from maskclip_jax.distill.step import TrainState, _forward, _loss, _target, make_train_step
 from maskclip_jax.distill.teacher import normalise, teacher_from
@@ -26,9 +26,11 @@ from maskclip_jax.students import StudentConfig, create_student
 from maskclip_jax.students.weights import convert_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASED = TeacherConfig(fidelity="released")
+REFINED = dataclasses.replace(RELEASED, key_smoothing=1.0, prompt_denoising=0.3)
 MODES = {
     "annotation_free": {"foreground": "annotation"},
-    "annotation_free_ks_pd": {"foreground": "annotation", "key_smoothing": 1.0, "prompt_denoising": 0.3},
+    "annotation_free_ks_pd": {"foreground": "annotation", "teacher": REFINED},
     "zero_shot": {"mode": "zero-shot", "unseen": ("e", "f"), "self_training": True, "guided_steps": 3},
 }
 
@@ -55,13 +57,12 @@ def prepared(mode: str, dtype: str):
     config = DistillConfig(
         classes=tuple("abcdef"),
         student=StudentConfig(width=32, backbone="resnet50", base_width=8),
-        teacher_fidelity="released",
         loss_mean="all",
         batch_size=3,
         crop_size=64,
         steps=10,
         dtype=dtype,
-        **MODES[mode],
+        **{"teacher": RELEASED} | MODES[mode],
     )
     with np.load(GOLDEN / "official_vit_tiny.npz") as file:
         tower = {key.removeprefix("w/"): file[key] for key in file if key.startswith("w/")}

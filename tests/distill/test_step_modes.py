@@ -25,6 +25,7 @@ from tiny_distill import (
     text_rows,
 )
 
+from maskclip_jax.distill.config import TeacherConfig
 from maskclip_jax.distill.step import create_train_state, make_train_step
 from maskclip_jax.distill.teacher import teacher_from
 from maskclip_jax.students import create_student
@@ -110,7 +111,9 @@ def test_other_mappers(mapper):
 @pytest.mark.parametrize("head", ["deeplabv3plus", "pspnet"])
 def test_other_heads_and_background(head):
     student = dataclasses.replace(STUDENT, head=head, rates=None)
-    config = config_of(**ZERO_SHOT, student=student, accumulate=2, conf_thresh=0.4, key_smoothing=1.0)
+    config = config_of(
+        **ZERO_SHOT, student=student, accumulate=2, conf_thresh=0.4, teacher=TeacherConfig(key_smoothing=1.0)
+    )
     teacher, frozen, student, state = setup(config)
     assert state.params["classifier"]["background"].shape == (1, STUDENT.width)
     after, _ = jax.eval_shape(make_train_step(config, student, teacher), state, frozen, on_devices(batch_of(config)))

@@ -10,6 +10,7 @@ import pytest
 from tiny_distill import CLASSES, config_of, dense, pretrained_clip, text_rows
 
 from maskclip_jax.data.preprocess import interpolation_matrix
+from maskclip_jax.distill.config import TeacherConfig
 from maskclip_jax.distill.teacher import load_teacher, teacher_from
 from maskclip_jax.encoders.config import Fidelity
 from maskclip_jax.encoders.dense import METHODS
@@ -32,7 +33,9 @@ def prepared(clip, images, side):
 def test_scores_of_a_vit(side):
     """Sides that are no multiple of the patch are padded, and the padding cropped away after upsampling."""
     clip = pretrained_clip()
-    teacher, frozen = teacher_from(config_of(prompt_denoising=0.3, key_smoothing=1.0), clip, text_rows())
+    teacher, frozen = teacher_from(
+        config_of(teacher=TeacherConfig(prompt_denoising=0.3, key_smoothing=1.0)), clip, text_rows()
+    )
     images, rows = images_of(side), text_rows()[[1, 3]]
     padded = -(-side // 8) * 8
     features, keys = dense(clip, prepared(clip, images, padded))
@@ -89,22 +92,22 @@ def test_bfloat16_is_the_towers_alone():
 
 
 def test_the_activation_of_a_teacher_without_a_config():
-    """`teacher_activation` goes before what the file says (here, its code) or what is assumed of bare weights."""
+    """`teacher.activation` goes before what the file says (here, its code) or what is assumed of bare weights."""
     folder = Path(__file__).parents[1] / "golden" / "torch_files"
     for asked, found in ((None, "quick_gelu"), ("gelu", "gelu")):
-        config = config_of(teacher=str(folder / "openai_traced.pt"), teacher_activation=asked)
+        config = config_of(teacher=TeacherConfig(model=str(folder / "openai_traced.pt"), activation=asked))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("maskclip_jax.distill.teacher.text_classifier", lambda *_: text_rows())
             teacher, _ = load_teacher(config)
         assert teacher.model.config.vision.activation == found
-    with pytest.raises(UserError, match="teacher_activation is one of None, quick_gelu, gelu, but relu came"):
-        config_of(teacher_activation="relu")
+    with pytest.raises(UserError, match=r"teacher\.activation is one of None, quick_gelu, gelu, got relu"):
+        TeacherConfig(activation="relu")
 
 
 def test_a_teacher_of_another_method():
-    """`teacher_method` reaches the tower: scores and features are NACLIP's, not MaskCLIP's."""
+    """`teacher.method` reaches the tower: scores and features are NACLIP's, not MaskCLIP's."""
     clip, images = pretrained_clip(), images_of(32)
-    teacher, frozen = teacher_from(config_of(teacher_method="naclip"), clip, text_rows())
+    teacher, frozen = teacher_from(config_of(teacher=TeacherConfig(method="naclip")), clip, text_rows())
     assert teacher.method == METHODS["naclip"]
     options = dataclasses.asdict(METHODS["naclip"])
     read = jax.jit(lambda v, x: clip.model.apply(v, x, method="encode_dense", **options))
@@ -119,5 +122,5 @@ def test_a_teacher_of_another_method():
         expected,
         atol=1e-5,
     )
-    with pytest.raises(UserError, match="teacher_method is one of maskclip"):
-        config_of(teacher_method="slip")
+    with pytest.raises(UserError, match="a method is one of maskclip"):
+        TeacherConfig(method="slip")

@@ -14,9 +14,10 @@ from compile_flags import with_devices
 from tiny_distill import CLASSES, STUDENT, config_of, pretrained_clip, setup, text_rows
 from tiny_run import HERE
 
+from maskclip_jax.data.augment import AugmentConfig
 from maskclip_jax.data.preprocess import Preprocess, interpolation_matrix
 from maskclip_jax.data.sources import ArraySource, Example
-from maskclip_jax.distill.config import AugmentConfig
+from maskclip_jax.distill.config import TeacherConfig
 from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.step import make_eval_step
 from maskclip_jax.errors import UserError
@@ -211,7 +212,7 @@ def test_the_short_side_of_training_is_that_of_scoring():
 @pytest.mark.parametrize("fidelity", ["clip", "released"])
 def test_students_see_no_padding(stem, fidelity):
     """An image of odd sides, by hand: the student's own cells of just its pixels, brought to them as its habits say."""
-    config = config_of(teacher_fidelity=fidelity, student=dataclasses.replace(STUDENT, stem=stem))
+    config = config_of(teacher=TeacherConfig(fidelity=fidelity), student=dataclasses.replace(STUDENT, stem=stem))
     _, frozen, _, state = setup(config)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     image = RNG.integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)[:45, :61]

@@ -1,5 +1,6 @@
 """The benchmark's counts against programs, its table, and a tiny run of it from end to end."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import __main__ as benchmarks
-from experiments.benchmark import cases, flops, interleave, labelling, table, work
+from experiments.benchmark import cases, flops, interleave, labelling, table, work, worker_pipe
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP, fold
 from maskclip_jax.ops.module import shapes_of
@@ -49,6 +50,14 @@ def test_student_counts_are_those_of_a_program():
     forward, both = flops.deeplab_v2(config, 64, 64, 5)
     assert 0.85 * forward < program < 1.35 * forward
     assert 2 * forward < both < 3 * forward
+
+
+def test_torchs_process_finds_its_neighbour():
+    """PyTorch is not installed here, but what its process imports beside it must be there."""
+    code = ast.parse((ROOT / "experiments" / "benchmark" / "torch_worker.py").read_text())
+    found = [node for node in code.body if isinstance(node, ast.ImportFrom) and node.module != "torch"]
+    assert [node.module for node in found] == ["worker_pipe"]
+    assert all(hasattr(worker_pipe, alias.name) for alias in found[0].names)
 
 
 def test_taps_by_hand():

@@ -11,8 +11,8 @@ from experiments.harness import scoring
 from experiments.harness.records import Missing, Settings
 from experiments.tables import ablations, fine_grained, robustness, transforms
 from maskclip_jax.data.corruptions.corrupt import corrupt
-from maskclip_jax.data.scene_classes import SCENE_CLASSES
 from maskclip_jax.data.sources import ArraySource
+from maskclip_jax.data.vocabulary import SCENE_CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
 

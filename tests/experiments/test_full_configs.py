@@ -13,7 +13,7 @@ from tiny_distill import SIDE, WIDTH, drawn, on_devices, pretrained_clip, quickl
 from experiments.configs import paper as paper_configs
 from experiments.configs import scenes as distill_scenes
 from maskclip_jax.checkpoints.load import load_clip
-from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.config import DistillConfig, TeacherConfig
 from maskclip_jax.distill.experiment import load_experiment
 from maskclip_jax.distill.optimizer import descent_direction
 from maskclip_jax.distill.pseudo_labels import training_annotation
@@ -95,7 +95,7 @@ def reduced(config: DistillConfig) -> DistillConfig:
         config.student, width=WIDTH, layers=(1, 1, 1, 1), base_width=4, expansion=2, rates=(1, 2), low_level_width=4
     )
     changes = {"student": student, "batch_size": 2, "crop_size": SIDE, "backbone_weights": None}
-    return dataclasses.replace(config, teacher="embedded", teacher_fidelity="clip", **changes)
+    return dataclasses.replace(config, teacher=TeacherConfig(), **changes)
 
 
 @functools.cache

@@ -110,7 +110,7 @@ def test_masks_of_the_shipped_scenes(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "plain" / "labels.json").read_text())["pamr"] == 2
     with pytest.raises(SystemExit, match="2"):
         masks("few", "--balance", "0.7")
-    assert "counts on 500 scenes, but 3 came" in capsys.readouterr().err
+    assert "counts on 500 scenes, got 3" in capsys.readouterr().err
     assert not (tmp_path / "few").exists()
 
     monkeypatch.setattr(label_scenes, "BALANCED_ON", 3)

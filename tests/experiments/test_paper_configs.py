@@ -35,7 +35,7 @@ COLUMNS = (
 )
 # The same in all of them: SGD 0.9, poly 0.9 down to 1e-4, batch 16, scale 0.5 to 2, crops, flip, distortion, loss.
 COMMON = {
-    **{"teacher_fidelity": "released", "loss_mean": "all", "optimizer": "sgd", "momentum": 0.9, "power": 0.9},
+    **{"loss_mean": "all", "optimizer": "sgd", "momentum": 0.9, "power": 0.9},
     **{"min_learning_rate": 1e-4, "batch_size": 16, "accumulate": 1, "conf_thresh": None, "backbone_rate": 1.0},
 }
 AUGMENTATION = {
@@ -73,8 +73,8 @@ def ours(config: DistillConfig) -> dict[str, object]:
     values = (
         *(config.num_classes, config.background, list(config.unseen_labels), scale, config.crop_size, config.steps),
         *(config.guided_steps, config.self_training, config.learning_rate, config.weight_decay, student.head),
-        *(student.backbone, student.width, student.dropout, config.prompt_denoising, config.key_smoothing),
-        *(config.foreground, config.evaluate_every),
+        *(student.backbone, student.width, student.dropout, config.teacher.prompt_denoising),
+        *(config.teacher.key_smoothing, config.foreground, config.evaluate_every),
     )
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -89,6 +89,7 @@ def test_every_full_size_config_is_the_released_one():
         print(name, *found.values(), sep=" | ")
         assert found == released(name), name
         assert {field: getattr(config, field) for field in COMMON} == COMMON, name
+        assert config.teacher.fidelity == "released", name
         assert {field: getattr(config.augmentation, field) for field in AUGMENTATION} == AUGMENTATION, name
         mean = (0.48145466, 0.4578275, 0.40821073) if "finetuned" in name else (0.485, 0.456, 0.406)
         assert config.image_mean == mean

@@ -24,7 +24,7 @@ from experiments.toy_world.scenes import (
     sample_layout,
     tint_glyph,
 )
-from maskclip_jax.data.scene_classes import SCENE_CLASSES, SCENE_OBJECTS, SCENE_STUFF
+from maskclip_jax.data.vocabulary import SCENE_CLASSES, SCENE_OBJECTS, SCENE_STUFF
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.toy_world.batches import draw_batch, multi_positive, uniformity, unnamed
 from experiments.toy_world.prompts import CLASSES, PHRASES
-from experiments.toy_world.train_clip import Training, both_readings, draw_batch, multi_positive, uniformity, unnamed
+from experiments.toy_world.train_clip import both_readings
 from maskclip_jax.encoders.config import CLIPConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP
 
@@ -74,15 +75,15 @@ def test_a_batch_holds_all_names_and_the_coloured_phrases_that_are_named():
         "phrases": jnp.arange(phrases)[:, None, None] * jnp.ones((1, 3, 4), jnp.int32),
         "wide": jnp.asarray(8),
     }
-    run = Training(batch=8, closeups=(0.0, 1.0))
-    batch = draw_batch(jax.random.key(0), corpus, run, jnp.asarray(0.0))
+    closeups = (0.0, 1.0)
+    batch = draw_batch(jax.random.key(0), corpus, 8, closeups, jnp.asarray(0.0))
     slots = np.asarray(batch["phrases"])[:, 0]
     assert slots[:classes].tolist() == list(range(classes))
     assert {100, 200} <= set(slots[classes:].tolist())
     assert batch["named"][:, [3]].all()
-    assert np.asarray(batch["named"]).sum() == 3 * run.batch
+    assert np.asarray(batch["named"]).sum() == 3 * 8
     assert batch["images"].max() < 8  # no close-up at a share of zero, nothing else at a share of one
-    assert draw_batch(jax.random.key(0), corpus, run, jnp.asarray(1.0))["images"].min() >= 8
+    assert draw_batch(jax.random.key(0), corpus, 8, closeups, jnp.asarray(1.0))["images"].min() >= 8
 
 
 def test_uniformity_is_least_where_nouns_differ():

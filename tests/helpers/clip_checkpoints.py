@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.serialization import msgpack_serialize
 from flax.traverse_util import unflatten_dict
+from random_clip import random_variables
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from maskclip_jax.checkpoints.architecture import to_open_clip
-from maskclip_jax.checkpoints.weights import abstract_variables, to_names
+from maskclip_jax.checkpoints.weights import to_names
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP
 
@@ -27,15 +28,8 @@ CONFIGS = {
 
 @functools.cache
 def random_clip(kind):
-    """A tiny "vit" or "resnet": config and variables, every array random (batch variances positive)."""
-    config, rng, flat = CONFIGS[kind], np.random.default_rng(0), {}
-    for path, leaf in abstract_variables(config).items():
-        name = path.rpartition("/")[2]
-        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 100
-        value = rng.normal(size=leaf.shape) * fan_in**-0.5
-        value = {"var": np.exp(value), "scale": 1 + value}.get(name, value)
-        flat[path] = jnp.asarray(value, jnp.float32)
-    return config, unflatten_dict(flat, sep="/")
+    """A tiny CLIP of `CONFIGS`: config and variables."""
+    return CONFIGS[kind], random_variables(CONFIGS[kind])
 
 
 def write_tokenizer(folder):

@@ -5,16 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from random_clip import random_pretrained
 
-from maskclip_jax.checkpoints.folders import Reading
 from maskclip_jax.checkpoints.load import Pretrained
-from maskclip_jax.data.preprocess import Preprocess
-from maskclip_jax.distill.config import AugmentConfig, DistillConfig
+from maskclip_jax.data.augment import AugmentConfig
+from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.optimizer import descent_direction
 from maskclip_jax.distill.step import TrainState, make_train_step
 from maskclip_jax.distill.teacher import teacher_from
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import StudentConfig, create_student
 
@@ -51,17 +50,11 @@ def config_of(**changes) -> DistillConfig:
 
 def pretrained_clip(kind: str = "vit") -> Pretrained:
     config = CLIPConfig(VISION[kind], TextConfig(8, 4, 8, 1, 1, 8), WIDTH)
-    model = CLIP(config)
-    side = config.vision.image_size
-    shapes = shapes_of(model, jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
-    preprocess = Preprocess((0.4, 0.5, 0.6), (0.2, 0.3, 0.25), multiple=config.multiple)
-    return Pretrained(
-        model, jax.tree.map(jnp.asarray, drawn(shapes)), config, lambda prompts: None, preprocess, Reading()
-    )
+    return random_pretrained(config, lambda prompts: None, logit_scale=10.0)
 
 
 def drawn(shapes, seed: int = 0):
-    """Random values for a tree of shapes (initialisers would take longer to compile than anything tested here)."""
+    """Random values for a tree of shapes, a student's (initialisers would take longer to compile than any test)."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

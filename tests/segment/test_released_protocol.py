@@ -190,7 +190,7 @@ def test_an_image_tower_alone_has_no_words():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"short_side": 512, "within": (520, 520)}, "both came"),
+        ({"short_side": 512, "within": (520, 520)}, "got both"),
         ({"within": (520,)}, "height and a width"),
         ({"within": (520, 0)}, "height and a width"),
         ({"within": (10**9, 10**9)}, "height and a width"),

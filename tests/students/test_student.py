@@ -201,20 +201,20 @@ def test_mapper():
 def test_config_survives_json():
     config = StudentConfig(**TINY, head="pspnet", rates=(1, 2), bn_axis_name="batch")
     assert StudentConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
-    with pytest.raises(UserError, match=r"unknown keys \['depth'\]"):
+    with pytest.raises(UserError, match=r"unknown keys .*depth"):
         StudentConfig.from_dict({"width": 8, "depth": 50})
-    with pytest.raises(UserError, match="needs width"):
+    with pytest.raises(UserError, match="lacks width"):
         StudentConfig.from_dict({})
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"head": "fcn"}, "head 'fcn' is not known: use one of deeplabv2, deeplabv3plus, pspnet"),
-        ({"backbone": "vgg"}, "backbone 'vgg' is not known: use one of resnet50, resnet101, small"),
-        ({"output_stride": 4}, "output_stride '4' is not known: use one of 8, 16, 32"),
-        ({"dtype": "float16"}, "dtype 'float16' is not known"),
-        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"head": "fcn"}, "student.head is one of deeplabv2, deeplabv3plus, pspnet, got fcn"),
+        ({"backbone": "vgg"}, "student.backbone is one of resnet50, resnet101, small, got vgg"),
+        ({"output_stride": 4}, "student.output_stride is one of 8, 16, 32, got 4"),
+        ({"dtype": "float16"}, "student.dtype is one of .*, got float16"),
+        ({"dropout": 1.0}, "student.dropout is at least 0 and below 1, got 1.0"),
         ({"classifier": "learned"}, "needs num_classes"),
         ({"classifier": "learned", "num_classes": 3, "background": True}, "belong to the text classifier"),
     ],

@@ -195,7 +195,7 @@ def test_bad_files_and_bad_words(visit):
     visitor.type(" ")
     assert "at least one word is needed" in visitor.message()
     visitor.type(", ".join(f"thing {i}" for i in range(500)))
-    visitor.page.wait_for_selector("#message:has-text('at most 256 classes, but 500 came')")
+    visitor.page.wait_for_selector("#message:has-text('at most 256 classes, got 500')")
     visitor.type("dog, sand")
     visitor.answered()
     assert not visitor.page.is_visible("#message")

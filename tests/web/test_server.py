@@ -73,7 +73,7 @@ def test_a_photo_from_upload_to_files(server):
     ("classes", "message"),
     [
         ("", "at least one word is needed"),
-        ([f"w{i}" for i in range(500)], "at most 256 classes, but 500 came"),
+        ([f"w{i}" for i in range(500)], "at most 256 classes, got 500"),
         ("dog,,cat", "an empty one"),
     ],
 )
@@ -104,9 +104,9 @@ def test_files_that_are_no_images(server):
         ("/api/images/unknown", 404, "load it again"),
         ("/api/scenes/9999.jpg", 404, "a scene is one of"),
         ("/api/scenes/..%2Fclasses.json", 404, "there is no GET"),
-        ("/api/answers/unknown/labels.png", 404, "ask again"),
+        ("/api/answers/unknown/labels.png", 404, "send the request again"),
         ("/../pyproject.toml", 404, "there is no GET"),
-        (f"/api/answers/unknown/heat/{'9' * 5000}.png", 404, "a class is a number, but 99999999999999999999 came"),
+        (f"/api/answers/unknown/heat/{'9' * 5000}.png", 404, "a class is a number, got 99999999999999999999"),
         ("/api/answers/unknown/heat/-1.png", 404, "a class is a number"),
         ("/api/images/%ED%A0%80", 404, "load it again"),
     ],
@@ -188,7 +188,7 @@ def test_a_fault_of_the_server_is_a_line_too(server, monkeypatch):
     monkeypatch.setattr(session, "scene", broken)
     reply = call(f"{url}/api/scenes/0005.jpg")
     assert reply.status == 500
-    assert reply.content == {"error": "this is a fault of the server, not yours: its terminal says more"}
+    assert reply.content == {"error": "this is a fault of the server: its terminal has the details"}
 
 
 def test_the_line_has_an_end():

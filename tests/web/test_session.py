@@ -105,7 +105,7 @@ def test_heat_is_the_probability(session):
         labels = decoded(session.file(token(answer), "labels.png")).repeat(4, 0).repeat(4, 1)
         bright = heat[:512].astype(float).sum(-1)
         assert bright[labels == index].mean() > bright[labels != index].mean() + 100
-    with pytest.raises(Gone, match="classes 0 to 5, but 6 came"):
+    with pytest.raises(Gone, match="classes 0 to 5, got 6"):
         session.heat(token(answer), 6)
 
 
@@ -123,7 +123,7 @@ def test_what_is_forgotten_says_so(models):
     session.receive(png(np.ones((8, 8, 3), np.uint8)), "new.png")
     with pytest.raises(Gone, match="this one is gone: load it again"):
         session.segment(asking(old))
-    with pytest.raises(Gone, match="this one is gone: ask again"):
+    with pytest.raises(Gone, match="this one is gone: send the request again"):
         session.file("nothing", "labels.png")
 
 
@@ -148,9 +148,9 @@ def test_what_the_settings_refuse(session):
     for options, message in [
         ({"prompt_denoising": 1.5}, "prompt denoising takes a probability"),
         ({"stride": 8}, "stride"),
-        ({"window": 8, "stride": 4}, "at most at 256 windows, but these would be 1225: make the stride larger"),
+        ({"window": 8, "stride": 4}, "at most 256 windows, got 1225: make the stride larger"),
         ({"window": 8, "stride": 1}, "at most 4096 windows, but windows of 8 every 1 pixels make 18769"),
-        ({"model": "other"}, "a model is one of embedded, embedded-vit, but 'other' came"),
+        ({"model": "other"}, "a model is one of embedded, embedded-vit, got 'other'"),
         ({"background": "sun"}, "in one class only"),
         ({"templates": "no place for the name"}, "prompt templates must be one of"),
     ]:

@@ -53,9 +53,9 @@ def corrupt(
       UserError: an unknown name, or a level outside 1..5.
     """
     if name not in LEVELS:
-        raise UserError(f"a corruption is one of {', '.join(CORRUPTIONS)}, but {name!r} came: choose one")
+        raise UserError(f"a corruption is one of {', '.join(CORRUPTIONS)}, got {name!r}: choose one")
     if isinstance(level, int | np.integer) and not 1 <= level <= 5:
-        raise UserError(f"a corruption's level is 1 to 5, but {level} came: choose one of these")
+        raise UserError(f"a corruption's level is 1 to 5, got {level}: choose one of these")
     shape = jnp.shape(image)
     unit = jnp.asarray(image).astype(jnp.float32) / 255
     corrupted = _FUNCTIONS[name](unit, jnp.asarray(level), _DRAWS[name](key, shape))

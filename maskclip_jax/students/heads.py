@@ -1,6 +1,7 @@
-"""DeepLabv2 (Chen et al. 2017, 1606.00915) and DeepLabv3+ (Chen et al. 2018, 1802.02611) heads, ending in features.
+"""Heads that end in features: DeepLabv2 (Chen et al. 2017, 1606.00915), DeepLabv3+ (Chen et al. 2018, 1802.02611) and
+PSPNet (Zhao et al. 2017, 1612.01105).
 
-Both stop one layer short of a segmentation network: the last 1×1 classifier is the text head's (paper, Fig. 3).
+All stop one layer short of a segmentation network: the last 1×1 classifier is the text head's (paper, Fig. 3).
 """
 
 import jax.numpy as jnp
@@ -70,3 +71,29 @@ class DeepLabV3Plus(nn.Module):
         x = jnp.concatenate([resize_bilinear(x, low.shape[1:3]), low], axis=-1)
         x = SeparableConv(self.width, **common, name="refine_0")(x, train)
         return SeparableConv(self.width, **common, name="refine_1")(x, train)
+
+
+class PSPHead(nn.Module):
+    """PSPNet's pyramid pooling: stage 4 beside its means over s×s bins, each brought to E channels and back to size,
+    then one 3×3 convolution.
+
+    Args:
+        width: E.
+        pool_scales: the numbers of bins per side.
+    """
+
+    width: int
+    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+    axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, stages: Stages, train: bool) -> Float[Array, "B h w E"]:
+        """Stage 4 [B, h, w, c] -> features [B, h, w, E]."""
+        common = {"axis_name": self.axis_name, "dtype": self.dtype}
+        x = stages.stage4
+        levels = [x]
+        for i, scale in enumerate(self.pool_scales):
+            level = ConvBNReLU(self.width, **common, name=f"pool_{i}")(adaptive_average_pool(x, scale), train)
+            levels.append(resize_bilinear(level, x.shape[1:3]))
+        return ConvBNReLU(self.width, 3, **common, name="bottleneck")(jnp.concatenate(levels, axis=-1), train)
