@@ -128,7 +128,7 @@ def _siglip(config: Mapping[str, Any]) -> CLIPConfig:
     v, t = (_hf_tower(config, name, _SIGLIP_DEFAULTS) for name in ("vision_config", "text_config"))
     if not v["vision_use_head"]:
         raise UserError(
-            "config.json: SigLIP is read through its pooling head, but vision_use_head is false: take a whole"
+            "SigLIP is read through its pooling head, but vision_use_head is false: take another checkpoint"
         )
     vision = ViTConfig(v["image_size"], v["patch_size"], *_sizes(v), **_beyond(SIGLIP_VIT))
     text = TextConfig(t["vocab_size"], t["max_position_embeddings"], *_sizes(t), **_beyond(SIGLIP_TEXT))

@@ -74,8 +74,8 @@ class Parts(NamedTuple):
 
 
 def from_mapping(arrays: Mapping[str, Any]) -> Parts:
-    """A mapping of OpenAI-named arrays, of both towers or of the image tower alone (`visual.…`, maybe `logit_scale`), or
-    of Google's.
+    """A mapping of OpenAI-named arrays, of both towers or of the image tower alone (`visual.…`, maybe `logit_scale`);
+    or of Google's.
 
     Statistics are OpenAI's, and so is the tokenizer where the vocabulary is.
     """

@@ -1,4 +1,4 @@
-"""Pieces of words by Google's SentencePiece and by `tokenizer.json`, and the text that SigLIP and TIPS cut into them."""
+"""Pieces of words by Google's SentencePiece or by `tokenizer.json`, and the text that SigLIP and TIPS cut into them."""
 
 from __future__ import annotations
 

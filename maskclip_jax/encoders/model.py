@@ -1,4 +1,4 @@
-"""`CLIP` and kin: both towers behind `encode_image`, `encode_text` and `encode_dense` (docs/method.md, sections 1-2)."""
+"""`CLIP` and kin: both towers behind `encode_image`, `encode_text`, `encode_dense` (docs/method.md, sections 1-2)."""
 
 from __future__ import annotations
 

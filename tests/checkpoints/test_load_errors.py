@@ -75,7 +75,7 @@ def test_an_index_that_points_out_of_its_folder(tmp_path, checkpoints):
 def test_broken_configs(folder):
     config = json.loads((folder / "config.json").read_text())
     for change, pattern in [
-        ({"model_type": "siglip"}, "model_type 'clip', not 'siglip'"),
+        ({"model_type": "siglip2"}, r"model_type .clip., .metaclip_2., .siglip., not .siglip2. \(SigLIP 2.s NaFlex"),
         ({"model_type": None}, "not None"),
         ({"vision_config": {"hidden_act": "relu"}}, "hidden_act is quick_gelu or gelu, but 'relu' came"),
         (
