@@ -127,6 +127,8 @@ def from_shapes(shapes: Shapes, naming: Naming) -> CLIPConfig:
     read = {"big_vision": _siglip, "tips": _tips, "tips_torch": _tips_torch}[naming]
     try:
         return checked(read(shapes), "the weights")
+    except UserError:
+        raise
     except (KeyError, ValueError, IndexError) as error:
         missing = f", which lack {cut(error.args[0], 80)}" if isinstance(error, KeyError) else ""
         raise UserError(f"the weights are not {_KIND[naming]}{missing}: take the original file") from error

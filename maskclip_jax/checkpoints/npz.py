@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -86,7 +87,7 @@ class NpzFile(Mapping):
         return np.memmap(self._path, array.dtype, "r", start, array.shape or (1,), order).reshape(array.shape)
 
 
-def read_header(file: BinaryIO, name: str) -> Array:
+def read_header(file: io.BufferedIOBase, name: str) -> Array:
     """The header of an `.npy` file. Raises UserError where it holds Python objects, ValueError where it is none."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):

@@ -9,6 +9,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
 from maskclip_jax.checkpoints import google
@@ -215,7 +216,7 @@ WRONG = {
     "words": "img/embedding/bias is of type <U1",
     "naflex": "SigLIP 2's NaFlex, which is another architecture",
     "no pooling head": "without SigLIP's pooling head",
-    "half": "half of a TIPS, but the other, tips_v2_b14_text.npz, is missing",
+    "half": "half of a TIPS, but its other half, tips_v2_b14_text.npz, is missing",
     "two models": "holds several models",
     "no temperature": "temperature_contrastive holds NaN",
 }
@@ -248,7 +249,7 @@ def test_damaged_archives_are_refused_or_read(tmp_path):
     assert not any("\n" in line for line in lines)
 
 
-FULL = {  # as published; parameters counted in their papers or model cards, text towers included
+FULL = {  # as published (the first is "375M")
     "siglip2_b16_256": (
         CLIPConfig(
             ViTConfig(256, 16, 768, 12, 12, 3072, **families.SIGLIP_VIT),
@@ -256,7 +257,7 @@ FULL = {  # as published; parameters counted in their papers or model cards, tex
             768,
             logit_bias=True,
         ),
-        375_187_970,
+        375_234_050,
     ),
     "tips_v2_b14": (
         CLIPConfig(
@@ -297,9 +298,7 @@ def test_full_size(name):
     assert google.from_shapes(shapes, naming) == config
     side = -(-512 // config.multiple) * config.multiple
     images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-    variables = jax.eval_shape(
-        lambda: CLIP(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3)), np.zeros((1, 2), int))
-    )
+    variables = unflatten_dict(wanted, sep="/")
     read = jax.eval_shape(lambda v, x: CLIP(config).apply(v, x, method="encode_dense"), variables, images)
     assert read.features.shape == (1, side // config.stride, side // config.stride, config.embed_dim)
 

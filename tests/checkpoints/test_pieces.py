@@ -10,6 +10,7 @@ import pytest
 from maskclip_jax.checkpoints.load import load_clip
 from maskclip_jax.checkpoints.pieces import ascii_lower, canonical, lower
 from maskclip_jax.checkpoints.tokenizer import MissingTokenizer, load_sentencepiece, load_tokenizer
+from maskclip_jax.checkpoints.weights import to_names
 from maskclip_jax.encoders.config import SIGLIP_TEXT, TIPS_TEXT, TextConfig
 from maskclip_jax.errors import UserError
 
@@ -118,8 +119,8 @@ def test_siglip(tmp_path, sentencepiece_model, name):
     assert found.lengths(["", "cat " * 40])[0] == 1
 
 
+@pytest.mark.slow
 def test_siglip_as_transformers_has_it(tmp_path, sentencepiece_model):
-    """Its slow tokenizer keeps white space that SentencePiece's normaliser makes of odd letters, which ours does not."""
     transformers = pytest.importorskip("transformers")
     model = sentencepiece_model("unigram")
     found = of_model(tmp_path, model, SIGLIP_TEXT, "spiece.model")
@@ -164,9 +165,8 @@ def gemma_json(model):
     backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    backend.post_processor = processors.TemplateProcessing(
-        "<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
-    )
+    around = [("<bos>", 2), ("<eos>", 1)]
+    backend.post_processor = processors.TemplateProcessing("<bos> $A <eos>", special_tokens=around)
     backend.add_special_tokens([AddedToken(name, special=True) for name in ("<pad>", "<eos>", "<bos>", "<unk>")])
     backend.enable_padding(length=40)  # what a file says of padding and ends is not asked
     backend.enable_truncation(3)
@@ -234,8 +234,6 @@ def test_tokenizers_of_others(tmp_path, sentencepiece_model, checkpoints):
 
 def test_a_tokenizer_by_its_path(tmp_path, sentencepiece_model, checkpoints):
     config, variables = checkpoints.random_clip("siglip")
-    from maskclip_jax.checkpoints.weights import to_names
-
     arrays = to_names(variables, config, "big_vision")
     (tmp_path / "any_name.model").write_bytes(sentencepiece_model("unigram"))
     found = load_clip(arrays, tokenizer=tmp_path / "any_name.model", fold=False).tokenizer

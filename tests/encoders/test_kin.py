@@ -61,27 +61,30 @@ def padded_batch():
     return images, jnp.asarray(batch), jnp.asarray(sizes)
 
 
-@pytest.mark.parametrize("method", [*METHODS, DenseMethod("vv", blocks=2)], ids=str)
+@pytest.mark.parametrize(
+    "methods",
+    [("maskclip", "naclip"), pytest.param(tuple(METHODS), marks=pytest.mark.slow)],
+    ids=["two methods", "all methods"],
+)
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_every_encoder_by_every_method(encoder, method):
+def test_every_encoder_by_every_method(encoder, methods):
     """SigLIP by its pooling head's own projections, TIPS and CLIP by their last blocks'; padding changes nothing."""
     config = ENCODERS[encoder]
-    if config.family == "siglip" and isinstance(method, DenseMethod):
-        with pytest.raises(UserError, match="is read as one block, but 2 came"):
-            dense_method(method, config)
-        return
-    method, variables = dense_method(method, config), variables_of(config)
-    images, batch, grid = padded_batch()
-    options = dataclasses.asdict(method)
-    read = lambda v: CLIP(config).apply(v, batch, grid=grid, method="encode_dense", **options)  # noqa: E731
-    found = read(fold(config, variables))
-    for image, features, size in zip(images, found.features, grid, strict=True):
-        expected = vit_by_definition(config.vision, variables["params"]["visual"], image, method)
-        np.testing.assert_allclose(features[: size[0], : size[1]], expected, atol=1e-5)
-    maskclip = CLIP(config).apply(variables, batch, grid=grid, method="encode_dense")
-    np.testing.assert_allclose(found.keys, maskclip.keys, atol=1e-5)
-    if method == METHODS["maskclip"]:  # the fold changed nothing
-        np.testing.assert_allclose(found.features, maskclip.features, atol=1e-5)
+    methods = {name: dense_method(name, config) for name in methods}
+    if len(methods) > 2 and config.family != "siglip":
+        methods["two blocks"] = DenseMethod("vv", blocks=2)
+    variables, (images, batch, grid) = variables_of(config), padded_batch()
+
+    def read(v):
+        encode = functools.partial(CLIP(config).apply, v, batch, grid=grid, method="encode_dense")
+        return {name: encode(**dataclasses.asdict(method)) for name, method in methods.items()}
+
+    found = jax.jit(read)(fold(config, variables))
+    for name, (features, keys) in found.items():
+        np.testing.assert_allclose(keys, found["maskclip"].keys, atol=1e-5)
+        for image, ours, size in zip(images, features, grid, strict=True):
+            expected = vit_by_definition(config.vision, variables["params"]["visual"], image, methods[name])
+            np.testing.assert_allclose(ours[: size[0], : size[1]], expected, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(("fields", "end"), [(SIGLIP_TEXT, [1]), (TIPS_TEXT, [])], ids=["siglip", "tips"])
@@ -112,3 +115,5 @@ def test_what_means_nothing_for_an_encoder():
     assert with_fidelity(variant("RN50"), Fidelity.released()).fidelity == Fidelity.released()
     assert [c.family for c in (*ENCODERS.values(), variant("RN50"))] == ["clip", "siglip", "tips", "tips", "clip"]
     assert dense_method("gem", ENCODERS["siglip"]).blocks == 1
+    with pytest.raises(UserError, match="is read as one block, but 2 came"):
+        dense_method(DenseMethod("vv", blocks=2), ENCODERS["siglip"])

@@ -28,7 +28,7 @@ from maskclip_jax.encoders.model import CLIP
 
 WORDS = "a photo of cat dog grass the".split()
 TEXT = TextConfig(vocab_size=len(WORDS) + 3, context_length=8, width=64, layers=2, heads=1, mlp_width=256)
-_KIN = (128, 16, 48, 2, 3, 64)  # of the text towers: the vocabulary is that of a SentencePiece model trained for tests
+_KIN = (128, 16, 48, 2, 3, 64)  # of text towers: as many tokens as a SentencePiece model that tests train, and some
 CONFIGS = {
     "vit": CLIPConfig(ViTConfig(32, 8, 128, 2, 2, 512), TEXT, 32),
     "resnet": CLIPConfig(ResNetConfig(64, 8, (1, 2, 1, 1), 4), TEXT, 32),
