@@ -144,7 +144,9 @@ def candidates(folder: Path) -> tuple[str, tuple[str, ...]]:
             return hf.name, WEIGHTS[hf.name]
     if open_clip.is_file():
         return open_clip.name, WEIGHTS[open_clip.name]
-    raise UserError(f"a checkpoint folder holds config.json or open_clip_config.json, {folder} neither: add one")
+    raise UserError(
+        f"a checkpoint folder holds config.json, open_clip_config.json or Google's .npz, but {folder} none: add one"
+    )
 
 
 def read_reading(folder: Path) -> Reading:

@@ -187,10 +187,10 @@ def _kinds(config: CLIPConfig, naming: Naming, tower: Tower) -> dict[str, tuple]
 
 
 def _rows(config: CLIPConfig, naming: Naming, tower: Tower) -> Iterator[Row]:
-    if tower == "visual" and isinstance(config.vision, ResNetConfig):
-        yield from _resnet_rows(config.vision)
-        return
     side = config.text if tower == "text" else config.vision
+    if isinstance(side, ResNetConfig):
+        yield from _resnet_rows(side)
+        return
     yield from _TOWERS[naming][tower == "text"]
     swiglu = side.activation == "swiglu"
     blocks = {

@@ -48,8 +48,8 @@ class CLIP(nn.Module):
             self.visual = ModifiedResNet(c.vision, c.embed_dim, c.multiple, self.dtype)
         self.text = TextTransformer(c.text, c.embed_dim, self.dtype)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
-        if c.logit_bias:
-            self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), ())
+        if c.logit_bias and self.is_initializing():  # of logits, which are made elsewhere: towers alone run without it
+            self.param("logit_bias", nn.initializers.constant(-10.0), ())
 
     def __call__(
         self, images: Float[Array, "B H W 3"], ids: Int[Array, "N T"]

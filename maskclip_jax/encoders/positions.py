@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float64, Int
 
 from maskclip_jax.ops.matmul import full_precision
 
@@ -62,11 +62,11 @@ def linear_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array,
     return weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)  # no weight at all: a row beyond the image
 
 
-def sinusoids(length: int, width: int) -> Float32[np.ndarray, "T D"]:
+def sinusoids(length: int, width: int) -> Float64[np.ndarray, "T D"]:
     """Sines, then cosines, of positions over time scales from 1 to 10⁴ (Vaswani et al., 2017). Made on the host."""
     scales = 1e4 ** (np.arange(width // 2) / max(width // 2 - 1, 1))
     angles = np.arange(length)[:, None] / scales
-    return np.pad(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), ((0, 0), (0, width % 2))).astype(np.float32)
+    return np.pad(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), ((0, 0), (0, width % 2)))
 
 
 def valid_mask(grid: Array | None, shape: tuple[int, int]) -> Bool[Array, "B h w"] | None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
+from sentence_pieces import trained_pieces
 
 from maskclip_jax.checkpoints import google
 from maskclip_jax.checkpoints.load import load_clip
@@ -119,7 +120,7 @@ def test_temperatures_of_tips_in_pytorch(names):
 
 
 @pytest.mark.parametrize("kind", ["siglip", "tips", "tips_torch"])
-def test_conversion_and_back(tmp_path, kind, sentencepiece_model):
+def test_conversion_and_back(tmp_path, kind):
     """Weights, architecture, statistics and tokenizer, through orbax."""
     source = tmp_path / "source"
     source.mkdir()
@@ -127,7 +128,7 @@ def test_conversion_and_back(tmp_path, kind, sentencepiece_model):
         np.savez(source / "siglip.npz", **arrays_of(kind))
     else:
         write_pair(source, kind)
-    (source / "tokenizer.model").write_bytes(sentencepiece_model("unigram"))
+    (source / "tokenizer.model").write_bytes(trained_pieces("unigram"))
     before = load_clip(source, fold=False)
     after = load_clip(save_converted(before, tmp_path / "converted"), fold=False)
     assert (after.config, after.preprocess) == (before.config, before.preprocess)

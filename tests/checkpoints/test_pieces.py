@@ -6,6 +6,7 @@ import string
 
 import numpy as np
 import pytest
+from sentence_pieces import trained_pieces
 
 from maskclip_jax.checkpoints.load import load_clip
 from maskclip_jax.checkpoints.pieces import ascii_lower, canonical, lower
@@ -109,9 +110,9 @@ def test_there_are_enough_odd_strings():
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model"])
-def test_siglip(tmp_path, sentencepiece_model, name):
+def test_siglip(tmp_path, name):
     """Small letters, no punctuation; the end (id 1) at the end, and as padding: no cut takes it away."""
-    model = sentencepiece_model("unigram")
+    model = trained_pieces("unigram")
     found = of_model(tmp_path, model, SIGLIP_TEXT, name)
     texts = [re.sub(r"\s+", " ", re.sub(f"[{re.escape(string.punctuation)}]", "", t.lower())).strip() for t in ODD]
     np.testing.assert_array_equal(found(ODD), reference(model, texts, (1, 1)))
@@ -120,9 +121,9 @@ def test_siglip(tmp_path, sentencepiece_model, name):
 
 
 @pytest.mark.slow
-def test_siglip_as_transformers_has_it(tmp_path, sentencepiece_model):
+def test_siglip_as_transformers_has_it(tmp_path):
     transformers = pytest.importorskip("transformers")
-    model = sentencepiece_model("unigram")
+    model = trained_pieces("unigram")
     found = of_model(tmp_path, model, SIGLIP_TEXT, "spiece.model")
     theirs = transformers.SiglipTokenizer(str(tmp_path / "spiece.model"))
     rows = theirs(ODD, padding="max_length", max_length=16, truncation=True)["input_ids"]
@@ -130,9 +131,9 @@ def test_siglip_as_transformers_has_it(tmp_path, sentencepiece_model):
     assert differ == []
 
 
-def test_siglip_2(tmp_path, sentencepiece_model):
+def test_siglip_2(tmp_path):
     """Gemma's pieces: small letters alone, the end (1), then padding (0); bytes for unknown letters."""
-    model = sentencepiece_model("bpe")
+    model = trained_pieces("bpe")
     found = of_model(tmp_path, model, SIGLIP_TEXT)
     np.testing.assert_array_equal(found(ODD), reference(model, [lower(text) for text in ODD], (1, 0)))
     assert list(found(["cat"])[0, -3:]) == [0, 0, 0]
@@ -140,9 +141,9 @@ def test_siglip_2(tmp_path, sentencepiece_model):
     assert lower("ΣΊΣΥΦΟΣ İ") == "σίσυφοσ i̇"
 
 
-def test_tips(tmp_path, sentencepiece_model):
+def test_tips(tmp_path):
     """TensorFlow's `lower` knows ASCII alone; no end; zeros behind."""
-    model = sentencepiece_model("unigram")
+    model = trained_pieces("unigram")
     found = of_model(tmp_path, model, TIPS_TEXT)
     np.testing.assert_array_equal(found(ODD), reference(model, [ascii_lower(text) for text in ODD], (None, 0)))
     assert ascii_lower("Über CAT") == "Über cat"
@@ -173,8 +174,8 @@ def gemma_json(model):
     return backend
 
 
-def test_siglip_2_from_tokenizer_json(tmp_path, sentencepiece_model):
-    model = sentencepiece_model("bpe")
+def test_siglip_2_from_tokenizer_json(tmp_path):
+    model = trained_pieces("bpe")
     backend = gemma_json(model)
     backend.save(str(tmp_path / "tokenizer.json"))
     found = load_tokenizer(tmp_path, text_config(backend.get_vocab_size(), SIGLIP_TEXT))
@@ -189,12 +190,12 @@ def test_siglip_2_from_tokenizer_json(tmp_path, sentencepiece_model):
     np.testing.assert_array_equal(again(ODD), found(ODD))
 
 
-def test_siglip_from_a_t5_like_tokenizer_json(tmp_path, sentencepiece_model):
+def test_siglip_from_a_t5_like_tokenizer_json(tmp_path):
     """A unigram model with SentencePiece's own normaliser inside, as transformers.js has SigLIP's."""
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    model = sentencepiece_model("unigram")
+    model = trained_pieces("unigram")
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     backend = Tokenizer(models.Unigram([(piece.piece, piece.score) for piece in proto.pieces], 2))
     charsmap = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
@@ -208,8 +209,8 @@ def test_siglip_from_a_t5_like_tokenizer_json(tmp_path, sentencepiece_model):
     np.testing.assert_array_equal(found(plain), reference(model, [canonical(text) for text in plain], (1, 1)))
 
 
-def test_tokenizers_of_others(tmp_path, sentencepiece_model, checkpoints):
-    model = sentencepiece_model("unigram")
+def test_tokenizers_of_others(tmp_path, checkpoints):
+    model = trained_pieces("unigram")
     (tmp_path / "tokenizer.model").write_bytes(model)
     count = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     for fields, message in (
@@ -232,10 +233,10 @@ def test_tokenizers_of_others(tmp_path, sentencepiece_model, checkpoints):
         assert "\n" not in str(error.value)
 
 
-def test_a_tokenizer_by_its_path(tmp_path, sentencepiece_model, checkpoints):
+def test_a_tokenizer_by_its_path(tmp_path, checkpoints):
     config, variables = checkpoints.random_clip("siglip")
     arrays = to_names(variables, config, "big_vision")
-    (tmp_path / "any_name.model").write_bytes(sentencepiece_model("unigram"))
+    (tmp_path / "any_name.model").write_bytes(trained_pieces("unigram"))
     found = load_clip(arrays, tokenizer=tmp_path / "any_name.model", fold=False).tokenizer
     assert found(["a cat"]).shape == (1, config.text.context_length)
     with pytest.raises(UserError, match=r"has no tokenizer\.json \(or tokenizer\.model"):

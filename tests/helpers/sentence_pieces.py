@@ -3,8 +3,6 @@
 import functools
 import io
 
-import pytest
-
 CORPUS = """a photo of a cat. a photo of the dog! a picture of green grass, and the sky: blue.
 an itap of a car; the large train in a video game. art of the small bird? many people's houses
 Überraschung naïve café résumé Größe 北京 猫 犬 東京 привет мир кошка собака 12345 67890 3.14 1,000
@@ -12,7 +10,8 @@ the quick brown fox jumps over the lazy dog (and again) "quoted" 'single' [brack
 
 
 @functools.cache
-def _trained(kind):
+def trained_pieces(kind):
+    """The file of a unigram model as SigLIP 1 and TIPS have it, or ("bpe") of byte pairs as Gemma's (SigLIP 2)."""
     import sentencepiece
 
     out = io.BytesIO()
@@ -27,9 +26,3 @@ def _trained(kind):
         sentence_iterator=iter(lines), model_writer=out, minloglevel=2, num_threads=1, **sizes, **options
     )
     return out.getvalue()
-
-
-@pytest.fixture
-def sentencepiece_model():
-    """`sentencepiece_model("unigram")` is a file as SigLIP 1 and TIPS have it, "bpe" as Gemma's (SigLIP 2)."""
-    return _trained
