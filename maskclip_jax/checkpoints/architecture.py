@@ -204,7 +204,7 @@ def from_shapes(shapes: Shapes) -> CLIPConfig:
     vision, embed_dim = vision_from_shapes(shapes)
     vocab_size, width = _shape(shapes, "token_embedding.weight", 2)
     context_length, _ = _shape(shapes, "positional_embedding", 2)
-    layers = _count(shapes, r"transformer\.resblocks\.(\d+)\.")
+    layers = count(shapes, r"transformer\.resblocks\.(\d+)\.")
     mlp_width, _ = _shape(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 2)
     text = TextConfig(vocab_size, context_length, width, layers, _heads(width), mlp_width)
     return checked(CLIPConfig(vision, text, embed_dim), "the weights")
@@ -220,13 +220,13 @@ def vision_from_shapes(shapes: Shapes) -> tuple[ViTConfig | ResNetConfig, int]:
                 "not tell its activation: put its open_clip_config.json (or config.json) beside the weights"
             )
         image_size = _side(_shape(shapes, "visual.positional_embedding", 2)) * patch
-        layers = _count(shapes, r"visual\.transformer\.resblocks\.(\d+)\.")
+        layers = count(shapes, r"visual\.transformer\.resblocks\.(\d+)\.")
         mlp_width, _ = _shape(shapes, "visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
         vit = ViTConfig(image_size, patch, width, layers, _heads(width), mlp_width)
         return vit, _shape(shapes, "visual.proj", 2)[1]
     width = _shape(shapes, "visual.layer1.0.conv1.weight", 4)[0]
     side = _side(_shape(shapes, "visual.attnpool.positional_embedding", 2))
-    layers = tuple(_count(shapes, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    layers = tuple(count(shapes, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     embed_dim = _shape(shapes, "visual.attnpool.c_proj.weight", 2)[0]
     return ResNetConfig(side * 32, width, layers, _heads(width * 32)), embed_dim
 
@@ -239,7 +239,8 @@ def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     return shapes[name]
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
+def count(shapes: Shapes, pattern: str) -> int:
+    """How many different first groups `pattern` finds in the names: of layers, their numbers."""
     return len({match[1] for match in map(re.compile(pattern).match, shapes) if match})
 
 

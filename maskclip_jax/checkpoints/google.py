@@ -11,22 +11,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from maskclip_jax.checkpoints.architecture import Shapes, count
 from maskclip_jax.checkpoints.config_rules import checked
 from maskclip_jax.checkpoints.files import Shards, read_arrays, shapes_of
-from maskclip_jax.checkpoints.names import Naming
+from maskclip_jax.checkpoints.names import SIGNATURE, Naming
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.encoders import config as families
 from maskclip_jax.encoders.config import CLIPConfig, TextConfig, ViTConfig
 from maskclip_jax.errors import UserError
 
-Shapes = Mapping[str, tuple[int, ...]]
 NAMINGS = ("big_vision", "tips", "tips_torch")
 PREPROCESS = {
     "siglip": Preprocess((0.5,) * 3, (0.5,) * 3, "bilinear"),
     "tips": Preprocess((0.0,) * 3, (1.0,) * 3),
 }
-_HALVES = ("_vision.npz", "_text.npz")
+_HALF = re.compile(r"(|.*[_-])(vision|text)\.npz")
 _CONTEXT = 64  # tokens of TIPS, whose positions are computed
 _SO400M = (1152, 16)  # a width whose heads are not 64 wide, and how many it has
 _SCANNED = re.compile(r"(.*/encoderblock)(/.*)")
@@ -60,11 +60,10 @@ def read_npz(path: Path) -> Mapping[str, Any]:
 
     Raises UserError where a half of a pair is missing, or the file is none.
     """
-    half = next((half for half in _HALVES if path.name.endswith(half)), None)
-    if half is None:
-        return plain(read_arrays(path))
-    stem, files = path.name.removesuffix(half), {}
-    for name in (f"{stem}{half}" for half in _HALVES):
+    half, files, own = _HALF.fullmatch(path.name), {}, plain(read_arrays(path))
+    if half is None or any(SIGNATURE[whole] in own for whole in ("big_vision", "openai", "hf")):
+        return own
+    for name in (f"{half[1]}{side}.npz" for side in ("vision", "text")):
         if not (path.parent / name).is_file():
             raise UserError(
                 f"{path} is half of a TIPS, but its other half, {name}, is missing: put it in the same folder"
@@ -80,7 +79,7 @@ def in_folder(folder: Path) -> Path | None:
     Raises UserError when there are several.
     """
     files = sorted(file for file in folder.glob("*.npz") if file.is_file())
-    models = {re.sub(r"_(vision|text)\.npz$", "", file.name): file for file in files}
+    models = {_HALF.sub(r"\1", file.name): file for file in files}
     if len(models) > 1:
         raise UserError(
             f"{folder} holds several models ({cut(', '.join(sorted(models)), 120)}): give the path of one's file"
@@ -178,10 +177,10 @@ def _tips_torch(shapes: Shapes) -> CLIPConfig:
     fields |= {"activation": "swiglu"} if swiglu else {}
     fields["layer_scale"] = "blocks.0.ls1.gamma" in shapes
     side = _side(shapes["pos_embed"][1] - 1)
-    vision = ViTConfig(side * patch, patch, width, _count(shapes, r"blocks\.(\d+)\."), _heads(width), mlp, **fields)
+    vision = ViTConfig(side * patch, patch, width, count(shapes, r"blocks\.(\d+)\."), _heads(width), mlp, **fields)
     vocabulary, text_width = shapes["token_embedding.weight"]
     layers, mlp = (
-        _count(shapes, r"transformer\.resblocks\.(\d+)\."),
+        count(shapes, r"transformer\.resblocks\.(\d+)\."),
         shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
     )
     text = TextConfig(vocabulary, _CONTEXT, text_width, layers, _heads(text_width), mlp, **families.TIPS_TEXT)
@@ -199,11 +198,7 @@ def _flax_sizes(shapes: Shapes, blocks: str) -> tuple[int, int, int]:
     first = f"{blocks}/encoderblock_0"
     mlp = f"{first}/FFNSwiGluFused_0" if f"{first}/FFNSwiGluFused_0/Dense_0/kernel" in shapes else f"{first}/MlpBlock_0"
     heads = shapes[f"{first}/MultiHeadDotProductAttention_0/query/kernel"][1]
-    return _count(shapes, rf"{blocks}/encoderblock_(\d+)/"), heads, shapes[f"{mlp}/Dense_0/kernel"][1]
-
-
-def _count(shapes: Shapes, pattern: str) -> int:
-    return len({match[1] for match in map(re.compile(pattern).match, shapes) if match})
+    return count(shapes, rf"{blocks}/encoderblock_(\d+)/"), heads, shapes[f"{mlp}/Dense_0/kernel"][1]
 
 
 def _side(positions: int) -> int:

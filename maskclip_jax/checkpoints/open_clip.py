@@ -183,7 +183,8 @@ _NAMES = {  # of other architectures: by a key that they alone set, or a part of
     "convnext": "ConvNeXt",
     "vitamin": "ViTamin",
     "nllb": "NLLB",
-    "roberta": "XLM-RoBERTa",
+    "xlm": "XLM-RoBERTa",
+    "roberta": "RoBERTa",
     "mt5": "mT5",
 }
 

@@ -76,8 +76,8 @@ def scanned(arrays):
     ids=["plain", "params", "opt/target", "scan", "params and scan", "Fortran's order"],
 )
 def test_forms_of_big_vision(tmp_path, change):
-    np.savez(tmp_path / "siglip.npz", **change(arrays_of("siglip")))
-    found = load_clip(tmp_path / "siglip.npz", fold=False)
+    np.savez(tmp_path / "siglip_vision.npz", **change(arrays_of("siglip")))  # whole, whatever its name says
+    found = load_clip(tmp_path / "siglip_vision.npz", fold=False)
     assert same(found, "siglip")
     assert isinstance(found.tokenizer, MissingTokenizer)
     with pytest.raises(UserError, match=r"put tokenizer\.json \(or tokenizer\.model, spiece\.model"):
@@ -107,6 +107,10 @@ def test_forms_of_tips(tmp_path, kind):
     folder = write_pair(tmp_path / "model", kind)
     for source in (folder, folder / "tips_v2_b14_vision.npz", folder / "tips_v2_b14_text.npz"):
         assert same(load_clip(source, fold=False), kind, tolerance=1e-6)  # the temperature goes by way of a logarithm
+    bare = write_pair(tmp_path / "bare", kind, "")
+    for half in ("vision", "text"):
+        (bare / f"_{half}.npz").rename(bare / f"{half}.npz")
+    assert load_clip(bare / "vision.npz", fold=False).config == load_clip(folder, fold=False).config
 
 
 @pytest.mark.parametrize(
