@@ -24,6 +24,7 @@ class SentencePieces:
             self.count = self._model.get_piece_size()
             if not self._content or not self.count:
                 raise ValueError("no pieces")
+            self.encode(["a word"])
         except Exception as error:  # the library's own, of many types
             raise UserError(
                 f"{path} is not a whole SentencePiece model ({cut(str(error), 80)}): copy or download it again"
@@ -32,7 +33,7 @@ class SentencePieces:
     def find(self, piece: str) -> int | None:
         """A piece's id, or None."""
         found = self._model.piece_to_id(piece)
-        return found if self._model.id_to_piece(found) == piece else None
+        return None if found == self._model.unk_id() else found
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of every text, without beginning and end."""
