@@ -206,8 +206,9 @@ def from_shapes(shapes: Shapes) -> CLIPConfig:
     context_length, _ = _shape(shapes, "positional_embedding", 2)
     layers = count(shapes, r"transformer\.resblocks\.(\d+)\.")
     mlp_width, _ = _shape(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 2)
-    text = TextConfig(vocab_size, context_length, width, layers, _heads(width), mlp_width)
-    return checked(CLIPConfig(vision, text, embed_dim), "the weights")
+    scaled = "transformer.resblocks.0.ls_1.gamma" in shapes
+    text = TextConfig(vocab_size, context_length, width, layers, _heads(width), mlp_width, layer_scale=scaled)
+    return checked(CLIPConfig(vision, text, embed_dim, logit_bias="logit_bias" in shapes), "the weights")
 
 
 def vision_from_shapes(shapes: Shapes) -> tuple[ViTConfig | ResNetConfig, int]:
@@ -222,7 +223,8 @@ def vision_from_shapes(shapes: Shapes) -> tuple[ViTConfig | ResNetConfig, int]:
         image_size = _side(_shape(shapes, "visual.positional_embedding", 2)) * patch
         layers = count(shapes, r"visual\.transformer\.resblocks\.(\d+)\.")
         mlp_width, _ = _shape(shapes, "visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
-        vit = ViTConfig(image_size, patch, width, layers, _heads(width), mlp_width)
+        scaled = "visual.transformer.resblocks.0.ls_1.gamma" in shapes
+        vit = ViTConfig(image_size, patch, width, layers, _heads(width), mlp_width, layer_scale=scaled)
         return vit, _shape(shapes, "visual.proj", 2)[1]
     width = _shape(shapes, "visual.layer1.0.conv1.weight", 4)[0]
     side = _side(_shape(shapes, "visual.attnpool.positional_embedding", 2))

@@ -77,7 +77,10 @@ def test_broken_configs(folder):
     for change, pattern in [
         ({"model_type": "siglip2"}, r"model_type .clip., .metaclip_2., .siglip., not .siglip2. \(SigLIP 2.s NaFlex"),
         ({"model_type": None}, "not None"),
-        ({"vision_config": {"hidden_act": "relu"}}, "hidden_act is quick_gelu, gelu or gelu_pytorch_tanh, but 'relu' came"),
+        (
+            {"vision_config": {"hidden_act": "relu"}},
+            "hidden_act is quick_gelu, gelu or gelu_pytorch_tanh",
+        ),
         (
             {"vision_config": {"hidden_size": "wide"}},
             "hidden_size is a whole number from 1 to 65536, but 'wide'",

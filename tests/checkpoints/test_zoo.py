@@ -149,6 +149,34 @@ def test_metaclip_2_of_transformers():
     assert architecture.from_hf({"model_type": "clip"} | towers).text.eot_token_id is None
 
 
+def test_a_metaclip_2_folder(tmp_path, checkpoints):
+    """transformers' names of a CLIP; the end of a prompt is the token that the config names."""
+    folder = checkpoints.write_folder(tmp_path / "model", "vit", "hf")
+    content = json.loads((folder / "config.json").read_text())
+    content["text_config"]["eos_token_id"] = 9
+    (folder / "config.json").write_text(json.dumps(content | {"model_type": "metaclip_2"}))
+    found = load_clip(folder, fold=False)
+    assert found.config.text.eot_token_id == 9
+    assert list(found.tokenizer(["a cat"])[0]) == [8, 1, 4, 9, 0, 0, 0, 0]
+    checkpoints.assert_same(checkpoints.answers(found.config, found.variables), checkpoints.outputs("vit"))
+
+
+def test_bare_arrays_of_kin(checkpoints):
+    """Layer scale and a bias of the logits are in the arrays; without `ln_pre` a part may as well be missing."""
+    config, variables = checkpoints.random_clip("vit")
+    arrays = to_names(variables, config, "openai")
+    for tower in ("visual.", ""):
+        for i in range(2):
+            width = len(arrays[f"{tower}transformer.resblocks.{i}.ln_1.bias"])
+            arrays |= {f"{tower}transformer.resblocks.{i}.ls_{n}.gamma": np.ones(width, np.float32) for n in (1, 2)}
+    found = load_clip(arrays | {"logit_bias": np.float32([-10])}, fold=False)
+    assert (found.config.vision.layer_scale, found.config.text.layer_scale, found.config.logit_bias) == (True,) * 3
+    checkpoints.assert_same(checkpoints.answers(found.config, found.variables), checkpoints.outputs("vit"))
+    del arrays["visual.ln_pre.bias"], arrays["visual.ln_pre.weight"]
+    with pytest.raises(UserError, match=r"2 missing \(visual.ln_pre.weight"):
+        load_clip(arrays)
+
+
 OTHERS = {  # the words of open_clip's own configs of 2026
     "EVA": {"vision_cfg": {"timm_model_name": "eva02_base_patch16_clip_224"}},
     "PE-Core": {"vision_cfg": {"timm_model_name": "vit_pe_core_base_patch16_224", "timm_pool": "map"}},
