@@ -15,19 +15,23 @@ from maskclip_jax.checkpoints.open_clip import to_open_clip as to_open_clip
 from maskclip_jax.data import schema
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.encoders.config import NO_TEXT as NO_TEXT
-from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.encoders.config import SIGLIP_TEXT, SIGLIP_VIT, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
 WIDER_HEADS = {1280: 80, 1408: 88, 1664: 104}  # width of the ViT -> of a head, in H/14, g/14 and bigG/14
 
 
+_HF_ACTIVATIONS: dict[str, Any] = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _HF_TOWER = {
     "hidden_size": WIDTH,
     "intermediate_size": MLP,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": WIDTH,
-    "hidden_act": schema.one_of("quick_gelu", "gelu"),
+    "hidden_act": schema.Rule(
+        "quick_gelu, gelu or gelu_pytorch_tanh",
+        lambda x: _HF_ACTIVATIONS.get(x, schema.UNFIT) if isinstance(x, str) else schema.UNFIT,
+    ),
     "layer_norm_eps": EPSILON,
 }
 _HF_RULES = {
@@ -36,12 +40,14 @@ _HF_RULES = {
         "num_channels": schema.Rule("3, for RGB", lambda x: x if x == 3 else schema.UNFIT),
         "image_size": schema.square(SIDE),
         "patch_size": schema.square(SIDE),
+        "vision_use_head": schema.FLAG,
     },
     "text_config": _HF_TOWER
     | {
         "vocab_size": VOCABULARY,
         "max_position_embeddings": CONTEXT,
         "eos_token_id": schema.optional(schema.whole(0, 2**24)),
+        "projection_size": schema.optional(WIDTH),
     },
 }
 _HF_DEFAULTS = {  # transformers' own, which files leave out
@@ -69,49 +75,91 @@ _HF_DEFAULTS = {  # transformers' own, which files leave out
 }
 
 
+_SIGLIP_TOWER = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "gelu_tanh",
+    "layer_norm_eps": 1e-6,
+}
+_SIGLIP_DEFAULTS = {
+    "vision_config": _SIGLIP_TOWER | {"image_size": 224, "patch_size": 16, "vision_use_head": True},
+    "text_config": _SIGLIP_TOWER | {"vocab_size": 32000, "max_position_embeddings": 64, "projection_size": None},
+}
+MODEL_TYPES = ("clip", "metaclip_2", "siglip")
+_OTHERS = {  # what people may well try, by its `model_type`
+    "siglip2": "SigLIP 2's NaFlex: take one of a fixed resolution, google/siglip2-base-patch16-256",
+    "tipsv2": "TIPSv2 in transformers' form: take scenic's or PyTorch's pair of .npz files",
+    "altclip": "AltCLIP",
+    "align": "ALIGN",
+    "aimv2": "AIMv2",
+    "blip": "BLIP",
+    "chinese_clip": "Chinese-CLIP",
+    "clap": "CLAP",
+    "clip_vision_model": "CLIP's image tower alone",
+    "clip_text_model": "CLIP's text tower alone",
+    "clipseg": "CLIPSeg",
+    "flava": "FLAVA",
+    "siglip_vision_model": "SigLIP's image tower alone",
+    "siglip_text_model": "SigLIP's text tower alone",
+    "vision-text-dual-encoder": "a dual encoder of other towers",
+    "xclip": "X-CLIP",
+}
+
+
 def from_hf(config: Mapping[str, Any]) -> CLIPConfig:
-    """From the dict of a `config.json` of transformers' `CLIPModel`; keys it leaves out are transformers' defaults."""
+    """From the dict of a `config.json` of transformers' `CLIPModel`, `MetaClip2Model` or `SiglipModel`; keys it leaves
+    out are transformers' defaults."""
     check_model_type(config)
-    v, t = (_hf_tower(config, name) for name in ("vision_config", "text_config"))
-    vision = ViTConfig(
-        v["image_size"],
-        v["patch_size"],
-        v["hidden_size"],
-        v["num_hidden_layers"],
-        v["num_attention_heads"],
-        v["intermediate_size"],
-        v["hidden_act"],
-        v["layer_norm_eps"],
-    )
-    text = TextConfig(
-        t["vocab_size"],
-        t["max_position_embeddings"],
-        t["hidden_size"],
-        t["num_hidden_layers"],
-        t["num_attention_heads"],
-        t["intermediate_size"],
-        t["hidden_act"],
-        t["layer_norm_eps"],
-        # transformers wrote 2 by mistake into every early CLIP, and has since taken it to mean "the highest id".
-        None if t["eos_token_id"] == 2 else t["eos_token_id"],
-    )
+    if config["model_type"] == "siglip":
+        return _siglip(config)
+    v, t = (_hf_tower(config, name, _HF_DEFAULTS) for name in ("vision_config", "text_config"))
+    vision = ViTConfig(v["image_size"], v["patch_size"], *_sizes(v))
+    # transformers wrote 2 by mistake into every early CLIP, and has since taken it to mean "the highest id"; in
+    # MetaCLIP 2's vocabulary it is the end.
+    eot = None if t["eos_token_id"] == 2 and config["model_type"] == "clip" else t["eos_token_id"]
+    text = TextConfig(t["vocab_size"], t["max_position_embeddings"], *_sizes(t), eot)
     embed_dim = schema.fields(config, {"projection_dim": WIDTH}, "config.json").get("projection_dim", 512)
     return checked(CLIPConfig(vision, text, embed_dim), "config.json")
 
 
-def _hf_tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _siglip(config: Mapping[str, Any]) -> CLIPConfig:
+    v, t = (_hf_tower(config, name, _SIGLIP_DEFAULTS) for name in ("vision_config", "text_config"))
+    if not v["vision_use_head"]:
+        raise UserError(
+            "SigLIP is read through its pooling head, but vision_use_head is false: take another checkpoint"
+        )
+    vision = ViTConfig(v["image_size"], v["patch_size"], *_sizes(v), **_beyond(SIGLIP_VIT))
+    text = TextConfig(t["vocab_size"], t["max_position_embeddings"], *_sizes(t), **_beyond(SIGLIP_TEXT))
+    embed_dim = t["hidden_size"] if t["projection_size"] is None else t["projection_size"]
+    return checked(CLIPConfig(vision, text, embed_dim, logit_bias=True), "config.json")
+
+
+def _sizes(tower: Mapping[str, Any]) -> tuple:
+    """Width, layers, heads, MLP width, activation, epsilon: as `ViTConfig` and `TextConfig` have them."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+    return (*(tower[name] for name in names), tower["layer_norm_eps"])
+
+
+def _beyond(fields: dict[str, Any]) -> dict[str, Any]:
+    """A family's fields without those that `_sizes` gives."""
+    return {key: value for key, value in fields.items() if key not in ("activation", "layer_norm_eps")}
+
+
+def _hf_tower(config: Mapping[str, Any], name: str, defaults: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """One tower's keys; an older `…_config_dict` replaces the newer object, as in transformers."""
     older = config.get(f"{name}_dict")
     given = config.get(name, {}) if older is None else older
     given = {} if given is None else given
-    return _HF_DEFAULTS[name] | schema.fields(given, _HF_RULES[name], f"config.json: {name}")
+    return defaults[name] | schema.fields(given, _HF_RULES[name], f"config.json: {name}")
 
 
 def to_hf(config: CLIPConfig) -> dict[str, Any]:
     """`config` as transformers' `config.json`: what `from_hf` reads back. ViTs only."""
     v, t = config.vision, config.text
-    if isinstance(v, ResNetConfig):
-        raise UserError("transformers' CLIP has no ResNet: write an open_clip folder")
+    if isinstance(v, ResNetConfig) or config.family != "clip":
+        raise UserError("transformers' CLIP is a ViT with a projection, and this is none: write an open_clip folder")
     widths = lambda c: {  # noqa: E731
         "hidden_size": c.width,
         "num_hidden_layers": c.layers,
@@ -137,12 +185,15 @@ def to_hf(config: CLIPConfig) -> dict[str, Any]:
 
 
 def check_model_type(config: Mapping[str, Any]) -> None:
-    """Raises UserError unless a `config.json` is of transformers' `CLIPModel`."""
+    """Raises UserError, naming the architecture, unless a `config.json` is of one of `MODEL_TYPES`."""
     came = config.get("model_type")
-    if came != "clip":
-        raise UserError(
-            f"config.json must be of model_type 'clip', not {cut(repr(came), 60)}: only CLIP's own architecture is read"
-        )
+    if came in MODEL_TYPES:
+        return
+    other = f" ({_OTHERS[came]})" if isinstance(came, str) and came in _OTHERS else ""
+    raise UserError(
+        f"config.json must be of model_type {', '.join(map(repr, MODEL_TYPES))}, not {cut(repr(came), 60)}{other}: "
+        "only these architectures are read"
+    )
 
 
 def from_shapes(shapes: Shapes) -> CLIPConfig:
@@ -153,10 +204,11 @@ def from_shapes(shapes: Shapes) -> CLIPConfig:
     vision, embed_dim = vision_from_shapes(shapes)
     vocab_size, width = _shape(shapes, "token_embedding.weight", 2)
     context_length, _ = _shape(shapes, "positional_embedding", 2)
-    layers = _count(shapes, r"transformer\.resblocks\.(\d+)\.")
+    layers = count(shapes, r"transformer\.resblocks\.(\d+)\.")
     mlp_width, _ = _shape(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 2)
-    text = TextConfig(vocab_size, context_length, width, layers, _heads(width), mlp_width)
-    return checked(CLIPConfig(vision, text, embed_dim), "the weights")
+    scaled = "transformer.resblocks.0.ls_1.gamma" in shapes
+    text = TextConfig(vocab_size, context_length, width, layers, _heads(width), mlp_width, layer_scale=scaled)
+    return checked(CLIPConfig(vision, text, embed_dim, logit_bias="logit_bias" in shapes), "the weights")
 
 
 def vision_from_shapes(shapes: Shapes) -> tuple[ViTConfig | ResNetConfig, int]:
@@ -169,13 +221,14 @@ def vision_from_shapes(shapes: Shapes) -> tuple[ViTConfig | ResNetConfig, int]:
                 "not tell its activation: put its open_clip_config.json (or config.json) beside the weights"
             )
         image_size = _side(_shape(shapes, "visual.positional_embedding", 2)) * patch
-        layers = _count(shapes, r"visual\.transformer\.resblocks\.(\d+)\.")
+        layers = count(shapes, r"visual\.transformer\.resblocks\.(\d+)\.")
         mlp_width, _ = _shape(shapes, "visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
-        vit = ViTConfig(image_size, patch, width, layers, _heads(width), mlp_width)
+        scaled = "visual.transformer.resblocks.0.ls_1.gamma" in shapes
+        vit = ViTConfig(image_size, patch, width, layers, _heads(width), mlp_width, layer_scale=scaled)
         return vit, _shape(shapes, "visual.proj", 2)[1]
     width = _shape(shapes, "visual.layer1.0.conv1.weight", 4)[0]
     side = _side(_shape(shapes, "visual.attnpool.positional_embedding", 2))
-    layers = tuple(_count(shapes, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    layers = tuple(count(shapes, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     embed_dim = _shape(shapes, "visual.attnpool.c_proj.weight", 2)[0]
     return ResNetConfig(side * 32, width, layers, _heads(width * 32)), embed_dim
 
@@ -188,7 +241,8 @@ def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     return shapes[name]
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
+def count(shapes: Shapes, pattern: str) -> int:
+    """How many different first groups `pattern` finds in the names: of layers, their numbers."""
     return len({match[1] for match in map(re.compile(pattern).match, shapes) if match})
 
 

@@ -6,12 +6,12 @@ import dataclasses
 from typing import Any
 
 from maskclip_jax.data import schema
-from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.encoders.config import NO_TEXT, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.errors import UserError
 
 LAYERS, WIDTH, MLP = schema.whole(1, 1024), schema.whole(1, 2**16), schema.whole(1, 2**18)
 SIDE, CONTEXT, VOCABULARY = schema.whole(1, 2**14), schema.whole(2, 2**16), schema.whole(1, 2**24)
-EPSILON, ACTIVATION = schema.number(1e-12, 1), schema.one_of("quick_gelu", "gelu")
+EPSILON, ACTIVATION = schema.number(1e-12, 1), schema.one_of("quick_gelu", "gelu", "gelu_tanh", "relu", "swiglu")
 BLOCKS = schema.several(schema.whole(1, 256), 4, 4)
 _TRANSFORMER = {
     "width": WIDTH,
@@ -20,16 +20,32 @@ _TRANSFORMER = {
     "mlp_width": MLP,
     "activation": ACTIVATION,
     "layer_norm_eps": EPSILON,
+    "layer_scale": schema.FLAG,
+}
+_VIT = {
+    "image_size": SIDE,
+    "patch_size": SIDE,
+    "class_tokens": schema.whole(0, 64),
+    "class_position": schema.FLAG,
+    "position_filter": schema.one_of("bicubic", "bilinear"),
+    "patch_bias": schema.FLAG,
+    "ln_pre": schema.FLAG,
+    "head": schema.one_of("projection", "map", "none"),
 }
 _TOWERS = {
-    "vit": (ViTConfig, {"image_size": SIDE, "patch_size": SIDE} | _TRANSFORMER),
+    "vit": (ViTConfig, _VIT | _TRANSFORMER),
     "resnet": (
         ResNetConfig,
         {"image_size": SIDE, "width": WIDTH, "layers": BLOCKS, "heads": WIDTH, "dense_stride": schema.whole(8, 32)},
     ),
 }
 _TEXT = {"vocab_size": VOCABULARY, "context_length": CONTEXT, "eot_token_id": schema.optional(VOCABULARY)}
-_TEXT |= _TRANSFORMER
+_TEXT |= _TRANSFORMER | {
+    "pool": schema.one_of("eot", "last", "mean"),
+    "causal": schema.FLAG,
+    "positions": schema.one_of("learned", "sinusoidal"),
+    "head": schema.one_of("projection", "linear", "none"),
+}
 
 
 def checked(config: CLIPConfig, where: str) -> CLIPConfig:
@@ -47,6 +63,16 @@ def checked(config: CLIPConfig, where: str) -> CLIPConfig:
         raise UserError(f"{where}: an image has at least a patch, {patch}, but {v.image_size} came: take the original")
     if not all((config.embed_dim, t.vocab_size, t.layers, *(v.layers if resnet else (v.layers,)))):
         raise UserError(f"{where}: a tower has layers and a width, but a zero came: check the weights")
+    widths = [v.width] * (getattr(v, "head", "projection") != "projection") + [t.width] * (t.head == "none")
+    if any(width != config.embed_dim for width in widths) and t != NO_TEXT:
+        raise UserError(
+            f"{where}: towers without a projection meet in their own width, but {widths} and {config.embed_dim} came: "
+            "take the original file"
+        )
+    if not resnet and v.class_tokens < (v.class_position or v.head != "map"):
+        raise UserError(
+            f"{where}: a tower has a class token or a pooling head, but neither came: take the original file"
+        )
     return config
 
 
@@ -54,19 +80,20 @@ def to_json(config: CLIPConfig) -> dict[str, Any]:
     """`config` without its fidelity, as JSON has it: what `from_json` reads back."""
     kind = "resnet" if isinstance(config.vision, ResNetConfig) else "vit"
     vision = {"kind": kind, **dataclasses.asdict(config.vision)}
-    return {"embed_dim": config.embed_dim, "vision": vision, "text": dataclasses.asdict(config.text)}
+    text = dataclasses.asdict(config.text)
+    return {"embed_dim": config.embed_dim, "logit_bias": config.logit_bias, "vision": vision, "text": text}
 
 
 def from_json(content: Any, where: str) -> CLIPConfig:
     """What `to_json` made. Raises UserError for anything else."""
-    rules = {"embed_dim": WIDTH, "vision": schema.OBJECT, "text": schema.OBJECT}
-    given = schema.fields(content, rules, where, needed=rules, only=True)
+    rules = {"embed_dim": WIDTH, "vision": schema.OBJECT, "text": schema.OBJECT, "logit_bias": schema.FLAG}
+    given = schema.fields(content, rules, where, needed=("embed_dim", "vision", "text"), only=True)
     kind = schema.fields(given["vision"], {"kind": schema.one_of(*_TOWERS)}, f"{where}: vision", needed=("kind",))
     tower, rules = _TOWERS[kind["kind"]]
     vision = {key: value for key, value in given["vision"].items() if key != "kind"}
     vision = tower(**_all(vision, tower, rules, f"{where}: vision"))
     text = TextConfig(**_all(given["text"], TextConfig, _TEXT, f"{where}: text"))
-    return checked(CLIPConfig(vision, text, given["embed_dim"]), where)
+    return checked(CLIPConfig(vision, text, given["embed_dim"], logit_bias=given.get("logit_bias", False)), where)
 
 
 def _all(content: Any, cls: type, rules: dict[str, schema.Rule], where: str) -> dict[str, Any]:

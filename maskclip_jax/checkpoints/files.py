@@ -1,4 +1,4 @@
-"""Weight files -> named NumPy arrays: safetensors and PyTorch's files (both also sharded), Flax msgpack."""
+"""Weight files -> named NumPy arrays: safetensors and PyTorch's files (both also sharded), Flax msgpack, `.npz`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from maskclip_jax.checkpoints.npz import NpzFile
 from maskclip_jax.checkpoints.torch_files import TorchFile
 from maskclip_jax.data import schema
 from maskclip_jax.data.whole_files import cut, read_json
 from maskclip_jax.errors import UserError
 
-SUFFIXES = (".safetensors", ".msgpack", ".bin", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".msgpack", ".bin", ".pt", ".pth", ".npz")
 INDICES = (".safetensors.index.json", ".bin.index.json")
 _SAFETENSORS_DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -48,8 +49,8 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
-    if path.suffix == ".safetensors":
-        return SafetensorsFile(path)
+    if path.suffix in (".safetensors", ".npz"):
+        return SafetensorsFile(path) if path.suffix == ".safetensors" else NpzFile(path)
     return _read_msgpack(path) if path.suffix == ".msgpack" else TorchFile(path)
 
 
@@ -116,8 +117,9 @@ class Shards(Mapping):
 
 def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every name's shape, from the file's header where there is one."""
-    if isinstance(arrays, SafetensorsFile | Shards | TorchFile):
-        return arrays.shapes()
+    known = getattr(arrays, "shapes", None)
+    if known is not None:
+        return known()
     return {k: np.shape(v) for k, v in arrays.items()}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maskclip_jax.checkpoints import architecture
+from maskclip_jax.checkpoints import architecture, google
 from maskclip_jax.checkpoints.files import read_arrays, shapes_of
 from maskclip_jax.checkpoints.tokenizer import MissingTokenizer, load_tokenizer, openai_tokenizer
 from maskclip_jax.checkpoints.torch_files import TorchFile
@@ -19,7 +19,8 @@ from maskclip_jax.encoders.config import NO_TEXT, CLIPConfig, with_activation
 from maskclip_jax.errors import UserError
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SMALL_FILES = ("*.json", "merges.txt")  # configs, tokenizer, the index of shards
+OPENAI = Preprocess(OPENAI_MEAN, OPENAI_STD)  # also transformers' and open_clip's, for checkpoints that bring none
+SMALL_FILES = ("*.json", "*.model", "merges.txt")  # configs, tokenizer, the index of shards
 WEIGHTS = {  # in order of preference
     "config.json": (
         "model.safetensors",
@@ -73,39 +74,46 @@ class Parts(NamedTuple):
 
 
 def from_mapping(arrays: Mapping[str, Any]) -> Parts:
-    """A mapping of OpenAI-named arrays, of both towers or of the image tower alone (`visual.…`, maybe `logit_scale`).
+    """A mapping of OpenAI-named arrays, of both towers or of the image tower alone (`visual.…`, maybe `logit_scale`);
+    or of Google's.
 
     Statistics are OpenAI's, and so is the tokenizer where the vocabulary is.
     """
     names = plain_names(arrays)
+    if (found := _google(arrays, None)) is not None:
+        return found
     if naming_of(names) != "openai":
         raise UserError("a mapping has OpenAI's names, but transformers' came: give the folder with its config.json")
     if all(name.startswith("visual.") or name == "logit_scale" for name in names):
         shapes = shapes_of(arrays)
         vision, embed_dim = architecture.vision_from_shapes({name: shapes[key] for name, key in names.items()})
-        missing = MissingTokenizer("a mapping of arrays")
-        return Parts(arrays, CLIPConfig(vision, NO_TEXT, embed_dim), missing, openai_preprocess(), Reading())
+        missing = MissingTokenizer("a mapping of arrays", NO_TEXT)
+        return Parts(arrays, CLIPConfig(vision, NO_TEXT, embed_dim), missing, OPENAI, Reading())
     config, note = _from_arrays(arrays, "a mapping of arrays")
-    tokenizer = openai_tokenizer(config.text) or MissingTokenizer("a mapping of arrays")
-    return Parts(arrays, config, tokenizer, openai_preprocess(), Reading(), note)
+    tokenizer = openai_tokenizer(config.text) or MissingTokenizer("a mapping of arrays", config.text)
+    return Parts(arrays, config, tokenizer, OPENAI, Reading(), note)
 
 
 def from_file(path: Path) -> Parts:
-    """A weight file; configs and tokenizer are looked for beside it. OpenAI's names need no config."""
-    folder, arrays = path.parent, read_arrays(path)
+    """A weight file; configs and tokenizer are looked for beside it. OpenAI's names need no config, nor do Google's."""
+    folder, arrays = path.parent, google.read_npz(path) if path.suffix == ".npz" else read_arrays(path)
+    if (found := _google(arrays, folder)) is not None:
+        return found
     if naming_of(plain_names(arrays)) != "openai":
         if not (folder / "config.json").is_file():
             raise UserError(f"{path} has transformers' names, which need config.json beside them: put it there")
-        return _parts(arrays, architecture.from_hf(read_json(folder / "config.json")), folder, _hf_preprocess(folder))
+        return _hf(arrays, folder)
     if (folder / "open_clip_config.json").is_file():
         config, preprocess = _open_clip(folder)
         return _parts(arrays, config, folder, preprocess)
     config, note = _from_arrays(arrays, path.name)
-    return _parts(arrays, config, folder, openai_preprocess())._replace(note=note)
+    return _parts(arrays, config, folder, OPENAI)._replace(note=note)
 
 
 def from_folder(folder: Path) -> Parts:
-    """A Hugging Face or open_clip folder."""
+    """A Hugging Face or open_clip folder, or one with the files of one of Google's models."""
+    if not any((folder / name).is_file() for name in WEIGHTS) and (found := google.in_folder(folder)) is not None:
+        return from_file(found)
     config_name, names = candidates(folder)
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
@@ -119,7 +127,7 @@ def from_folder(folder: Path) -> Parts:
     if naming == "openai":
         config, preprocess = _open_clip(folder)
         return _parts(arrays, config, folder, preprocess)
-    return _parts(arrays, architecture.from_hf(read_json(folder / config_name)), folder, _hf_preprocess(folder))
+    return _hf(arrays, folder)
 
 
 def candidates(folder: Path) -> tuple[str, tuple[str, ...]]:
@@ -131,17 +139,14 @@ def candidates(folder: Path) -> tuple[str, tuple[str, ...]]:
     hf, open_clip = folder / "config.json", folder / "open_clip_config.json"
     if hf.is_file():
         content = read_json(hf)
-        if content.get("model_type") == "clip" or not open_clip.is_file():
+        if content.get("model_type") in architecture.MODEL_TYPES or not open_clip.is_file():
             architecture.check_model_type(content)
             return hf.name, WEIGHTS[hf.name]
     if open_clip.is_file():
         return open_clip.name, WEIGHTS[open_clip.name]
-    raise UserError(f"a checkpoint folder holds config.json or open_clip_config.json, {folder} neither: add one")
-
-
-def openai_preprocess() -> Preprocess:
-    """OpenAI's statistics: also transformers' and open_clip's defaults, for checkpoints that bring none."""
-    return Preprocess(OPENAI_MEAN, OPENAI_STD)
+    raise UserError(
+        f"a checkpoint folder holds config.json, open_clip_config.json or Google's .npz, but {folder} none: add one"
+    )
 
 
 def read_reading(folder: Path) -> Reading:
@@ -150,6 +155,25 @@ def read_reading(folder: Path) -> Reading:
     if not path.is_file():
         return Reading()
     return Reading(**schema.fields(read_json(path), _READING, str(path), only=True))
+
+
+def _google(arrays: Mapping[str, Any], folder: Path | None) -> Parts | None:
+    """A model of Google's, whose files say their sizes themselves; None where the names are others'."""
+    arrays = google.plain(arrays)
+    naming = naming_of(plain_names(arrays))
+    if naming not in google.NAMINGS:
+        return None
+    config = google.from_shapes(shapes_of(arrays), naming)
+    preprocess = google.preprocess(config)
+    if folder is None:
+        return Parts(arrays, config, MissingTokenizer("a mapping of arrays", config.text), preprocess, Reading())
+    return _parts(arrays, config, folder, preprocess)
+
+
+def _hf(arrays: Mapping[str, Any], folder: Path) -> Parts:
+    config = architecture.from_hf(read_json(folder / "config.json"))
+    default = OPENAI if config.family == "clip" else google.preprocess(config)
+    return _parts(arrays, config, folder, _hf_preprocess(folder, default))
 
 
 def _parts(arrays: Mapping[str, Any], config: CLIPConfig, folder: Path, preprocess: Preprocess) -> Parts:
@@ -176,11 +200,11 @@ def _open_clip(folder: Path) -> tuple[CLIPConfig, Preprocess]:
     content = schema.fields(read_json(file), rules, str(file), needed=("model_cfg",))
     config = architecture.from_open_clip(content["model_cfg"])
     if "preprocess_cfg" not in content:
-        return config, openai_preprocess()
+        return config, OPENAI
     return config, Preprocess.from_open_clip(content["preprocess_cfg"])
 
 
-def _hf_preprocess(folder: Path) -> Preprocess:
+def _hf_preprocess(folder: Path, default: Preprocess) -> Preprocess:
     older, newer = folder / "preprocessor_config.json", folder / "processor_config.json"
     if older.is_file():
         return Preprocess.from_hf(read_json(older))
@@ -188,4 +212,4 @@ def _hf_preprocess(folder: Path) -> Preprocess:
         content = read_json(newer)
         if "image_processor" in content:
             return Preprocess.from_hf(content["image_processor"])
-    return openai_preprocess()
+    return default

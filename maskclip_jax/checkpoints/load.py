@@ -20,12 +20,19 @@ from maskclip_jax.checkpoints import orbax_io
 from maskclip_jax.checkpoints.files import SUFFIXES
 from maskclip_jax.checkpoints.folders import SMALL_FILES, Parts, Reading, from_file, from_folder, from_mapping
 from maskclip_jax.checkpoints.hub import download, snapshot
-from maskclip_jax.checkpoints.tokenizer import TOKENIZER_FILES, MissingTokenizer, OwnTokenizer, load_tokenizer
+from maskclip_jax.checkpoints.tokenizer import (
+    TOKENIZER_FILES,
+    MissingTokenizer,
+    OwnTokenizer,
+    load_sentencepiece,
+    load_tokenizer,
+    wanted_files,
+)
 from maskclip_jax.checkpoints.weights import check_scale, plain_names, to_variables
 from maskclip_jax.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.encoders import model as clip_model
-from maskclip_jax.encoders.config import CLIPConfig, Fidelity, ViTConfig, with_activation
+from maskclip_jax.encoders.config import CLIPConfig, Fidelity, ViTConfig, with_activation, with_fidelity
 from maskclip_jax.encoders.layers import Dtype
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
@@ -70,18 +77,21 @@ def load_clip(
     Args:
       source: one of
         "embedded" (ResNet) or "embedded-vit", the small CLIPs that ship with the project;
-        a hub id ("openai/clip-vit-base-patch16", "timm/resnet50_clip.openai");
-        a folder: Hugging Face's, open_clip's, or one that `orbax_io.save_converted` wrote;
-        a file: `.safetensors`, `.msgpack`, `.bin`, `.pth`, OpenAI's `.pt` (configs and tokenizer may lie beside it);
+        a hub id ("openai/clip-vit-base-patch16", "google/siglip2-base-patch16-256", "timm/resnet50_clip.openai");
+        a folder: Hugging Face's, open_clip's, one with a TIPS' two files, or one that `orbax_io.save_converted` wrote;
+        a file: `.safetensors`, `.msgpack`, `.bin`, `.pth`, OpenAI's `.pt`, big_vision's or (either of two) TIPS' `.npz`
+        (configs and tokenizer may lie beside it);
         a mapping of OpenAI-named arrays; of the image tower alone (`visual.…`) it makes a model that needs
         `classifier=` wherever names are given, since `encode_text` refuses.
-      fidelity: "clip", "released" or a `Fidelity`; its image statistics go into `preprocess`.
+      fidelity: "clip", "released" or a `Fidelity`; its image statistics go into `preprocess`. The released code reads
+        CLIP alone: what it does to the image tower is refused for others (`encoders.config.with_fidelity`).
       dense_stride: pixels between dense features of a ResNet, 8, 16 or 32; None takes the checkpoint's `maskclip.json`,
         else 32. A ViT has its patch size.
       dtype: what the towers compute in.
       fold: multiply the value path's two projections into one (`maskclip_jax.encoders.model.fold`).
       tokenizer: a folder or hub id to take tokenizer files from ("openai/clip-vit-base-patch32" is OpenAI's), or a
-        function prompts -> ids [N, T]; None takes the checkpoint's own, else OpenAI's where the vocabulary is its.
+        function prompts -> ids [N, T], or a SentencePiece file (`tokenizer.model`); None takes the checkpoint's own,
+        else OpenAI's where the vocabulary is its.
       activation: "quick_gelu" or "gelu", of the transformers; None takes what the checkpoint's config says. Bare
         weights have none: QuickGELU is assumed, as in OpenAI's models, and the logger "maskclip_jax" says so.
 
@@ -104,7 +114,7 @@ def load_clip(
         logging.getLogger("maskclip_jax").warning(parts.note)
     if variables is None:
         variables = _variables(parts.arrays, parts.config)
-    config = dataclasses.replace(parts.config, fidelity=fidelity)
+    config = with_fidelity(parts.config, fidelity)
     config = with_stride(config, parts.reading.dense_stride if dense_stride is None else dense_stride)
     if fold:
         variables = folded(config, variables)
@@ -204,6 +214,8 @@ def _other_tokenizer(tokenizer: str | Path | Callable, config: CLIPConfig) -> Ca
     if callable(tokenizer):
         return OwnTokenizer(tokenizer, config.text)
     folder = _existing(tokenizer)
+    if folder is not None and folder.suffix == ".model" and folder.is_file():
+        return load_sentencepiece(folder, config.text)
     if folder is not None and folder.name in TOKENIZER_FILES:
         folder = folder.parent
     if folder is None or not folder.is_dir():
@@ -213,5 +225,5 @@ def _other_tokenizer(tokenizer: str | Path | Callable, config: CLIPConfig) -> Ca
         folder = snapshot(str(tokenizer), SMALL_FILES)
     found = load_tokenizer(folder, config.text)
     if isinstance(found, MissingTokenizer):
-        raise UserError(f"{folder} has no tokenizer.json, nor vocab.json and merges.txt: give another tokenizer")
+        raise UserError(f"{folder} has no {wanted_files(config.text)}: give another tokenizer")
     return found

@@ -1,21 +1,29 @@
-"""Names in other people's checkpoints -> our parameters: one table per naming.
+"""Names in other people's checkpoints -> our parameters.
 
-A row reads "their module, our module, what kind of module it is". The kind says which arrays such a module holds and
-how each is laid out, once for PyTorch (`TORCH`) and once for Flax (`FLAX`), so the same HF table serves
-`model.safetensors` and `flax_model.msgpack`. Every layout knows its inverse: the tables also write checkpoints
-(`weights.to_names`).
+`name_tables` has rows "their module, our module, what kind of module it is", one table per naming. The kind says which
+arrays such a module holds and how each is laid out, for PyTorch (`TORCH`), for Flax (`FLAX`, so that the same HF table
+serves `model.safetensors` and `flax_model.msgpack`), and for Flax with attention heads apart (`google`: big_vision and
+scenic). Every layout knows its inverse: the tables also write checkpoints (`weights.to_names`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
+from maskclip_jax.checkpoints import name_tables as tables
+from maskclip_jax.checkpoints.name_tables import Row
+from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, ViTConfig
+from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.ops.module import shapes_of
 
-Naming = Literal["openai", "hf", "flax"]
+Naming = Literal["openai", "hf", "flax", "big_vision", "tips", "tips_torch"]
 Tower = Literal["visual", "text"]
 
 
@@ -34,26 +42,41 @@ class Entry(NamedTuple):
     layout: Layout
 
 
-class Row(NamedTuple):
-    theirs: str
-    ours: str
-    kind: str
+def _fused(parts: int) -> tuple[Layout, Layout]:
+    """Kernel and bias of `parts` linear layers below one another, as PyTorch fuses them."""
+    return (
+        Layout(lambda x: [part.T for part in np.split(x, parts)], lambda xs: np.concatenate([x.T for x in xs])),
+        Layout(lambda x: np.split(x, parts), np.concatenate),
+    )
 
 
 SAME = Layout(lambda x: [x], lambda xs: xs[0])
 SCALAR = Layout(lambda x: [x.reshape(())], lambda xs: xs[0])  # some trainers save the temperature as one-element vector
+SCALAR_OF_ONE = Layout(SCALAR.read, lambda xs: xs[0].reshape(1))
+TEMPERATURE = Layout(lambda x: [-np.log(x.reshape(()))], lambda xs: np.exp(-xs[0]))
 TRANSPOSED = Layout(lambda x: [x.T], lambda xs: xs[0].T)
 OIHW = Layout(lambda x: [x.transpose(2, 3, 1, 0)], lambda xs: xs[0].transpose(3, 2, 0, 1))
-QKV_KERNEL = Layout(lambda x: [part.T for part in np.split(x, 3)], lambda xs: np.concatenate([x.T for x in xs]))
-QKV_BIAS = Layout(lambda x: np.split(x, 3), np.concatenate)
+VECTOR = Layout(lambda x: [x.reshape(x.shape[2:])], lambda xs: xs[0][None, None])  # [1, 1, D]
+BATCHED = Layout(lambda x: [x.reshape(x.shape[1:])], lambda xs: xs[0][None])  # [1, n, D]
+CLASS_TOKENS = Layout(lambda x: [x[0, 0], x[0, 1:]], lambda xs: np.concatenate([xs[0][None], xs[1]])[None])
+SQUARE = Layout(  # [1, g, g, D]
+    lambda x: [x.reshape(-1, x.shape[3])], lambda xs: xs[0].reshape(1, *2 * (round(len(xs[0]) ** 0.5),), -1)
+)
 
 _QKV = ("q_proj", "k_proj", "v_proj")
+
+
+def _several(suffixes: tuple[str, str], names: tuple[str, ...]) -> tuple:
+    """Kernels and biases of the linear layers `names` that are fused in one."""
+    leaves = (tuple(f"/{name}/{leaf}" for name in names) for leaf in ("kernel", "bias"))
+    return tuple(zip(suffixes, leaves, _fused(len(names)), strict=True))
+
+
 TORCH = {  # kind: (their array, our arrays, layout)
     "linear": ((".weight", ("/kernel",), TRANSPOSED), (".bias", ("/bias",), SAME)),
-    "fused_qkv": (
-        ("_weight", tuple(f"/{name}/kernel" for name in _QKV), QKV_KERNEL),
-        ("_bias", tuple(f"/{name}/bias" for name in _QKV), QKV_BIAS),
-    ),
+    "fused_qkv": _several(("_weight", "_bias"), _QKV),
+    "fused_linear": _several((".weight", ".bias"), _QKV),
+    "fused_swiglu": _several((".weight", ".bias"), ("c_fc", "c_up")),
     "layer_norm": ((".weight", ("/scale",), SAME), (".bias", ("/bias",), SAME)),
     "batch_norm": (
         (".weight", ("/scale",), SAME),
@@ -62,103 +85,95 @@ TORCH = {  # kind: (their array, our arrays, layout)
         (".running_var", ("batch_stats:/var",), SAME),
     ),
     "conv": ((".weight", ("/kernel",), OIHW),),
-    "patch_conv": ((".weight", ("",), OIHW),),
+    "patch_conv": ((".weight", ("",), OIHW), (".bias", ("_bias",), SAME)),
     "embedding": ((".weight", ("",), SAME),),
     "projection": ((".weight", ("",), TRANSPOSED),),
     "array": (("", ("",), SAME),),
+    "vector": (("", ("",), VECTOR),),
+    "batched": (("", ("",), BATCHED),),
+    "square": (("", ("",), SQUARE),),
+    "class_tokens": (("", ("/class_embedding", "/registers"), CLASS_TOKENS),),
     "scalar": (("", ("",), SCALAR),),
+    "scalar_of_one": (("", ("",), SCALAR_OF_ONE),),
+    "temperature": (("", ("",), TEMPERATURE),),
 }
 FLAX = TORCH | {
     "linear": ((".kernel", ("/kernel",), SAME), (".bias", ("/bias",), SAME)),
     "layer_norm": ((".scale", ("/scale",), SAME), (".bias", ("/bias",), SAME)),
-    "patch_conv": ((".kernel", ("",), SAME),),
+    "patch_conv": ((".kernel", ("",), SAME), (".bias", ("_bias",), SAME)),
     "embedding": ((".embedding", ("",), SAME),),
     "projection": ((".kernel", ("",), SAME),),
 }
 
-# OpenAI's names, which open_clip kept. open_clip's newer models put the text tower under `text.`; see `weights.py`.
-OPENAI_BLOCK = (
-    Row("ln_1", "ln_1", "layer_norm"),
-    Row("attn.in_proj", "attn", "fused_qkv"),
-    Row("attn.out_proj", "attn/out_proj", "linear"),
-    Row("ln_2", "ln_2", "layer_norm"),
-    Row("mlp.c_fc", "mlp/c_fc", "linear"),
-    Row("mlp.c_proj", "mlp/c_proj", "linear"),
-)
-OPENAI_VIT = (
-    Row("visual.conv1", "visual/conv1", "patch_conv"),
-    Row("visual.class_embedding", "visual/class_embedding", "array"),
-    Row("visual.positional_embedding", "visual/positional_embedding", "array"),
-    Row("visual.ln_pre", "visual/ln_pre", "layer_norm"),
-    Row("visual.ln_post", "visual/ln_post", "layer_norm"),
-    Row("visual.proj", "visual/proj", "array"),
-)
-OPENAI_RESNET = (
-    *(Row(f"visual.conv{n}", f"visual/stem/conv{n}", "conv") for n in (1, 2, 3)),
-    *(Row(f"visual.bn{n}", f"visual/stem/bn{n}", "batch_norm") for n in (1, 2, 3)),
-    Row("visual.attnpool.positional_embedding", "visual/attnpool/positional_embedding", "array"),
-    *(Row(f"visual.attnpool.{p}_proj", f"visual/attnpool/{p}_proj", "linear") for p in "qkvc"),
-)
-OPENAI_BOTTLENECK = (
-    *(Row(f"conv{n}", f"conv{n}", "conv") for n in (1, 2, 3)),
-    *(Row(f"bn{n}", f"bn{n}", "batch_norm") for n in (1, 2, 3)),
-)
-OPENAI_DOWNSAMPLE = (  # the first block of every stage
-    Row("downsample.0", "downsample_0", "conv"),
-    Row("downsample.1", "downsample_1", "batch_norm"),
-)
-OPENAI_TEXT = (
-    Row("token_embedding", "text/token_embedding", "embedding"),
-    Row("positional_embedding", "text/positional_embedding", "array"),
-    Row("ln_final", "text/ln_final", "layer_norm"),
-    Row("text_projection", "text/text_projection", "array"),
-    Row("logit_scale", "logit_scale", "scalar"),
-)
 
-HF_BLOCK = (
-    Row("layer_norm1", "ln_1", "layer_norm"),
-    *(Row(f"self_attn.{name}", f"attn/{name}", "linear") for name in (*_QKV, "out_proj")),
-    Row("layer_norm2", "ln_2", "layer_norm"),
-    Row("mlp.fc1", "mlp/c_fc", "linear"),
-    Row("mlp.fc2", "mlp/c_proj", "linear"),
-)
-HF_VIT = (
-    Row("vision_model.embeddings.patch_embedding", "visual/conv1", "patch_conv"),
-    Row("vision_model.embeddings.class_embedding", "visual/class_embedding", "array"),
-    Row("vision_model.embeddings.position_embedding", "visual/positional_embedding", "embedding"),
-    Row("vision_model.pre_layrnorm", "visual/ln_pre", "layer_norm"),  # transformers' own spelling
-    Row("vision_model.post_layernorm", "visual/ln_post", "layer_norm"),
-    Row("visual_projection", "visual/proj", "projection"),
-)
-HF_TEXT = (
-    Row("text_model.embeddings.token_embedding", "text/token_embedding", "embedding"),
-    Row("text_model.embeddings.position_embedding", "text/positional_embedding", "embedding"),
-    Row("text_model.final_layer_norm", "text/ln_final", "layer_norm"),
-    Row("text_projection", "text/text_projection", "projection"),
-    Row("logit_scale", "logit_scale", "scalar"),
-)
+def google(heads: int) -> dict[str, tuple]:
+    """Kinds of big_vision's and scenic's files: Flax's with slashes, and attention kernels with an axis of heads."""
+    kinds = {kind: tuple((name.replace(".", "/"), *rest) for name, *rest in rows) for kind, rows in FLAX.items()}
+    bias = Layout(lambda x: [x.reshape(-1)], lambda xs: xs[0].reshape(heads, -1))
+    into = Layout(lambda x: [x.reshape(len(x), -1)], lambda xs: xs[0].reshape(len(xs[0]), heads, -1))
+    out = Layout(lambda x: [x.reshape(-1, x.shape[2])], lambda xs: xs[0].reshape(heads, -1, xs[0].shape[1]))
+    kinds["heads_in"] = (("/kernel", ("/kernel",), into), ("/bias", ("/bias",), bias))
+    kinds["heads_out"] = (("/kernel", ("/kernel",), out), ("/bias", ("/bias",), SAME))
+    return kinds
+
 
 IGNORED = {  # regular expressions of whole keys: buffers that can be recomputed, and OpenAI's notes to itself
     "openai": (r".*\.num_batches_tracked", r"(.*\.)?attn_mask", "input_resolution", "context_length", "vocab_size"),
     "hf": (r".*\.position_ids",),
     "flax": (r".*\.position_ids",),
+    "big_vision": (),
+    "tips": (),
+    "tips_torch": ("mask_token",),  # of training
 }
-# What makes a set of keys recognisable, and each naming's kinds of module.
-SIGNATURE = {
+# What makes a set of keys recognisable.
+SIGNATURE: dict[Naming, str] = {
     "openai": "visual.conv1.weight",
     "hf": "vision_model.embeddings.patch_embedding.weight",
     "flax": "vision_model.embeddings.patch_embedding.kernel",
+    "big_vision": "img/embedding/kernel",
+    "tips": "encoder/ToTokenSequence_0/embedding/kernel",
+    "tips_torch": "register_tokens",
 }
-_KINDS = {"openai": TORCH, "hf": TORCH, "flax": FLAX}
+_PLACES: dict[Naming, tuple[str, str]] = {  # of a block, in the image tower and in the text tower
+    "openai": ("visual.transformer.resblocks.{i}.", "transformer.resblocks.{i}."),
+    "hf": ("vision_model.encoder.layers.{i}.", "text_model.encoder.layers.{i}."),
+    "flax": ("vision_model.encoder.layers.{i}.", "text_model.encoder.layers.{i}."),
+    "big_vision": ("img/Transformer/encoderblock_{i}/", "txt/Encoder_0/encoderblock_{i}/"),
+    "tips": ("encoder/transformer/encoderblock_{i}/", "transformer/encoderblock_{i}/"),
+    "tips_torch": ("blocks.{i}.", "transformer.resblocks.{i}."),
+}
+_TOWERS: dict[Naming, tuple[tuple[Row, ...], tuple[Row, ...]]] = {
+    "openai": (tables.OPENAI_VIT, tables.OPENAI_TEXT),
+    "hf": (tables.HF_VIT, tables.HF_TEXT),
+    "flax": (tables.HF_VIT, tables.HF_TEXT),
+    "big_vision": (tables.BIG_VISION_VIT, tables.BIG_VISION_TEXT),
+    "tips": (tables.TIPS_VIT, tables.TIPS_TEXT),
+    "tips_torch": (tables.TIPS_TORCH_VIT, tables.TIPS_TORCH_TEXT),
+}
 
 
 def entries(config: CLIPConfig, naming: Naming, towers: tuple[Tower, ...] = ("visual", "text")) -> Iterator[Entry]:
     """Every key that a checkpoint of this architecture holds under this naming, in reading order."""
+    ours = abstract_variables(config)
     for tower in towers:
-        rows = _openai_rows(config, tower) if naming == "openai" else _hf_rows(config, tower)
-        for row in rows:
-            for suffix, ours, layout in _KINDS[naming][row.kind]:
-                yield Entry(row.theirs + suffix, tuple(_path(row.ours, leaf) for leaf in ours), layout)
+        for row in _rows(config, naming, tower):
+            for suffix, leaves, layout in _kinds(config, naming, tower)[row.kind]:
+                paths = tuple(_path(row.ours, leaf) for leaf in leaves)
+                if paths[0] in ours:
+                    yield Entry(row.theirs + suffix, paths, layout)
+
+
+def abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path ("params/visual/…") -> shape and dtype of everything the model holds; nothing is computed."""
+    return dict(_abstract_variables(config))
+
+
+@functools.lru_cache(8)
+def _abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    side = config.vision.grid * (config.vision.patch_size if isinstance(config.vision, ViTConfig) else 32)
+    images, ids = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    variables = shapes_of(CLIP(config), images, ids)
+    return flatten_dict(variables, sep="/")
 
 
 def _path(module: str, leaf: str) -> str:
@@ -166,30 +181,37 @@ def _path(module: str, leaf: str) -> str:
     return f"{collection or 'params'}/{module}{name}"
 
 
-def _openai_rows(config: CLIPConfig, tower: Tower) -> Iterator[Row]:
-    if tower == "text":
-        yield from OPENAI_TEXT
-        yield from _blocks(OPENAI_BLOCK, "transformer.resblocks.{i}", "text", config.text.layers)
-    elif isinstance(config.vision, ViTConfig):
-        yield from OPENAI_VIT
-        yield from _blocks(OPENAI_BLOCK, "visual.transformer.resblocks.{i}", "visual", config.vision.layers)
-    else:
-        yield from OPENAI_RESNET
-        for stage, blocks in enumerate(config.vision.layers, 1):
-            for i in range(blocks):
-                rows = OPENAI_BOTTLENECK + (OPENAI_DOWNSAMPLE if i == 0 else ())
-                for row in rows:
-                    yield Row(f"visual.layer{stage}.{i}.{row.theirs}", f"visual/layer{stage}_{i}/{row.ours}", row.kind)
+def _kinds(config: CLIPConfig, naming: Naming, tower: Tower) -> dict[str, tuple]:
+    if naming in ("big_vision", "tips"):
+        return google(config.text.heads if tower == "text" else config.vision.heads)
+    return FLAX if naming == "flax" else TORCH
 
 
-def _hf_rows(config: CLIPConfig, tower: Tower) -> Iterator[Row]:
-    yield from HF_TEXT if tower == "text" else HF_VIT
-    side, layers = ("text", config.text.layers) if tower == "text" else ("vision", config.vision.layers)
-    yield from _blocks(HF_BLOCK, f"{side}_model.encoder.layers.{{i}}", tower, layers)
+def _rows(config: CLIPConfig, naming: Naming, tower: Tower) -> Iterator[Row]:
+    side = config.text if tower == "text" else config.vision
+    if isinstance(side, ResNetConfig):
+        yield from _resnet_rows(side)
+        return
+    yield from _TOWERS[naming][tower == "text"]
+    swiglu = side.activation == "swiglu"
+    blocks = {
+        "openai": tables.OPENAI_BLOCK,
+        "hf": tables.HF_BLOCK,
+        "flax": tables.HF_BLOCK,
+        "big_vision": tables.FLAX_BLOCK,
+        "tips": tables.SWIGLU_BLOCK if swiglu else tables.FLAX_BLOCK,
+        "tips_torch": tables.TIPS_TORCH_SWIGLU if swiglu else tables.TIPS_TORCH_BLOCK,
+    }
+    block = tables.OPENAI_BLOCK if (naming, tower) == ("tips_torch", "text") else blocks[naming]
+    for i in range(side.layers):
+        for row in block:
+            place = _PLACES[naming][tower == "text"].format(i=i)
+            yield Row(place + row.theirs, f"{tower}/transformer/resblocks_{i}/{row.ours}", row.kind)
 
 
-def _blocks(rows: tuple[Row, ...], theirs: str, tower: str, layers: int) -> Iterator[Row]:
-    for i in range(layers):
-        for row in rows:
-            ours = f"{tower}/transformer/resblocks_{i}/{row.ours}"
-            yield Row(f"{theirs.format(i=i)}.{row.theirs}", ours, row.kind)
+def _resnet_rows(vision: ResNetConfig) -> Iterator[Row]:
+    yield from tables.OPENAI_RESNET
+    for stage, blocks in enumerate(vision.layers, 1):
+        for i in range(blocks):
+            for row in tables.OPENAI_BOTTLENECK + (tables.OPENAI_DOWNSAMPLE if i == 0 else ()):
+                yield Row(f"visual.layer{stage}.{i}.{row.theirs}", f"visual/layer{stage}_{i}/{row.ours}", row.kind)

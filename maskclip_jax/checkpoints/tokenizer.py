@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import html
 import json
-import re
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,18 +11,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from maskclip_jax.checkpoints.byte_pairs import OPENAI_WORDS, WORD_END, byte_pairs, clean, openai_byte_pairs
+from maskclip_jax.checkpoints.pieces import JSONPieces, SentencePieces, ascii_lower, canonical, lower
 from maskclip_jax.data import schema
 from maskclip_jax.data.whole_files import cut, read_bytes, read_json
 from maskclip_jax.encoders.config import TextConfig
 from maskclip_jax.errors import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
-START, END = "<|startoftext|>", "<|endoftext|>"
-WORD_END = "</w>"  # in which the last piece of a word ends, in CLIP's byte-pair encoding and in no other's
-_OPENAI_MERGES, _OPENAI_WORDS = 48894, 49408
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.model", "gemma_tokenizer.model")
 _PADDING = 128  # rows of nobody that a vocabulary may have at its end, rounded up for the machine
-# As in OpenAI's, where letters count as small and large alike: the long s after an apostrophe is an s.
-_PATTERN = rf"{re.escape(START)}|{re.escape(END)}|'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
 
 
 class Tokenizer:
@@ -35,6 +29,9 @@ class Tokenizer:
     Every prompt is start, tokens, end-of-text, then zeros (as in OpenAI's own `tokenize`; the text tower is causal and
     reads its feature at end-of-text, so what follows never counts). A longer prompt is cut, its end-of-text kept.
     """
+
+    pad_id = 0
+    eot_token_id: int | None
 
     def __init__(self, backend: Any, text: TextConfig):
         """`backend` is a `tokenizers.Tokenizer`. Raises UserError when it does not belong to the text tower."""
@@ -48,17 +45,8 @@ class Tokenizer:
             raise UserError("a CLIP tokenizer ends every prompt with end-of-text, this one does not: take CLIP's own")
         self.eot_token_id = ends.pop()
         count = 1 + max(backend.get_vocab().values())
-        if count > text.vocab_size:
-            raise UserError(
-                f"the text tower knows {text.vocab_size} tokens, but the tokenizer's ids go up to {count - 1}: "
-                "take the tokenizer of this checkpoint"
-            )
         # Where the config names its end-of-text, and it is this one, further rows are padding.
-        if text.vocab_size - count >= (1 if text.eot_token_id is None else _PADDING):
-            raise UserError(
-                f"the text tower knows {text.vocab_size} tokens, but the tokenizer only {count}, whose ids would mean "
-                "other words: take the tokenizer of this checkpoint"
-            )
+        _check_count(count, text, 1 if text.eot_token_id is None else _PADDING)
         expected = count - 1 if text.eot_token_id is None else text.eot_token_id
         if self.eot_token_id != expected:
             raise UserError(
@@ -70,10 +58,11 @@ class Tokenizer:
         """Token ids of every prompt. Raises UserError for a single string or for anything but strings."""
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise UserError(f"prompts are a list of strings, but {cut(prompts, 60)} came: write ['a photo of a cat']")
-        out = np.zeros((len(prompts), self.context_length), np.int32)
+        out = np.full((len(prompts), self.context_length), self.pad_id, np.int32)
         for row, ids in zip(out, self._encode(list(prompts)), strict=True):
             if len(ids) > self.context_length:
-                ids = [*ids[: self.context_length - 1], self.eot_token_id]
+                end = [] if self.eot_token_id is None else [self.eot_token_id]
+                ids = [*ids[: self.context_length - len(end)], *end]
             row[: len(ids)] = ids
         return out
 
@@ -88,28 +77,66 @@ class Tokenizer:
     def _encode(self, prompts: list[str]) -> list[list[int]]:
         if not prompts:
             return []
-        if self._clean:
-            prompts = [clean(prompt) for prompt in prompts]
         try:
             "".join(prompts).encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, as in a file name that is not UTF-8
             raise UserError("prompts are text, but one holds half of a character: remove it") from error
+        return self._ids(prompts)
+
+    def _ids(self, prompts: list[str]) -> list[list[int]]:
+        if self._clean:
+            prompts = [clean(prompt) for prompt in prompts]
         return [encoding.ids for encoding in self._backend.encode_batch(prompts)]
 
 
-def clean(text: str) -> str:
-    """A text as OpenAI's and open_clip's tokenizers see it, whose models were trained on such text.
+class PaddedTokenizer(Tokenizer):
+    """A tokenizer as SigLIP or TIPS use it; their text towers see every place, so that padding is part of the prompt.
 
-    Mojibake, typographic quotes, ligatures and full-width letters are mended (`ftfy`), HTML's entities are undone
-    twice, white space becomes one space, and letters small. (The fast tokenizer of transformers
-    leaves the first two out, for the same weights; here what they were trained with goes first.)
+    SigLIP: small letters, no ASCII punctuation, single spaces; then end-of-text, and more of it up to the context
+    length. SigLIP 2 (Gemma's pieces, told by their "<eos>"): small letters alone, end-of-text, then "<pad>". TIPS:
+    small ASCII letters (TensorFlow's `lower`), no end, then 0. A longer prompt is cut, its end-of-text kept.
     """
-    if not (text.isascii() and text.isprintable()) or "&" in text:  # nothing to mend in others
-        import ftfy
 
-        text = ftfy.fix_text(text)
-    text = html.unescape(html.unescape(text)).strip()
-    return re.sub(r"\s+", " ", text).strip().lower()
+    def __init__(self, pieces: SentencePieces | JSONPieces, text: TextConfig):
+        """Raises UserError when the pieces do not belong to the text tower."""
+        self._pieces, self.context_length = pieces, text.context_length
+        _check_count(pieces.count, text, _PADDING)
+        self.eot_token_id = None
+        if text.pool == "mean":
+            self._normal = ascii_lower
+            return
+        gemma = pieces.find("<eos>") is not None
+        self._normal = lower if gemma else canonical
+        self.eot_token_id = pieces.find("<eos>" if gemma else "</s>")
+        pad = pieces.find("<pad>") if gemma else self.eot_token_id
+        if self.eot_token_id is None or pad is None:
+            raise UserError(
+                "a SigLIP's tokenizer has </s>, or <eos> and <pad>, but this one has not: take the tokenizer of this "
+                "checkpoint"
+            )
+        self.pad_id = pad
+
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.model` or `tokenizer.json` into `folder`: everything `load_tokenizer` needs."""
+        self._pieces.save(folder)
+
+    def _ids(self, prompts: list[str]) -> list[list[int]]:
+        end = [] if self.eot_token_id is None else [self.eot_token_id]
+        return [[*ids, *end] for ids in self._pieces.encode([self._normal(prompt) for prompt in prompts])]
+
+
+def _check_count(count: int, text: TextConfig, spare: int) -> None:
+    """Raises UserError unless `count` tokens are the text tower's, less than `spare` rows short of it."""
+    if count > text.vocab_size:
+        raise UserError(
+            f"the text tower knows {text.vocab_size} tokens, but the tokenizer's ids go up to {count - 1}: "
+            "take the tokenizer of this checkpoint"
+        )
+    if text.vocab_size - count >= spare:
+        raise UserError(
+            f"the text tower knows {text.vocab_size} tokens, but the tokenizer only {count}, whose ids would mean "
+            "other words: take the tokenizer of this checkpoint"
+        )
 
 
 class OwnTokenizer:
@@ -136,18 +163,33 @@ class OwnTokenizer:
 class MissingTokenizer:
     """Stands where a checkpoint has no tokenizer files: an error only once a text is to be encoded."""
 
-    def __init__(self, source: str):
-        self.source = source
+    def __init__(self, source: str, text: TextConfig):
+        self.source, self._text = source, text
 
     def __call__(self, prompts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
+        other = {"eot": '"openai/clip-vit-base-patch32"', "last": '"google/siglip2-base-patch16-256"'}
         raise UserError(
-            f"texts need a tokenizer, and {self.source} has none: put tokenizer.json (or vocab.json and merges.txt) "
-            'beside the weights, or give load_clip(…, tokenizer="openai/clip-vit-base-patch32")'
+            f"texts need a tokenizer, and {self.source} has none: put {wanted_files(self._text)} beside the weights, "
+            f"or give load_clip(…, tokenizer={other.get(self._text.pool, 'a tokenizer.model')})"
         )
 
 
+def wanted_files(text: TextConfig) -> str:
+    """The names of files that a tokenizer for this text tower may have, for messages."""
+    if text.pool == "eot":
+        return "tokenizer.json (or vocab.json and merges.txt)"
+    return f"tokenizer.json (or {', '.join(SENTENCEPIECE_FILES)})"
+
+
 def load_tokenizer(folder: Path, text: TextConfig) -> Tokenizer | MissingTokenizer:
-    """The tokenizer in `folder`: `tokenizer.json`, else `vocab.json` and `merges.txt`, else OpenAI's if it can be."""
+    """The tokenizer in `folder`: `tokenizer.json`, else `vocab.json` and `merges.txt`, else OpenAI's if it can be.
+
+    For SigLIP and TIPS: a SentencePiece file of one of the usual names, else `tokenizer.json`.
+    """
+    if text.pool != "eot":
+        found = next((folder / name for name in SENTENCEPIECE_FILES if (folder / name).is_file()), None)
+        if found is not None:
+            return load_sentencepiece(found, text)
     file, vocab, merges = (folder / name for name in TOKENIZER_FILES)
     if file.is_file():
         content = read_json(file)
@@ -156,7 +198,7 @@ def load_tokenizer(folder: Path, text: TextConfig) -> Tokenizer | MissingTokeniz
         # What changes ids at random, or pads and cuts them, is none of a checkpoint's business.
         plain = content | {"truncation": None, "padding": None, "model": model | {"dropout": None}}
         return _guarded(folder, lambda tokenizers: tokenizers.Tokenizer.from_str(json.dumps(plain)), text)
-    if vocab.is_file() and merges.is_file():
+    if vocab.is_file() and merges.is_file() and text.pool == "eot":
         ids = read_json(vocab)
         token = schema.whole(0, 2**24)
         for word, number in ids.items():
@@ -168,45 +210,22 @@ def load_tokenizer(folder: Path, text: TextConfig) -> Tokenizer | MissingTokeniz
                 f"the tokenizer files in {folder} cannot be read ({cut(str(error))}): copy them again"
             ) from error
         pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-        return _guarded(folder, lambda tokenizers: _byte_pairs(ids, pairs), text)
-    return openai_tokenizer(text) or MissingTokenizer(str(folder))
+        return _guarded(folder, lambda tokenizers: byte_pairs(ids, pairs), text)
+    return (openai_tokenizer(text) if text.pool == "eot" else None) or MissingTokenizer(str(folder), text)
+
+
+def load_sentencepiece(path: Path, text: TextConfig) -> PaddedTokenizer:
+    """The tokenizer in a SentencePiece file. Raises UserError for another file, or where it is not the text tower's."""
+    if text.pool == "eot":
+        raise UserError(f"{path} is SentencePiece's, but this text tower reads CLIP's: give {wanted_files(text)}")
+    return PaddedTokenizer(SentencePieces(path), text)
 
 
 def openai_tokenizer(text: TextConfig) -> Tokenizer | None:
     """OpenAI's own tokenizer, whose vocabulary ships with the project; None where the text tower has another size."""
-    if text.vocab_size != _OPENAI_WORDS or text.eot_token_id not in (None, _OPENAI_WORDS - 1):
+    if text.vocab_size != OPENAI_WORDS or text.eot_token_id not in (None, OPENAI_WORDS - 1):
         return None
-    file = Path(str(resources.files("maskclip_jax") / "assets/openai_vocabulary/bpe_simple_vocab_16e6.txt.gz"))
-    lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
-    pairs = [tuple(line.split()) for line in lines[1 : 1 + _OPENAI_MERGES]]
-    letters = _byte_letters()
-    words = [*letters, *(letter + WORD_END for letter in letters), *map("".join, pairs), START, END]
-    return Tokenizer(_byte_pairs({word: i for i, word in enumerate(words)}, pairs), text)
-
-
-def _byte_letters() -> list[str]:
-    """A printable letter for every byte, in the order of OpenAI's vocabulary: printable bytes are their own."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = len([byte for byte in range(256) if byte not in printable])
-    return [*map(chr, printable), *(chr(256 + i) for i in range(others))]
-
-
-def _byte_pairs(ids: dict[str, int], pairs: list[tuple[str, ...]]) -> Any:
-    """CLIP's byte-pair encoding as a `tokenizers.Tokenizer`."""
-    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    model = models.BPE(ids, pairs, unk_token=END, continuing_subword_prefix="", end_of_word_suffix=WORD_END)
-    backend = Tokenizer(model)
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    split = pre_tokenizers.Split(Regex(_PATTERN), behavior="removed", invert=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    backend.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in (START, END)])
-    backend.post_processor = processors.RobertaProcessing((END, ids[END]), (START, ids[START]), False, False)
-    return backend
+    return Tokenizer(openai_byte_pairs(), text)
 
 
 def _guarded(folder: Path, build: Callable[[ModuleType], Any], text: TextConfig) -> Tokenizer:
@@ -214,7 +233,8 @@ def _guarded(folder: Path, build: Callable[[ModuleType], Any], text: TextConfig)
     import tokenizers
 
     try:
-        return Tokenizer(build(tokenizers), text)
+        backend = build(tokenizers)
+        return Tokenizer(backend, text) if text.pool == "eot" else PaddedTokenizer(JSONPieces(backend), text)
     except UserError:
         raise
     except BaseException as error:  # its panics are no Exception

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,11 +12,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from maskclip_jax.checkpoints.names import IGNORED, SIGNATURE, Entry, Naming, Tower, entries
+from maskclip_jax.checkpoints.names import abstract_variables as abstract_variables
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
-from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
-from maskclip_jax.ops.module import shapes_of
 
 Arrays = Mapping[str, Any]  # name -> array; values may be read from disk as they are asked for
 SHOWN = 4  # names listed on each side of a mismatch
@@ -41,8 +39,8 @@ def naming_of(names: Iterable[str]) -> Naming:
         )
     came = _some(sorted(names)) if names else "nothing"
     raise UserError(
-        f"a checkpoint has OpenAI's names ({SIGNATURE['openai']}) or transformers' ({SIGNATURE['hf']}), "
-        f"but {came} came: give a whole CLIP, both towers"
+        f"a checkpoint has OpenAI's names ({SIGNATURE['openai']}), transformers' ({SIGNATURE['hf']}) or Google's "
+        f"({SIGNATURE['big_vision']}), but {came} came: give a whole model, both towers"
     )
 
 
@@ -94,14 +92,15 @@ def to_variables(
         array = np.asarray(arrays[names[name]])
         shapes = [wanted[path].shape for path in entry.paths]
         try:
-            parts = entry.layout.read(array)
-        except ValueError:  # cannot even be laid out: a wrong rank, or a fused array that does not split in three
+            with np.errstate(all="ignore"):  # of a temperature that is none: seen below
+                parts = entry.layout.read(array)
+        except (ValueError, IndexError, TypeError):  # cannot even be laid out: a wrong rank, or one that does not split
             parts = []
         if [part.shape for part in parts] != shapes:
             misshapen.append(f"{cut(name, 80)} {_size(array.shape)}, not {_size(_their_shape(entry, shapes))}")
         elif not misshapen and not left_over and not missing:
             with np.errstate(all="ignore"):  # what overflows is infinite, and refused as such
-                numbers = [np.require(part, np.float32, "C") for part in parts]
+                numbers = [np.require(part, np.float32, "C") for part in parts if _is_floating(array.dtype)]
             if reason := why_unusable(name, array.dtype, numbers):
                 unusable.append(f"{cut(name, 80)} {reason}")
             for path, part in zip(entry.paths, numbers, strict=True) if not unusable else ():
@@ -111,7 +110,7 @@ def to_variables(
         raise UserError(f"weights are finite floating-point numbers, but {_some(unusable)}: take the original file")
     unfilled = [path for path in wanted if path not in filled and _tower(path) in towers]
     if unfilled:
-        raise AssertionError(f"tables.py gives no key for {_some(unfilled)}")
+        raise AssertionError(f"name_tables.py gives no key for {_some(unfilled)}")
     if "params/logit_scale" in filled:
         check_scale(filled["params/logit_scale"])
     return unflatten_dict(filled, sep="/")
@@ -129,7 +128,8 @@ def check_scale(logit_scale: Any) -> None:
 
 
 def to_names(variables: Mapping[str, Any], config: CLIPConfig, naming: Naming) -> dict[str, np.ndarray]:
-    """The inverse of `to_variables`: NumPy arrays under OpenAI's ("openai") or transformers' ("hf", "flax") names."""
+    """The inverse of `to_variables`: NumPy arrays under OpenAI's ("openai"), transformers' ("hf", "flax") or Google's
+    ("big_vision", "tips", "tips_torch") names."""
     flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats") if name in variables}, sep="/")
     out = {}
     for key, paths, layout in entries(config, naming):
@@ -138,19 +138,6 @@ def to_names(variables: Mapping[str, Any], config: CLIPConfig, naming: Naming) -
     if flat:
         raise UserError(f"{naming} names have no place for {_some(list(flat))}: use naming 'openai'")
     return out
-
-
-def abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path ("params/visual/…") -> shape and dtype of everything the model holds; nothing is computed."""
-    return dict(_abstract_variables(config))
-
-
-@functools.lru_cache(8)
-def _abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    side = config.vision.grid * (config.vision.patch_size if isinstance(config.vision, ViTConfig) else 32)
-    images, ids = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    variables = shapes_of(CLIP(config), images, ids)
-    return flatten_dict(variables, sep="/")
 
 
 def check_depth(config: CLIPConfig, count: int) -> None:
@@ -166,7 +153,7 @@ def check_depth(config: CLIPConfig, count: int) -> None:
 
 def _their_shape(entry: Entry, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of an array that fills ours; of views alone, for a config may ask for terabytes."""
-    if len(shapes) == 1:
+    if len(set(map(len, shapes))) != 1 or len(shapes) == 1:
         return entry.layout.write([np.broadcast_to(np.float32(0), shapes[0])]).shape
     first, *rest = shapes[0][::-1]  # q, k and v, transposed and one below the other
     return (len(shapes) * first, *rest)
@@ -174,12 +161,16 @@ def _their_shape(entry: Entry, shapes: list[tuple[int, ...]]) -> tuple[int, ...]
 
 def why_unusable(name: str, dtype: np.dtype, numbers: Sequence[np.ndarray]) -> str | None:
     """Why the numbers of an array are no weights: of an integer type, not finite, a negative variance; None if not."""
-    if not jnp.issubdtype(dtype.newbyteorder("="), jnp.floating):
+    if not _is_floating(dtype):
         return f"is of type {dtype}"
     if not all(np.isfinite(part).all() for part in numbers):
         return "holds NaN or infinity"
     negative = name.endswith("running_var") and numbers[0].min(initial=0) < 0
     return "is a negative variance" if negative else None
+
+
+def _is_floating(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype.newbyteorder("="), jnp.floating)
 
 
 def _report(missing: list[str], left_over: list[str], misshapen: list[str]) -> None:

@@ -59,7 +59,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=checkpoint, metavar="WHICH", help="of a run: latest (default), a step, or best (eval data)"
     )
     parser.add_argument("--fidelity", choices=("clip", "released"), default="clip", help="whose habits to follow")
-    parser.add_argument("--tokenizer", help="folder or hub id of a tokenizer, for checkpoints that bring none")
+    parser.add_argument("--tokenizer", help="folder, hub id or .model file of a tokenizer, where a checkpoint has none")
     parser.add_argument(
         "--activation", choices=("quick_gelu", "gelu"), help="of weights that come without a config (quick_gelu)"
     )

@@ -3,8 +3,8 @@
     python run.py convert openai/clip-vit-base-patch16 clip-b16
     python run.py segment photo.jpg --classes "dog, sofa" --model clip-b16 --out out
 
-Reads Hugging Face and open_clip folders or hub ids, OpenAI's .pt files, and single weight files. Pickled ones need no
-PyTorch, and nothing in them is run.
+Reads Hugging Face and open_clip folders or hub ids, OpenAI's .pt files, Google's .npz (SigLIP, TIPS), and single weight
+files. Pickled ones need no PyTorch, and nothing in them is run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--activation", choices=("quick_gelu", "gelu"), help="of weights that come without a config (quick_gelu)"
     )
-    parser.add_argument("--tokenizer", help="folder or hub id of a tokenizer, for checkpoints that bring none")
+    parser.add_argument("--tokenizer", help="folder, hub id or .model file of a tokenizer, where a checkpoint has none")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,4 +1,7 @@
-"""What a checkpoint is (`CLIPConfig`) and how faithfully to repeat the released code (`Fidelity`)."""
+"""What a checkpoint is (`CLIPConfig`) and how faithfully to repeat the released code (`Fidelity`).
+
+CLIP's kin (SigLIP, TIPS) are the same towers with other fields: `SIGLIP_VIT`, `TIPS_TEXT` and so on say which.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import Any, Literal
 
 from maskclip_jax.errors import UserError
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "relu", "swiglu"]
+Family = Literal["clip", "siglip", "tips"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,20 @@ class Fidelity:
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """CLIP's Vision Transformer. `image_size` is the square side (pixels) its position embeddings were trained at."""
+    """A Vision Transformer: CLIP's by default, SigLIP's, TIPS' or DINOv2's by its fields.
+
+    Fields beyond the usual sizes:
+      image_size: the square side (pixels) its position embeddings were trained at.
+      activation: of the MLPs; "gelu_tanh" is GELU by way of tanh, "swiglu" multiplies two layers of `mlp_width`.
+      class_tokens: tokens in front of the patches; those after the first have no position (registers).
+      class_position: the position table's first row belongs to the class token.
+      position_filter: how the table is resized: "bicubic" as PyTorch's `interpolate`, or "bilinear", antialiased where
+        it shrinks, as `jax.image.resize`.
+      patch_bias: the patch embedding has a bias.
+      ln_pre: a layer norm in front of the blocks.
+      layer_scale: a factor per channel behind every attention and MLP.
+      head: behind the last layer norm: a "projection" to E (CLIP), attention pooling ("map", SigLIP), or "none" (TIPS).
+    """
 
     image_size: int
     patch_size: int
@@ -94,6 +111,13 @@ class ViTConfig:
     mlp_width: int
     activation: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    class_tokens: int = 1
+    class_position: bool = True
+    position_filter: Literal["bicubic", "bilinear"] = "bicubic"
+    patch_bias: bool = False
+    ln_pre: bool = True
+    layer_scale: bool = False
+    head: Literal["projection", "map", "none"] = "projection"
 
     @property
     def grid(self) -> int:
@@ -129,7 +153,17 @@ class ResNetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """CLIP's causal text transformer; `eot_token_id` None takes the highest id in the prompt (OpenAI's `argmax`)."""
+    """A text transformer: CLIP's by default, SigLIP's or TIPS' by its fields.
+
+    Fields beyond the usual sizes:
+      eot_token_id: the end-of-text token; None takes the highest id in the prompt (OpenAI's `argmax`).
+      pool: the feature is read at the end-of-text token ("eot"), at the "last" of all positions, or is the "mean" over
+        those whose id is not 0 (which the others then do not look at either).
+      causal: no token looks at those behind it.
+      positions: a "learned" table, or "sinusoidal" (Vaswani et al., 2017; tokens are then scaled by √width).
+      head: to E by a matrix ("projection"), by a "linear" layer with bias, or "none".
+      layer_scale: as in `ViTConfig`.
+    """
 
     vocab_size: int
     context_length: int
@@ -140,19 +174,43 @@ class TextConfig:
     activation: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
     eot_token_id: int | None = None
+    pool: Literal["eot", "last", "mean"] = "eot"
+    causal: bool = True
+    positions: Literal["learned", "sinusoidal"] = "learned"
+    head: Literal["projection", "linear", "none"] = "projection"
+    layer_scale: bool = False
 
 
+# What makes a tower SigLIP's or TIPS', beside its sizes.
+_GOOGLE: dict[str, Any] = {"layer_norm_eps": 1e-6, "class_position": False, "patch_bias": True, "ln_pre": False}
+SIGLIP_VIT = _GOOGLE | {"activation": "gelu_tanh", "class_tokens": 0, "head": "map"}
+TIPS_VIT = _GOOGLE | {"activation": "gelu_tanh", "class_tokens": 2, "position_filter": "bilinear", "head": "none"}
+SIGLIP_TEXT: dict[str, Any] = {"activation": "gelu_tanh", "layer_norm_eps": 1e-6}
+SIGLIP_TEXT |= {"pool": "last", "causal": False, "head": "linear"}
+TIPS_TEXT: dict[str, Any] = {"activation": "relu", "layer_norm_eps": 1e-6}
+TIPS_TEXT |= {"pool": "mean", "causal": False, "positions": "sinusoidal", "head": "none"}
 NO_TEXT = TextConfig(1, 2, 1, 1, 1, 1)  # the least there can be, where a checkpoint holds the image tower alone
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers, the width E they meet in, and the fidelity they are read with."""
+    """Both towers, the width E they meet in, and the fidelity they are read with.
+
+    With `logit_bias` the logit of an image and a text is `exp(logit_scale) · cosine + logit_bias`, whose sigmoid is a
+    probability of its own (SigLIP); a softmax over texts does not change by it.
+    """
 
     vision: ViTConfig | ResNetConfig
     text: TextConfig
     embed_dim: int
     fidelity: Fidelity = Fidelity()
+    logit_bias: bool = False
+
+    @property
+    def family(self) -> Family:
+        """How the image tower answers: by a projection ("clip"), a pooling head ("siglip"), or as it is ("tips")."""
+        head = getattr(self.vision, "head", "projection")
+        return {"projection": "clip", "map": "siglip", "none": "tips"}[head]
 
     @property
     def has_text(self) -> bool:
@@ -192,12 +250,31 @@ def with_activation(config: CLIPConfig, activation: str) -> CLIPConfig:
     """`config` with this activation in its transformers (a ResNet's image tower has ReLU). Raises UserError."""
     if activation not in ("quick_gelu", "gelu"):
         raise UserError(f"activation is 'quick_gelu' or 'gelu', not {activation!r}: choose one of them")
+    if config.family != "clip":
+        raise UserError(f"activation is chosen for CLIPs, but {_NAMES[config.family]} has one of its own: leave it out")
     text = dataclasses.replace(config.text, activation=activation)
     vision = config.vision
     if isinstance(vision, ViTConfig):
         vision = dataclasses.replace(vision, activation=activation)
     return dataclasses.replace(config, vision=vision, text=text)
 
+
+def with_fidelity(config: CLIPConfig, fidelity: Fidelity) -> CLIPConfig:
+    """`config` read with these habits. Those of the pipeline (resizing, smoothing, scale) serve every encoder.
+
+    Raises UserError for a habit of the released code's image tower where the tower is not CLIP's: it has none there.
+    """
+    own = [name for name in _TOWER_HABITS if getattr(fidelity, name) != getattr(Fidelity(), name)]
+    if own and config.family != "clip":
+        raise UserError(
+            f"the released code reads CLIP alone, but this is {_NAMES[config.family]} (fidelity: {', '.join(own)}): "
+            "use fidelity 'clip'"
+        )
+    return dataclasses.replace(config, fidelity=fidelity)
+
+
+_NAMES = {"siglip": "SigLIP", "tips": "TIPS"}
+_TOWER_HABITS = ("activation", "layer_norm_eps", "keys", "image_statistics", "position_resize")
 
 _VITS = {  # image size, patch, width, layers, heads; embed_dim; text width, heads
     "ViT-B/32": ((224, 32, 768, 12, 12), 512, (512, 8)),

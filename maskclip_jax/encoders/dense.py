@@ -1,7 +1,7 @@
 """The dense-value head: how the last attention is read (MaskCLIP and its training-free successors).
 
 MaskCLIP reads values alone; its successors let patches look at those that are like them. Every attention here is one
-pure function `(q, k, v, around) -> [B, T, N, d]` of the last block's own queries, keys and values, the class token
+pure function `(q, k, v, around) -> [B, T, N, d]` of the last block's own queries, keys and values, class tokens
 first (in a ResNet's attention pool, the mean token). `s` is `d ** -0.5`, d the width of a head. What a method does to
 the rest of the block (residual, MLP, how many blocks) are switches of `DenseMethod`; published ones are in `METHODS`.
 
@@ -13,6 +13,9 @@ the rest of the block (residual, MLP, how many blocks) are switches of `DenseMet
     naclip         softmax(k kᵀ s + ω), no residual, no MLP    Hajimiri et al., WACV 2025
     clip_surgery   softmax(v vᵀ s), 6 blocks, no MLP           Li et al., 2023
     gem            self-self attention of q, k and v, 6 blocks, no MLP   Bousselham et al., CVPR 2024
+
+A pooling head (SigLIP) is one attention behind the last block, with an MLP and without a residual: the methods read it
+by its own projections, each token a query, and blocks are left as they were trained.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ class Around(NamedTuple):
     """Context of an attention besides q, k and v: grid, mask, mean token norm, sigma.
 
     Fields:
-      shape: rows and columns of the patch grid; T is 1 + rows · columns.
-      mask: True where a token is image (class token included), of shape [B, 1, 1, T]; None: all are.
+      shape: rows and columns of the patch grid; T is rows · columns and the class tokens before them.
+      mask: True where a token is image (class tokens included), of shape [B, 1, 1, T]; None: all are.
       norm: mean length of the tokens that q, k and v were made from, per image [B] (GEM's temperature).
       sigma: width of NACLIP's Gaussian, in patches.
     """
@@ -90,7 +93,7 @@ def pool_value_value(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
 def key_key_gaussian(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
     """NACLIP: key-key attention with a Gaussian bias towards near patches."""
     scores = jnp.einsum("bqnd,bknd->bnqk", k * k.shape[-1] ** -0.5, k)
-    scores = in_full_precision(scores) + gaussian_neighbourhood(around.shape, around.sigma)
+    scores = in_full_precision(scores) + gaussian_neighbourhood(around.shape, around.sigma, k.shape[1])
     if around.mask is not None:
         scores = jnp.where(around.mask, scores, jnp.finfo(scores.dtype).min)
     return jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
@@ -117,10 +120,11 @@ def mean_length(tokens: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"] | No
     return length.mean(axis=1) if mask is None else length.mean(axis=1, where=mask[:, 0, 0])
 
 
-def gaussian_neighbourhood(shape: tuple[int, int], sigma: float) -> Float[np.ndarray, "T T"]:
-    """NACLIP's ω: `exp(−d² / 2σ²)` for patches d apart, and 0 from and to the class token. Made on the host."""
+def gaussian_neighbourhood(shape: tuple[int, int], sigma: float, tokens: int) -> Float[np.ndarray, "T T"]:
+    """NACLIP's ω: `exp(−d² / 2σ²)` for patches d apart, and 0 from and to class tokens. Made on the host."""
     along = (np.exp(-((np.arange(n)[:, None] - np.arange(n)) ** 2) / (2 * sigma**2)) for n in shape)
-    return np.pad(np.kron(*along), ((1, 0), (1, 0))).astype(np.float32)
+    first = tokens - shape[0] * shape[1]
+    return np.pad(np.kron(*along), ((first, 0), (first, 0))).astype(np.float32)
 
 
 ATTENTIONS: dict[str, Callable[[Heads, Heads, Heads, Around], Heads]] = {
@@ -147,7 +151,8 @@ class DenseMethod:
         whose tokens go on making q, k and v.
       sigma: of "kk+gaussian", in patches.
 
-    A ResNet has one attention (its pool), without residual or MLP: there only `attention` and `sigma` count.
+    A ResNet has one attention (its pool), without residual or MLP: there only `attention` and `sigma` count. A pooling
+    head has no residual and is one block.
 
     Raises:
       UserError: an unknown attention, or numbers that mean nothing.
@@ -183,7 +188,7 @@ def dense_method(method: str | DenseMethod, config: CLIPConfig) -> DenseMethod:
     """A preset's name, or a `DenseMethod` as it is, checked against the tower it is to read.
 
     Six blocks are half of the tower that CLIP Surgery and GEM were made for; a preset takes no more than half of a
-    smaller one. Raises UserError for an unknown name, or more blocks than there are.
+    smaller one, and of a pooling head the one there is. Raises UserError for an unknown name, or more blocks than that.
     """
     check_method(method)
     if isinstance(method, DenseMethod):
@@ -191,7 +196,8 @@ def dense_method(method: str | DenseMethod, config: CLIPConfig) -> DenseMethod:
         return method
     preset = METHODS[method]
     if isinstance(config.vision, ViTConfig) and preset.blocks > 1:
-        preset = dataclasses.replace(preset, blocks=min(preset.blocks, max(1, config.vision.layers // 2)))
+        most = 1 if config.vision.head == "map" else max(1, config.vision.layers // 2)
+        preset = dataclasses.replace(preset, blocks=min(preset.blocks, most))
     return preset
 
 
@@ -203,6 +209,8 @@ def check_method(method: str | DenseMethod) -> None:
 
 def check_blocks(method: DenseMethod, vision: object) -> None:
     """Raises UserError where a ViT has fewer blocks than the method reads."""
+    if isinstance(vision, ViTConfig) and vision.head == "map" and method.blocks > 1:
+        raise UserError(f"a pooling head (SigLIP) is read as one block, but {method.blocks} came: use 1")
     if isinstance(vision, ViTConfig) and method.blocks > vision.layers:
         raise UserError(f"the tower has {vision.layers} blocks, but the last {method.blocks} came: use fewer")
 

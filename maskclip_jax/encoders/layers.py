@@ -7,8 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from maskclip_jax.encoders.config import TextConfig, ViTConfig
+from maskclip_jax.encoders.positions import valid_mask as valid_mask
 from maskclip_jax.ops.conv import convolve
 from maskclip_jax.ops.matmul import attend as attend
 from maskclip_jax.ops.matmul import full_precision, in_full_precision, product
@@ -28,7 +30,13 @@ def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": gelu,
+    "gelu_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "swiglu": jax.nn.silu,  # of the one factor, see `MLP`
+}
 
 
 class Linear(Module):
@@ -77,10 +85,15 @@ class Attention(nn.Module):
     def setup(self):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(self.width, dtype=self.dtype) for _ in range(4))
 
-    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "#B 1 #T T"] | None = None) -> Float[Array, "B T D"]:
-        """`mask` is True where a query (third axis) may look at a key (fourth axis)."""
-        q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(self._merge(attend(q, k, v, mask)))
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B 1 #Q T"] | None = None,
+        queries: Float[Array, "B Q D"] | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """`mask` is True where a query (third axis) may look at a key (fourth axis); other `queries` may ask `x`."""
+        q, k, v = self.q_proj(x if queries is None else queries), self.k_proj(x), self.v_proj(x)
+        return self.out_proj(self._merge(attend(self._split(q), self._split(k), self._split(v), mask)))
 
     def read(self, x: Float[Array, "B T D"], attention: Callable[[Array, Array, Array], Array]) -> tuple[Array, Array]:
         """What comes out when `attention` (of q, k, v, each [B, T, N, d]) replaces the softmax; and the keys."""
@@ -99,7 +112,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """`c_proj(act(c_fc(x)))`."""
+    """`c_proj(act(c_fc(x)))`; as SwiGLU (Shazeer, 2020) `c_proj(silu(c_fc(x)) · c_up(x))`."""
 
     width: int
     hidden: int
@@ -108,38 +121,38 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        x = Linear(self.hidden, dtype=self.dtype, name="c_fc")(x)
-        return Linear(self.width, dtype=self.dtype, name="c_proj")(ACTIVATIONS[self.activation](x))
+        hidden = ACTIVATIONS[self.activation](Linear(self.hidden, dtype=self.dtype, name="c_fc")(x))
+        if self.activation == "swiglu":
+            hidden = hidden * Linear(self.hidden, dtype=self.dtype, name="c_up")(x)
+        return Linear(self.width, dtype=self.dtype, name="c_proj")(hidden)
 
 
-class Block(nn.Module):
+class Block(Module):
     """A pre-norm transformer block; `dense` is the same block with the attention matrix replaced by the identity."""
 
-    width: int
-    heads: int
-    mlp_width: int
-    activation: str
-    layer_norm_eps: float
+    config: ViTConfig | TextConfig
     dtype: Dtype = jnp.float32
 
     def setup(self):
-        self.ln_1, self.ln_2 = (layer_norm(self.layer_norm_eps, self.dtype) for _ in range(2))
-        self.attn = Attention(self.width, self.heads, self.dtype)
-        self.mlp = MLP(self.width, self.mlp_width, self.activation, self.dtype)
+        c = self.config
+        self.ln_1, self.ln_2 = (layer_norm(c.layer_norm_eps, self.dtype) for _ in range(2))
+        self.attn = Attention(c.width, c.heads, self.dtype)
+        self.mlp = MLP(c.width, c.mlp_width, c.activation, self.dtype)
+        if c.layer_scale:
+            self.ls_1, self.ls_2 = (self.param(f"ls_{i}", nn.initializers.ones, (c.width,)) for i in (1, 2))
 
     def __call__(self, x: Float[Array, "B T D"], mask: Array | None = None) -> Float[Array, "B T D"]:
-        x = x + self.attn(self.ln_1(x), mask)
-        return x + self.mlp(self.ln_2(x))
+        return self._add_mlp(x + self._scaled(self.attn(self.ln_1(x), mask)))
 
     def dense(
         self, x: Float[Array, "B L D"], keys: str, folded: dict | None
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
         """Tokens after the value path, and the keys for smoothing (docs/method.md, section 2)."""
         y = self.ln_1(x)
-        z = x + (self.attn.value(y) if folded is None else apply_folded(folded, y, self.dtype))
+        z = self.attn.value(y) if folded is None else apply_folded(folded, y, self.dtype)
         k = self.attn.k_proj(y)
         k = self.attn.out_proj(k) if keys == "out_proj" else k
-        return z + self.mlp(self.ln_2(z)), k
+        return self._add_mlp(x + self._scaled(z)), k
 
     def read(
         self,
@@ -157,9 +170,16 @@ class Block(nn.Module):
         """
         y = self.ln_1(x)
         z, k = self.attn.read(y, lambda q, k, v: attention(y, q, k, v))
+        z = self._scaled(z)
         z = beside + z if residual else z
-        z = z + self.mlp(self.ln_2(z)) if mlp else z
-        return z, self.attn.out_proj(k) if keys == "out_proj" else k
+        return self._add_mlp(z) if mlp else z, self.attn.out_proj(k) if keys == "out_proj" else k
+
+    def _add_mlp(self, x: Array) -> Array:
+        y = self.mlp(self.ln_2(x))
+        return x + (y * self.ls_2.astype(y.dtype) if self.config.layer_scale else y)
+
+    def _scaled(self, x: Array) -> Array:
+        return x * self.ls_1.astype(x.dtype) if self.config.layer_scale else x
 
 
 def fold_linear(first: dict, second: dict) -> dict:
@@ -178,19 +198,11 @@ def apply_folded(folded: dict, x: Float[Array, "*batch i"], dtype: Dtype) -> Flo
 class Transformer(nn.Module):
     """`resblocks_0 … resblocks_{n-1}`; the last block can be left to the caller."""
 
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    activation: str
-    layer_norm_eps: float
+    config: ViTConfig | TextConfig
     dtype: Dtype = jnp.float32
 
     def setup(self):
-        self.resblocks = [
-            Block(self.width, self.heads, self.mlp_width, self.activation, self.layer_norm_eps, self.dtype)
-            for _ in range(self.layers)
-        ]
+        self.resblocks = [Block(self.config, self.dtype) for _ in range(self.config.layers)]
 
     def __call__(self, x: Float[Array, "B T D"], mask: Array | None = None) -> Float[Array, "B T D"]:
         return self.last(self.penultimate(x, mask), mask)
@@ -210,47 +222,38 @@ class Transformer(nn.Module):
         return self.resblocks[-1].dense(x, keys, folded)
 
 
-def resize_positions(
-    table: Float[Array, "n D"], trained: int, grid: Int[Array, "B 2"] | None, shape: tuple[int, int]
-) -> Float[Array, "#B h w D"]:
-    """Position embeddings of a `trained × trained` grid at another size: bicubic, a = -0.75, no antialias.
+class PoolingHead(Module):
+    """SigLIP's attention pooling: a learned query asks all tokens, then an MLP (Zhai et al., CVPR 2022, "MAP head").
 
-    The interpolation is separable and linear, so two small matrices do it. They are made from `grid`, the *traced*
-    valid size `(h, w)` of every image inside a padded batch of static `shape`: one compiled program serves them all.
-    Beyond an image's valid size the result is meaningless (those tokens are masked).
+    Read densely, every token is answered as if it stood alone: the softmax over one key is 1, and its value is left.
     """
-    h, w = shape
-    grid = jnp.asarray([[h, w]] if grid is None else grid, full_precision(table.dtype))
-    rows = jax.vmap(lambda n: cubic_matrix(trained, n, h))(grid[:, 0])
-    columns = jax.vmap(lambda n: cubic_matrix(trained, n, w))(grid[:, 1])
-    square = table.reshape(trained, trained, -1)
-    with jax.default_matmul_precision("highest"):
-        return jnp.einsum("bhi,bwj,ijd->bhwd", rows, columns, square)
 
+    config: ViTConfig
+    dtype: Dtype = jnp.float32
 
-def cubic_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, "rows n_in"]:
-    """`rows` rows of the matrix that interpolates `n_in` samples at `n_out` centres, as `F.interpolate(bicubic)` does.
+    def setup(self):
+        c = self.config
+        self.probe = self.param("probe", nn.initializers.normal(c.width**-0.5), (c.width,))
+        self.attn = Attention(c.width, c.heads, self.dtype)
+        self.ln = layer_norm(c.layer_norm_eps, self.dtype)
+        self.mlp = MLP(c.width, c.mlp_width, c.activation, self.dtype)
 
-    `maskclip_jax.data.preprocess.interpolation_matrix` makes the same matrix on the host; here `n_out` is traced.
-    """
-    a = -0.75
-    x = (jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5
-    base = jnp.floor(x)
-    matrix = jnp.zeros((rows, n_in))
-    for tap in (-1, 0, 1, 2):
-        d = jnp.abs(x - (base + tap))
-        near = ((a + 2) * d - (a + 3)) * d * d + 1
-        far = a * (((d - 5) * d + 8) * d - 4)
-        weight = jnp.where(d <= 1, near, jnp.where(d < 2, far, 0.0))
-        source = jnp.clip(base + tap, 0, n_in - 1).astype(jnp.int32)
-        matrix += weight[:, None] * jax.nn.one_hot(source, n_in)
-    return matrix
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B D"]:
+        """One feature for all tokens."""
+        probe = jnp.broadcast_to(self.probe, (x.shape[0], 1, x.shape[-1]))
+        return self._add_mlp(self.attn(x, queries=probe))[:, 0]
 
+    def dense(self, x: Float[Array, "B T D"], folded: dict | None) -> tuple[Array, Array]:
+        """Every token's own value, and the keys."""
+        y = self.attn.value(x) if folded is None else apply_folded(folded, x, self.dtype)
+        return self._add_mlp(y), self.attn.k_proj(x)
 
-def valid_mask(grid: Array | None, shape: tuple[int, int]) -> Bool[Array, "B h w"] | None:
-    """True on the part of a padded `shape` that each image's `grid` (h, w) covers; None when nothing is padded."""
-    if grid is None:
-        return None
-    rows = jnp.arange(shape[0])[None, :, None] < grid[:, 0, None, None]
-    columns = jnp.arange(shape[1])[None, None, :] < grid[:, 1, None, None]
-    return rows & columns
+    def read(
+        self, x: Float[Array, "B T D"], attention: Callable[[Array, Array, Array, Array], Array], *, mlp: bool
+    ) -> tuple[Array, Array]:
+        """Every token as a query of `attention` (of tokens, q, k, v), and the keys; there is no residual."""
+        y, k = self.attn.read(x, lambda q, k, v: attention(x, q, k, v))
+        return self._add_mlp(y) if mlp else y, k
+
+    def _add_mlp(self, y: Array) -> Array:
+        return y + self.mlp(self.ln(y))

@@ -1,4 +1,4 @@
-"""`CLIP`: both towers behind `encode_image`, `encode_text` and `encode_dense` (docs/method.md, sections 1-2)."""
+"""`CLIP` and kin: both towers behind `encode_image`, `encode_text`, `encode_dense` (docs/method.md, sections 1-2)."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ class CLIP(Module):
             self.visual = ModifiedResNet(c.vision, c.embed_dim, c.multiple, self.dtype)
         self.text = TextTransformer(c.text, c.embed_dim, self.dtype)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
+        if c.logit_bias and self.is_initializing():  # of logits, which are made elsewhere: towers alone run without it
+            self.param("logit_bias", nn.initializers.constant(-10.0), ())
 
     def __call__(
         self, images: Float[Array, "B H W 3"], ids: Int[Array, "N T"]
@@ -88,7 +90,7 @@ class CLIP(Module):
             `config.multiple` pixels; `config.cells` says what features these have. What lies beyond changes nothing
             inside, and comes out meaningless.
           attention, residual, mlp, blocks, sigma: another reading of the last blocks, as `DenseMethod` has them;
-            `**dataclasses.asdict(METHODS["sclip"])` is a published one.
+            `**dataclasses.asdict(dense_method("sclip", config))` is a published one.
 
         Returns:
           features [B, h, w, E] of unit norm and keys [B, h·w, D]. Under `jit`, what is not used is not computed.
@@ -103,12 +105,13 @@ class CLIP(Module):
 def fold(config: CLIPConfig, variables: dict) -> dict:
     """`variables` with the value path's two projections multiplied into one matrix (collection "folded").
 
-    ViT: `W_v W_o`; ResNet: `v_proj c_proj`, 2048 → 2048 → E. `encode_dense` uses it when it is there; without it the
-    same values come from the two, and gradients reach them.
+    ViT: `W_v W_o` of the last block or the pooling head; ResNet: `v_proj c_proj`, 2048 → 2048 → E. `encode_dense` uses
+    it when it is there; without it the same values come from the two, and gradients reach them.
     """
     visual = variables["params"]["visual"]
     if isinstance(config.vision, ViTConfig):
-        attention = visual["transformer"][f"resblocks_{config.vision.layers - 1}"]["attn"]
+        last = visual["transformer"][f"resblocks_{config.vision.layers - 1}"]
+        attention = (visual["head"] if config.vision.head == "map" else last)["attn"]
         value = fold_linear(attention["v_proj"], attention["out_proj"])
     else:
         value = fold_linear(visual["attnpool"]["v_proj"], visual["attnpool"]["c_proj"])

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maskclip_jax.encoders.config import ResNetConfig, cells_of
 from maskclip_jax.encoders.dense import ATTENTIONS, MASKCLIP, Around, DenseMethod, mean_length, pool_value_value
-from maskclip_jax.encoders.layers import Conv, Dtype, Linear, apply_folded, attend, resize_positions, valid_mask
+from maskclip_jax.encoders.layers import Conv, Dtype, Linear, apply_folded, attend
+from maskclip_jax.encoders.positions import resize_positions, valid_mask
 from maskclip_jax.ops.module import BatchNorm, Module
 
 

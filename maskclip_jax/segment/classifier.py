@@ -146,12 +146,15 @@ def filled_templates(pretrained: Pretrained, templates: Templates) -> tuple[str,
 
 
 def trimmed(ids: Int[np.ndarray, "N T"], config: TextConfig) -> Int[np.ndarray, "N t"]:
-    """`ids` without the columns that lie behind every prompt's end: the tower is causal, so they never count.
+    """`ids` without the columns that lie behind every prompt's end, where a tower does not look at those.
 
     Class names are short and contexts long (77 tokens): this is most of the arithmetic.
     """
     eot = config.eot_token_id
-    ends = ids.argmax(axis=1) if eot is None else (ids == eot).argmax(axis=1)
+    if config.pool != "eot":  # TIPS' end is the last that is not 0; SigLIP's tower reads padding too
+        ends = (ids != 0).cumsum(axis=1).argmax(axis=1) if config.pool == "mean" else np.array(ids.shape[1] - 1)
+    else:
+        ends = ids.argmax(axis=1) if eot is None else (ids == eot).argmax(axis=1)
     length = -(-(int(ends.max()) + 1) // _LENGTH_STEP) * _LENGTH_STEP
     return ids[:, :length]
 

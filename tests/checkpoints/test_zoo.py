@@ -29,8 +29,12 @@ def huge(vision, text, embed_dim, activation, layers=24):
     return CLIPConfig(*towers, embed_dim)
 
 
-def open_clip(embed_dim, vision, text, **more):
-    text = dict(zip(("width", "heads", "layers"), text, strict=True)) | {"context_length": 77, "vocab_size": 49408}
+def open_clip(embed_dim, vision, sizes, text=(), **more):
+    text = (
+        {"context_length": 77, "vocab_size": 49408}
+        | dict(zip(("width", "heads", "layers"), sizes, strict=True))
+        | dict(text)
+    )
     return {"embed_dim": embed_dim, "vision_cfg": {"image_size": 224} | vision, "text_cfg": text} | more
 
 
@@ -58,6 +62,43 @@ PUBLISHED = {  # as their repositories on the hub have them, and what they are
             (1024, 16, 24),
         ),
         huge((224, 14, 1408, 40, 16, 6144), (1024, 16), 1024, "gelu"),
+    ),
+    "M/16 alt (layer scale)": (
+        open_clip(
+            384,
+            {"layers": 12, "width": 512, "patch_size": 16, "ls_init_value": 1e-4},
+            (384, 6, 12),
+            text={"ls_init_value": 1e-4},
+        ),
+        gelu(
+            CLIPConfig(
+                ViTConfig(224, 16, 512, 12, 8, 2048, layer_scale=True),
+                TextConfig(49408, 77, 384, 12, 6, 1536, layer_scale=True),
+                384,
+            )
+        ),
+    ),
+    "metaclip 2 H/14": (
+        open_clip(
+            1024,
+            H14,
+            (1024, 16, 24),
+            text={"hf_tokenizer_name": "facebook/xlm-v-base", "pool_type": "eos", "eos_id": 2, "vocab_size": 901629},
+            **QUICK,
+        ),
+        CLIPConfig(
+            ViTConfig(224, 14, 1280, 32, 16, 5120),
+            TextConfig(901629, 77, 1024, 24, 16, 4096, eot_token_id=2),
+            1024,
+        ),
+    ),
+    "with a bias, without ln_pre": (
+        open_clip(512, B16 | {"no_ln_pre": True}, (512, 8, 12), init_logit_bias=-10),
+        dataclasses.replace(
+            gelu(variant("ViT-B/16")),
+            vision=dataclasses.replace(gelu(variant("ViT-B/16")).vision, ln_pre=False),
+            logit_bias=True,
+        ),
     ),
     "laion bigG/14": (
         open_clip(
@@ -101,6 +142,71 @@ def test_published_hf_configs():
     assert laion.text.activation == "gelu"
 
 
+def test_metaclip_2_of_transformers():
+    """XLM-V's end of text is 2, which in CLIP's own configs is a mistake for "the highest id"."""
+    towers = {"text_config": {"eos_token_id": 2, "vocab_size": 901629}}
+    assert architecture.from_hf({"model_type": "metaclip_2"} | towers).text.eot_token_id == 2
+    assert architecture.from_hf({"model_type": "clip"} | towers).text.eot_token_id is None
+
+
+def test_a_metaclip_2_folder(tmp_path, checkpoints):
+    """transformers' names of a CLIP; the end of a prompt is the token that the config names."""
+    folder = checkpoints.write_folder(tmp_path / "model", "vit", "hf")
+    content = json.loads((folder / "config.json").read_text())
+    content["text_config"]["eos_token_id"] = 9
+    (folder / "config.json").write_text(json.dumps(content | {"model_type": "metaclip_2"}))
+    found = load_clip(folder, fold=False)
+    assert found.config.text.eot_token_id == 9
+    assert list(found.tokenizer(["a cat"])[0]) == [8, 1, 4, 9, 0, 0, 0, 0]
+    checkpoints.assert_same(checkpoints.answers(found.config, found.variables), checkpoints.outputs("vit"))
+
+
+def test_bare_arrays_of_kin(checkpoints):
+    """Layer scale and a bias of the logits are in the arrays; without `ln_pre` a part may as well be missing."""
+    config, variables = checkpoints.random_clip("vit")
+    arrays = to_names(variables, config, "openai")
+    for tower in ("visual.", ""):
+        for i in range(2):
+            width = len(arrays[f"{tower}transformer.resblocks.{i}.ln_1.bias"])
+            arrays |= {f"{tower}transformer.resblocks.{i}.ls_{n}.gamma": np.ones(width, np.float32) for n in (1, 2)}
+    found = load_clip(arrays | {"logit_bias": np.float32([-10])}, fold=False)
+    assert (found.config.vision.layer_scale, found.config.text.layer_scale, found.config.logit_bias) == (True,) * 3
+    checkpoints.assert_same(checkpoints.answers(found.config, found.variables), checkpoints.outputs("vit"))
+    del arrays["visual.ln_pre.bias"], arrays["visual.ln_pre.weight"]
+    with pytest.raises(UserError, match=r"2 missing \(visual.ln_pre.weight"):
+        load_clip(arrays)
+
+
+OTHERS = {  # the words of open_clip's own configs of 2026
+    "EVA": {"vision_cfg": {"timm_model_name": "eva02_base_patch16_clip_224"}},
+    "PE-Core": {"vision_cfg": {"timm_model_name": "vit_pe_core_base_patch16_224", "timm_pool": "map"}},
+    "ConvNeXt": {"vision_cfg": {"timm_model_name": "convnext_base"}},
+    "MobileCLIP": {"vision_cfg": {"timm_model_name": "fastvit_mci1"}},
+    "SigLIP in timm's form": {"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_256"}},
+    "CoCa": {"vision_cfg": {"attentional_pool": True}, "multimodal_cfg": {"width": 512}},
+    "NLLB": {"text_cfg": {"hf_model_name": "facebook/nllb-200-distilled-600M"}},
+    "XLM-RoBERTa": {"text_cfg": {"hf_model_name": "xlm-roberta-base", "hf_proj_type": "mlp"}},
+    "not OpenAI's architecture": {"vision_cfg": {"pool_type": "avg", "no_ln_pre": True}},  # CLIPA
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_are_named(name):
+    config = open_clip(512, B16, (512, 8, 12))
+    for part, change in OTHERS[name].items():
+        config[part] = config.get(part, {}) | change
+    with pytest.raises(UserError, match=f"which is {name}") as error:
+        architecture.from_open_clip(config)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("model_type", ["siglip2", "chinese_clip", "siglip_vision_model", None, 3, ["clip"]])
+def test_other_model_types_are_named(model_type):
+    with pytest.raises(UserError, match=r"must be of model_type .* only these architectures") as error:
+        architecture.from_hf({"model_type": model_type})
+    assert "\n" not in str(error.value)
+
+
 def test_preprocessing_that_squashes_is_read():
     """DFN's config resizes without keeping the aspect ratio, to classify: dense reading keeps it."""
     statistics = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
@@ -110,10 +216,15 @@ def test_preprocessing_that_squashes_is_read():
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 @pytest.mark.parametrize("form", ["open_clip", "hf"])
 def test_folders_of_their_kind(tmp_path, checkpoints, form, activation):
-    """Heads that are not 64 wide and an MLP that is not four times the width, as H, g and G have: read as written."""
-    vision = ViTConfig(32, 8, 40, 2, 2, int(40 * 4.9231), activation)
-    text = dataclasses.replace(checkpoints.TEXT, layers=1, activation=activation)
-    config, rng, flat = CLIPConfig(vision, text, 16), np.random.default_rng(0), {}
+    """Heads that are not 64 wide and an MLP that is not four times the width, as H, g and G have: read as written.
+
+    open_clip's with layer scale, without `ln_pre`, and with a bias of the logits.
+    """
+    kin = {"ln_pre": False, "layer_scale": True} if form == "open_clip" else {}
+    vision = ViTConfig(32, 8, 40, 2, 2, int(40 * 4.9231), activation, **kin)
+    text = dataclasses.replace(checkpoints.TEXT, layers=1, activation=activation, layer_scale=form == "open_clip")
+    config = CLIPConfig(vision, text, 16, logit_bias=form == "open_clip")
+    rng, flat = np.random.default_rng(0), {}
     for path, leaf in abstract_variables(config).items():
         flat[path] = jnp.asarray(rng.normal(size=leaf.shape) * 0.2, jnp.float32)
     variables = unflatten_dict(flat, sep="/")

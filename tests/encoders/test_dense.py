@@ -2,16 +2,14 @@
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
+from tower_by_definition import by_definition, heads_of, linear, variables_of, vit_by_definition
 
 from maskclip_jax.checkpoints import architecture
-from maskclip_jax.checkpoints.weights import abstract_variables
 from maskclip_jax.encoders import dense
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, ViTConfig
 from maskclip_jax.encoders.dense import ATTENTIONS, METHODS, Around, DenseMethod, dense_method
@@ -28,48 +26,6 @@ RESNET = CLIPConfig(ResNetConfig(64, 4, (1, 1, 1, 1), 4, 16), architecture.NO_TE
 def full_precision():
     with jax.default_matmul_precision("highest"):
         yield
-
-
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def by_definition(name, q, k, v, *, shape, sigma, norm):
-    """One head of one image, [T, d] each, in float64."""
-    s = 1 / math.sqrt(q.shape[1])
-    if name == "value":
-        return v
-    if name == "qk":
-        return softmax(s * q @ k.T) @ v
-    if name == "qq":
-        return softmax(s * q @ q.T) @ v
-    if name == "kk":
-        return softmax(s * k @ k.T) @ v
-    if name == "qq+kk":
-        return (softmax(s * q @ q.T) + softmax(s * k @ k.T)) @ v
-    if name == "vv":
-        return softmax(s * v @ v.T) @ v
-    if name == "pool vv":
-        return softmax(8 * s * unit(v) @ unit(v).T) @ v
-    if name == "kk+gaussian":
-        omega = np.zeros((len(k), len(k)))
-        for i in range(1, len(k)):
-            for j in range(1, len(k)):
-                (y, x), (yy, xx) = divmod(i - 1, shape[1]), divmod(j - 1, shape[1])
-                omega[i, j] = math.exp(-((y - yy) ** 2 + (x - xx) ** 2) / (2 * sigma**2))
-        return softmax(s * k @ k.T + omega) @ v
-    assert name == "gem"
-    total = 0
-    for p in (q, k, v):
-        p = unit(p)
-        p = unit(softmax(norm * s * p @ p.T) @ p)
-        total = total + softmax(norm * s * p @ p.T) @ v
-    return total / 3
 
 
 @pytest.mark.parametrize("name", [*ATTENTIONS, "pool vv"])
@@ -97,17 +53,6 @@ def test_gradients_are_finite():
 
 
 @functools.cache
-def variables_of(config):
-    rng, flat = np.random.default_rng(0), {}
-    for path, leaf in abstract_variables(config).items():
-        name = path.rpartition("/")[2]
-        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 30
-        array = rng.normal(size=leaf.shape) * fan_in**-0.5
-        flat[path] = jnp.asarray({"var": np.exp(array), "scale": 1 + array}.get(name, array), jnp.float32)
-    return unflatten_dict(flat, sep="/")
-
-
-@functools.cache
 def reader(config, method):
     options = dataclasses.asdict(method)
     read = lambda v, x, grid=None: CLIP(config).apply(v, x, grid=grid, method="encode_dense", **options)  # noqa: E731
@@ -117,54 +62,6 @@ def reader(config, method):
 def image_of(config, seed=1):
     side = config.vision.image_size
     return jnp.asarray(np.random.default_rng(seed).normal(size=(1, side, side, 3)), jnp.float32)
-
-
-def linear(p, x):
-    return x @ np.float64(p["kernel"]) + np.float64(p["bias"])
-
-
-def layer_norm(p, x):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * np.float64(p["scale"]) + np.float64(
-        p["bias"]
-    )
-
-
-def quick_gelu(x):
-    return x / (1 + np.exp(-1.702 * x))
-
-
-def heads_of(q, k, v, heads, name, **around):
-    parts = [np.split(x, heads, axis=1) for x in (q, k, v)]
-    return np.concatenate([by_definition(name, *one, **around) for one in zip(*parts, strict=True)], axis=1)
-
-
-def vit_by_definition(visual, image, method):
-    """Unit features of one image [h, w, E] on the trained grid, straight from the papers' words."""
-    c = VIT.vision
-    grid = c.grid
-    patches = image.reshape(grid, c.patch_size, grid, c.patch_size, 3).swapaxes(1, 2).reshape(grid * grid, -1)
-    x = patches @ np.float64(visual["conv1"]).reshape(-1, c.width)
-    x = np.concatenate([np.float64(visual["class_embedding"])[None], x]) + np.float64(visual["positional_embedding"])
-    x = layer_norm(visual["ln_pre"], x)
-    path = None
-    for i in range(c.layers):
-        p = visual["transformer"][f"resblocks_{i}"]
-        mlp = lambda z, p=p: linear(  # noqa: E731
-            p["mlp"]["c_proj"], quick_gelu(linear(p["mlp"]["c_fc"], layer_norm(p["ln_2"], z)))
-        )
-        y = layer_norm(p["ln_1"], x)
-        q, k, v = (linear(p["attn"][f"{n}_proj"], y) for n in "qkv")
-        around = {"shape": (grid, grid), "sigma": method.sigma, "norm": np.linalg.norm(y, axis=-1).mean()}
-        if i >= c.layers - method.blocks:
-            path = x if path is None else path
-            z = linear(p["attn"]["out_proj"], heads_of(q, k, v, c.heads, method.attention, **around))
-            path = path + z if method.residual else z
-            path = path + mlp(path) if method.mlp else path
-        x = x + linear(p["attn"]["out_proj"], heads_of(q, k, v, c.heads, "qk", **around))
-        x = x + mlp(x)
-    out = layer_norm(visual["ln_post"], path[1:]) @ np.float64(visual["proj"])
-    return unit(out).reshape(grid, grid, -1)
 
 
 READINGS = {name: dense_method(name, VIT) for name in METHODS} | {
@@ -179,7 +76,7 @@ READINGS = {name: dense_method(name, VIT) for name in METHODS} | {
 def test_forward_of_a_vit(name):
     method, variables, image = READINGS[name], variables_of(VIT), image_of(VIT)
     ours = reader(VIT, method)(variables, image)
-    expected = vit_by_definition(variables["params"]["visual"], np.asarray(image[0], np.float64), method)
+    expected = vit_by_definition(VIT.vision, variables["params"]["visual"], np.asarray(image[0], np.float64), method)
     np.testing.assert_allclose(ours.features[0], expected, atol=1e-5)
     np.testing.assert_allclose(ours.keys, reader(VIT, METHODS["maskclip"])(variables, image).keys, atol=1e-5)
 

@@ -10,6 +10,7 @@ import clip_checkpoints
 import numpy as np
 import pytest
 from mutations import most_memory, mutated_bytes, mutated_json
+from sentence_pieces import trained_pieces
 
 from maskclip_jax.checkpoints.load import load_clip
 from maskclip_jax.checkpoints.orbax_io import save_converted
@@ -45,6 +46,10 @@ def sources(tmp_path_factory):
     from safetensors.numpy import save_file
 
     save_file(arrays, root / "bpe" / "bare.safetensors")
+    config, variables = clip_checkpoints.random_clip("siglip")
+    (root / "npz").mkdir()
+    np.savez(root / "npz" / "siglip.npz", **to_names(variables, config, "big_vision"))
+    (root / "npz" / "tokenizer.model").write_bytes(trained_pieces("unigram"))
     return root
 
 
@@ -64,6 +69,8 @@ FILES = (
     ("torch", "openai_traced.pt"),
     ("bpe", "vocab.json"),
     ("bpe", "merges.txt"),
+    ("npz", "siglip.npz"),
+    ("npz", "tokenizer.model"),
 )
 
 

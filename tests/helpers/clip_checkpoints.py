@@ -15,14 +15,37 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from maskclip_jax.checkpoints.architecture import to_open_clip
 from maskclip_jax.checkpoints.weights import to_names
-from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.encoders.config import (
+    SIGLIP_TEXT,
+    SIGLIP_VIT,
+    TIPS_TEXT,
+    TIPS_VIT,
+    CLIPConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+)
 from maskclip_jax.encoders.model import CLIP
 
 WORDS = "a photo of cat dog grass the".split()
 TEXT = TextConfig(vocab_size=len(WORDS) + 3, context_length=8, width=64, layers=2, heads=1, mlp_width=256)
+_KIN = (128, 16, 48, 2, 3, 64)  # of text towers: as many tokens as a SentencePiece model that tests train, and some
 CONFIGS = {
     "vit": CLIPConfig(ViTConfig(32, 8, 128, 2, 2, 512), TEXT, 32),
     "resnet": CLIPConfig(ResNetConfig(64, 8, (1, 2, 1, 1), 4), TEXT, 32),
+    "siglip": CLIPConfig(
+        ViTConfig(32, 8, 48, 2, 3, 64, **SIGLIP_VIT), TextConfig(*_KIN, **SIGLIP_TEXT), 48, logit_bias=True
+    ),
+    "tips": CLIPConfig(
+        ViTConfig(32, 8, 48, 2, 3, 64, **TIPS_VIT | {"activation": "swiglu"}),
+        TextConfig(128, 64, *_KIN[2:], **TIPS_TEXT),
+        48,
+    ),
+    "tips_torch": CLIPConfig(
+        ViTConfig(32, 8, 64, 2, 1, 64, **TIPS_VIT | {"class_position": True, "layer_scale": True}),
+        TextConfig(128, 64, 64, 2, 1, 64, **TIPS_TEXT),
+        64,
+    ),
 }
 
 

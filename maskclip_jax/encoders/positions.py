@@ -1,0 +1,78 @@
+"""Where a token stands: position embeddings at other sizes, sinusoids, and which tokens are image at all."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float64, Int
+
+from maskclip_jax.ops.matmul import full_precision
+
+
+def resize_positions(
+    table: Float[Array, "n D"],
+    trained: int,
+    grid: Int[Array, "B 2"] | None,
+    shape: tuple[int, int],
+    position_filter: str = "bicubic",
+) -> Float[Array, "#B h w D"]:
+    """Position embeddings of a `trained × trained` grid at another size, by a filter of `ViTConfig.position_filter`.
+
+    The interpolation is separable and linear, so two small matrices do it. They are made from `grid`, the *traced*
+    valid size `(h, w)` of every image inside a padded batch of static `shape`: one compiled program serves them all.
+    Beyond an image's valid size the result is meaningless (those tokens are masked).
+    """
+    h, w = shape
+    grid = jnp.asarray([[h, w]] if grid is None else grid, full_precision(table.dtype))
+    matrix = {"bicubic": cubic_matrix, "bilinear": linear_matrix}[position_filter]
+    rows = jax.vmap(lambda n: matrix(trained, n, h))(grid[:, 0])
+    columns = jax.vmap(lambda n: matrix(trained, n, w))(grid[:, 1])
+    square = table.reshape(trained, trained, -1)
+    with jax.default_matmul_precision("highest"):
+        return jnp.einsum("bhi,bwj,ijd->bhwd", rows, columns, square)
+
+
+def cubic_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, "rows n_in"]:
+    """`rows` rows of the matrix that interpolates `n_in` samples at `n_out` centres, as `F.interpolate(bicubic)` does:
+    a = -0.75, no antialias.
+
+    `maskclip_jax.data.preprocess.interpolation_matrix` makes the same matrix on the host; here `n_out` is traced.
+    """
+    a = -0.75
+    x = (jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5
+    base = jnp.floor(x)
+    matrix = jnp.zeros((rows, n_in))
+    for tap in (-1, 0, 1, 2):
+        d = jnp.abs(x - (base + tap))
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = a * (((d - 5) * d + 8) * d - 4)
+        weight = jnp.where(d <= 1, near, jnp.where(d < 2, far, 0.0))
+        source = jnp.clip(base + tap, 0, n_in - 1).astype(jnp.int32)
+        matrix += weight[:, None] * jax.nn.one_hot(source, n_in)
+    return matrix
+
+
+def linear_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, "rows n_in"]:
+    """The same as `jax.image.resize(…, "bilinear")` does it: a triangle, widened where it shrinks, renormalised at the
+    border."""
+    x = (jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5
+    distance = jnp.abs(x[:, None] - jnp.arange(n_in)) / jnp.maximum(n_in / n_out, 1)
+    weight = jnp.maximum(1 - distance, 0)
+    return weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)  # no weight at all: a row beyond the image
+
+
+def sinusoids(length: int, width: int) -> Float64[np.ndarray, "T D"]:
+    """Sines, then cosines, of positions over time scales from 1 to 10⁴ (Vaswani et al., 2017). Made on the host."""
+    scales = 1e4 ** (np.arange(width // 2) / max(width // 2 - 1, 1))
+    angles = np.arange(length)[:, None] / scales
+    return np.pad(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), ((0, 0), (0, width % 2)))
+
+
+def valid_mask(grid: Array | None, shape: tuple[int, int]) -> Bool[Array, "B h w"] | None:
+    """True on the part of a padded `shape` that each image's `grid` (h, w) covers; None when nothing is padded."""
+    if grid is None:
+        return None
+    rows = jnp.arange(shape[0])[None, :, None] < grid[:, 0, None, None]
+    columns = jnp.arange(shape[1])[None, None, :] < grid[:, 1, None, None]
+    return rows & columns
