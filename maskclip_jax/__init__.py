@@ -14,8 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskclip_jax.checkpoints.load import Pretrained as Pretrained
     from maskclip_jax.checkpoints.load import load_clip as load_clip
+    from maskclip_jax.checkpoints.pretrained import Pretrained as Pretrained
     from maskclip_jax.distill.run_folder import load_student as load_student
     from maskclip_jax.encoders.config import Fidelity as Fidelity
     from maskclip_jax.errors import UserError as UserError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Fidelity": "encoders.config",
-    "Pretrained": "checkpoints.load",
+    "Pretrained": "checkpoints.pretrained",
     "load_clip": "checkpoints.load",
     "UserError": "errors",
     "Options": "segment.options",

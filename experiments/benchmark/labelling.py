@@ -13,8 +13,7 @@ from PIL import Image
 
 from experiments.benchmark import flops
 from experiments.benchmark.work import Case, random_clip, unit_rows
-from maskclip_jax.checkpoints.folders import Reading
-from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.checkpoints.pretrained import Pretrained, Reading
 from maskclip_jax.data.images import read_image
 from maskclip_jax.data.preprocess import Preprocess, prepare
 from maskclip_jax.data.vocabulary import parse_classes

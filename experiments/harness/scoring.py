@@ -14,7 +14,8 @@ import numpy as np
 
 from experiments.harness.records import ROOT, Cell, Missing, Settings, percent
 from maskclip_jax import load_clip
-from maskclip_jax.checkpoints.load import EMBEDDED, Pretrained
+from maskclip_jax.checkpoints.load import EMBEDDED
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.cli.common import progress
 from maskclip_jax.cli.demo import SHOWN
 from maskclip_jax.data.sources import DataSource, open_source

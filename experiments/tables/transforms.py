@@ -25,7 +25,7 @@ from experiments.harness import records
 from experiments.harness.figures import Figure, heat
 from experiments.harness.records import Cell, Found, Settings, table, text
 from experiments.harness.scoring import inputs_of, open_data, pretrained
-from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.cli.common import progress
 from maskclip_jax.data.corruptions.corrupt import corrupt
 from maskclip_jax.data.images import IGNORE

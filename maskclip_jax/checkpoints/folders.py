@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskclip_jax.checkpoints import architecture, google
 from maskclip_jax.checkpoints.files import read_arrays, shapes_of
+from maskclip_jax.checkpoints.pretrained import Reading
 from maskclip_jax.checkpoints.tokenizer import MissingTokenizer, load_tokenizer, openai_tokenizer
 from maskclip_jax.checkpoints.torch_files import TorchFile
 from maskclip_jax.checkpoints.weights import naming_of, plain_names
@@ -35,23 +35,6 @@ WEIGHTS = {  # in order of preference
         "open_clip_pytorch_model.bin",
     ),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """How a checkpoint is best read, from its optional `maskclip.json`; every key may be left out.
-
-    Fields:
-      dense_stride: pixels from one dense feature to the next (for ResNets to choose: 8, 16 or 32).
-      short_side: pixels that the image's short side is resized to.
-      prompt_denoising: threshold in 0..1, or None for none.
-      templates: name of a template set, or None for the library's default.
-    """
-
-    dense_stride: int | None = None
-    short_side: int = 512
-    prompt_denoising: float | int | None = None
-    templates: str | None = None
 
 
 _READING = {

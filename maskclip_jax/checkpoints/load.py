@@ -16,19 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskclip_jax.checkpoints import orbax_io
-from maskclip_jax.checkpoints.files import SUFFIXES
-from maskclip_jax.checkpoints.folders import SMALL_FILES, Parts, Reading, from_file, from_folder, from_mapping
-from maskclip_jax.checkpoints.hub import download, snapshot
-from maskclip_jax.checkpoints.tokenizer import (
-    TOKENIZER_FILES,
-    MissingTokenizer,
-    OwnTokenizer,
-    load_sentencepiece,
-    load_tokenizer,
-    wanted_files,
-)
-from maskclip_jax.checkpoints.weights import check_scale, plain_names, to_variables
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.encoders import model as clip_model
@@ -39,27 +27,6 @@ from maskclip_jax.errors import UserError
 
 EMBEDDED = {"embedded": "clip_resnet", "embedded-vit": "clip_vit"}  # the checkpoints in maskclip_jax/assets
 OPENAI_LOGIT_SCALE = float(np.log(100.0))  # where OpenAI's models end up: their training clips it there
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A checkpoint, ready: `p.model.apply(p.variables, images, method="encode_dense")`.
-
-    Fields:
-      model: the module; holds no arrays.
-      variables: `params` (float32), for ResNets `batch_stats`, and (unless `fold=False`) `folded`.
-      config: architecture and fidelity.
-      tokenizer: prompts -> int32 ids [N, T].
-      preprocess: statistics and sizes for `maskclip_jax.data.preprocess.prepare`.
-      reading: the checkpoint's recommended settings; its `dense_stride` is the one the model has.
-    """
-
-    model: CLIP
-    variables: dict[str, Any]
-    config: CLIPConfig
-    tokenizer: Callable
-    preprocess: Preprocess
-    reading: Reading
 
 
 def load_clip(
@@ -98,16 +65,18 @@ def load_clip(
     Raises:
       UserError: one line on what is missing, broken, unknown or does not fit.
     """
+    from maskclip_jax.checkpoints import folders, orbax_io  # here, as below: each reads a dozen formats
+
     fidelity = Fidelity.named(fidelity)
     variables = None
     if isinstance(source, Mapping):
-        parts = from_mapping(source)
+        parts = folders.from_mapping(source)
     else:
         path = _located(source)
         if orbax_io.is_converted(path):
             parts, variables = orbax_io.load_converted(path)
         else:
-            parts = from_folder(path) if path.is_dir() else from_file(path)
+            parts = folders.from_folder(path) if path.is_dir() else folders.from_file(path)
     if activation is not None:
         parts = parts._replace(config=with_activation(parts.config, activation))
     elif parts.note is not None:
@@ -140,6 +109,8 @@ def load_visual(
 
 
 def _variables(arrays: Mapping[str, Any], config: CLIPConfig) -> dict[str, Any]:
+    from maskclip_jax.checkpoints.weights import check_scale, plain_names, to_variables
+
     if config.has_text:
         return to_variables(arrays, config)
     # An image tower alone was normally cut out of a CLIP without its temperature.
@@ -171,7 +142,7 @@ def folded(config: CLIPConfig, variables: dict[str, Any]) -> dict[str, Any]:
         return clip_model.fold(config, variables)
 
 
-def _preprocess(parts: Parts, config: CLIPConfig) -> Preprocess:
+def _preprocess(parts: Any, config: CLIPConfig) -> Preprocess:
     changes: dict[str, Any] = {"multiple": config.multiple, "short_side": parts.reading.short_side}
     if config.fidelity.image_statistics == "imagenet":
         changes |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -190,6 +161,8 @@ def _located(source: str | Path) -> Path:
     if path is not None:
         return path
     if _hub_id(str(source)):
+        from maskclip_jax.checkpoints.hub import download
+
         return download(str(source))
     raise UserError(
         f"a model is {', '.join(EMBEDDED)}, a hub id (owner/name), or a folder or file that exists, "
@@ -207,23 +180,30 @@ def _existing(source: str | Path) -> Path | None:
 
 
 def _hub_id(name: str) -> bool:
+    from maskclip_jax.checkpoints.files import SUFFIXES
+
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not name.endswith(SUFFIXES)
 
 
 def _other_tokenizer(tokenizer: str | Path | Callable, config: CLIPConfig) -> Callable:
+    from maskclip_jax.checkpoints import tokenizer as tokenizers
+
     if callable(tokenizer):
-        return OwnTokenizer(tokenizer, config.text)
+        return tokenizers.OwnTokenizer(tokenizer, config.text)
     folder = _existing(tokenizer)
     if folder is not None and folder.suffix == ".model" and folder.is_file():
-        return load_sentencepiece(folder, config.text)
-    if folder is not None and folder.name in TOKENIZER_FILES:
+        return tokenizers.load_sentencepiece(folder, config.text)
+    if folder is not None and folder.name in tokenizers.TOKENIZER_FILES:
         folder = folder.parent
     if folder is None or not folder.is_dir():
         if not _hub_id(str(tokenizer)):
             came = cut(repr(str(tokenizer)), 120)
             raise UserError(f"a tokenizer is a folder, a hub id or a function, but {came} is none of these")
+        from maskclip_jax.checkpoints.folders import SMALL_FILES
+        from maskclip_jax.checkpoints.hub import snapshot
+
         folder = snapshot(str(tokenizer), SMALL_FILES)
-    found = load_tokenizer(folder, config.text)
-    if isinstance(found, MissingTokenizer):
-        raise UserError(f"{folder} has no {wanted_files(config.text)}: give another tokenizer")
+    found = tokenizers.load_tokenizer(folder, config.text)
+    if isinstance(found, tokenizers.MissingTokenizer):
+        raise UserError(f"{folder} has no {tokenizers.wanted_files(config.text)}: give another tokenizer")
     return found

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from maskclip_jax.checkpoints.config_rules import from_json, to_json
 from maskclip_jax.checkpoints.folders import Parts, read_reading
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from maskclip_jax.checkpoints.weights import abstract_variables, check_depth, check_scale
 from maskclip_jax.data import schema
@@ -36,9 +37,6 @@ from maskclip_jax.data.sums import SUMS, damaged_files, write_sums
 from maskclip_jax.data.whole_files import cut, is_count, read_json, reason
 from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from maskclip_jax.checkpoints.load import Pretrained
 
 _CHUNK = schema.Rule("a whole number", lambda x: x if is_count(x) else schema.UNFIT)
 _ZARR = {  # of an array's `.zarray`

@@ -13,8 +13,6 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
-from maskclip_jax.data import schema
-from maskclip_jax.data.preprocess_rules import HF_RULES, OPEN_CLIP_RULES, OWN_RULES
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
 
@@ -51,7 +49,9 @@ class Preprocess:
             raise UserError(
                 f"image mean and std are fractions of white (0..1), got {self.mean} / {self.std}: divide by 255"
             )
-        schema.check_choices(self, {"interpolation": INTERPOLATIONS})
+        if self.interpolation not in INTERPOLATIONS:
+            choices = ", ".join(INTERPOLATIONS)
+            raise UserError(f"interpolation is one of {choices}, got {self.interpolation!r}: choose one of them")
         check_one_size(self.short_side, self.within)
         sides = (self.short_side, self.long_side, self.multiple, *(self.within or ()))
         if any(side is not None and side < 1 for side in sides):
@@ -64,39 +64,23 @@ class Preprocess:
         The crop and size written there are those of classification and become `image_size` only; `overrides` are
         fields of this class. Raises UserError when a needed key is missing or asks for something else than CLIP does.
         """
-        needed = ("image_mean", "image_std", "resample")
-        given = schema.fields(config, HF_RULES, "preprocessor_config.json", needed)
-        for key, rule in (("do_normalize", "normalise"), ("do_rescale", "rescale by 1/255")):
-            if given.get(key) is False:
-                raise UserError(f"preprocessor_config.json must {rule}, but {key} is false: set it to true")
-        factor = given.get("rescale_factor")
-        if factor is not None and abs(factor * 255 - 1) > 1e-5:
-            raise UserError(f"rescale_factor must be 1/255, got {factor}: correct the config")
-        fields = {
-            "mean": given["image_mean"],
-            "std": given["image_std"],
-            "interpolation": given["resample"],
-            "image_size": given.get("size"),
-        }
-        return cls(**(fields | overrides))
+        from maskclip_jax.data.preprocess_rules import hf_fields  # here, as below: of checkpoints' files alone
+
+        return cls(**(hf_fields(config) | overrides))
 
     @classmethod
     def from_open_clip(cls, preprocess_cfg: Mapping[str, Any], **overrides: Any) -> "Preprocess":
         """From the `preprocess_cfg` of an `open_clip_config.json`. Raises UserError on unknown or missing keys."""
-        given = schema.fields(preprocess_cfg, OPEN_CLIP_RULES, "preprocess_cfg", ("mean", "std"), only=True)
-        fields = {
-            "mean": given["mean"],
-            "std": given["std"],
-            # The files that OpenAI's weights come with leave these two out; open_clip then resizes bicubically.
-            "interpolation": given.get("interpolation", "bicubic"),
-            "image_size": given.get("size"),
-        }
-        return cls(**(fields | overrides))
+        from maskclip_jax.data.preprocess_rules import open_clip_fields
+
+        return cls(**(open_clip_fields(preprocess_cfg) | overrides))
 
     @classmethod
     def from_json(cls, content: Any, where: str) -> "Preprocess":
         """What `dataclasses.asdict` made of one, back from JSON. Raises UserError for anything else."""
-        return cls(**schema.fields(content, OWN_RULES, where, needed=("mean", "std"), only=True))
+        from maskclip_jax.data.preprocess_rules import own_fields
+
+        return cls(**own_fields(content, where))
 
     def scaled(self, times: float) -> "Preprocess":
         """The same with its sides `times` as long."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from maskclip_jax.data import schema
+from maskclip_jax.errors import UserError
 
 _FILTERS = ("bilinear", "bicubic")
 _HF_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the integers of preprocessor_config.json are Pillow's
@@ -56,3 +57,40 @@ OWN_RULES = {
     "multiple": _SIDE,
     "image_size": schema.optional(_SIDE),
 }
+
+
+def hf_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `Preprocess` from a `preprocessor_config.json`; see `Preprocess.from_hf`."""
+    needed = ("image_mean", "image_std", "resample")
+    given = schema.fields(config, HF_RULES, "preprocessor_config.json", needed)
+    for key, rule in (("do_normalize", "normalise"), ("do_rescale", "rescale by 1/255")):
+        if given.get(key) is False:
+            raise UserError(f"preprocessor_config.json must {rule}, but {key} is false: set it to true")
+    factor = given.get("rescale_factor")
+    if factor is not None and abs(factor * 255 - 1) > 1e-5:
+        raise UserError(f"rescale_factor must be 1/255, got {factor}: correct the config")
+    fields = {
+        "mean": given["image_mean"],
+        "std": given["image_std"],
+        "interpolation": given["resample"],
+        "image_size": given.get("size"),
+    }
+    return fields
+
+
+def open_clip_fields(preprocess_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `Preprocess` from the `preprocess_cfg` of an `open_clip_config.json`."""
+    given = schema.fields(preprocess_cfg, OPEN_CLIP_RULES, "preprocess_cfg", ("mean", "std"), only=True)
+    fields = {
+        "mean": given["mean"],
+        "std": given["std"],
+        # The files that OpenAI's weights come with leave these two out; open_clip then resizes bicubically.
+        "interpolation": given.get("interpolation", "bicubic"),
+        "image_size": given.get("size"),
+    }
+    return fields
+
+
+def own_fields(content: Any, where: str) -> dict[str, Any]:
+    """Fields of a `Preprocess` from what `dataclasses.asdict` made of one."""
+    return schema.fields(content, OWN_RULES, where, needed=("mean", "std"), only=True)

@@ -15,7 +15,8 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from maskclip_jax.checkpoints.load import Pretrained, load_clip
+from maskclip_jax.checkpoints.load import load_clip
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod, dense_method
 from maskclip_jax.encoders.model import CLIP

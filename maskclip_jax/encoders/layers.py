@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float
 
 from maskclip_jax.encoders.config import TextConfig, ViTConfig
 from maskclip_jax.encoders.positions import valid_mask as valid_mask
-from maskclip_jax.ops.conv import convolve
 from maskclip_jax.ops.matmul import attend as attend
 from maskclip_jax.ops.matmul import full_precision, in_full_precision, product
 from maskclip_jax.ops.module import LayerNorm, Module
@@ -58,21 +57,6 @@ class Linear(Module):
 def layer_norm(epsilon: float, dtype: Dtype = jnp.float32) -> LayerNorm:
     """Layer normalisation in full precision whatever the dtype around it, with the two-pass variance of PyTorch's."""
     return LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=full_precision(dtype))
-
-
-class Conv(Module):
-    """A convolution without bias, kernel HWIO, padding `dilation · (k // 2)` on every side."""
-
-    features: int
-    size: int = 3
-    stride: int = 1
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W i"], dilation: int = 1) -> Float[Array, "B H2 W2 o"]:
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        return convolve(x, kernel, stride=self.stride, dilation=dilation, dtype=self.dtype)
 
 
 class Attention(nn.Module):

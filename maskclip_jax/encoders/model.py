@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
 from maskclip_jax.encoders.dense import DenseMethod
 from maskclip_jax.encoders.layers import Dtype, fold_linear
-from maskclip_jax.encoders.resnet import ModifiedResNet
 from maskclip_jax.encoders.text import TextTransformer
 from maskclip_jax.encoders.vit import VisionTransformer
 from maskclip_jax.errors import UserError
@@ -46,6 +45,8 @@ class CLIP(Module):
         if isinstance(c.vision, ViTConfig):
             self.visual = VisionTransformer(c.vision, c.embed_dim, c.fidelity, self.dtype)
         else:
+            from maskclip_jax.encoders.resnet import ModifiedResNet  # here: convolutions are a ResNet's alone
+
             self.visual = ModifiedResNet(c.vision, c.embed_dim, c.multiple, self.dtype)
         self.text = TextTransformer(c.text, c.embed_dim, self.dtype)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maskclip_jax.encoders.config import ResNetConfig, cells_of
 from maskclip_jax.encoders.dense import ATTENTIONS, MASKCLIP, Around, DenseMethod, mean_length, pool_value_value
-from maskclip_jax.encoders.layers import Conv, Dtype, Linear, apply_folded, attend
+from maskclip_jax.encoders.layers import Dtype, Linear, apply_folded, attend
 from maskclip_jax.encoders.positions import resize_positions, valid_mask
+from maskclip_jax.ops.conv import convolve
 from maskclip_jax.ops.module import BatchNorm, Module
 
 
@@ -64,6 +65,21 @@ class ImageGrid:
 
 def _norm(train: bool, dtype: Dtype, name: str) -> BatchNorm:
     return BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
+
+
+class Conv(Module):
+    """A convolution without bias, kernel HWIO, padding `dilation · (k // 2)` on every side."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W i"], dilation: int = 1) -> Float[Array, "B H2 W2 o"]:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        return convolve(x, kernel, stride=self.stride, dilation=dilation, dtype=self.dtype)
 
 
 class Stem(nn.Module):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
-from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.data.images import IGNORE, ignored_label
 from maskclip_jax.data.preprocess import sized
 from maskclip_jax.data.sources import DataSource

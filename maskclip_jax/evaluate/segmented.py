@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.data.images import ignored_label
 from maskclip_jax.data.sources import DataSource
 from maskclip_jax.data.vocabulary import ClassName

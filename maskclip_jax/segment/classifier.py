@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from maskclip_jax.checkpoints.load import Pretrained
-from maskclip_jax.checkpoints.tokenizer import Tokenizer
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.data.names import shown
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes, prompt_templates
 from maskclip_jax.data.whole_files import atomic_path, cache_folder
@@ -205,7 +204,9 @@ def _warn_of_lost_words(
     counts: Sequence[int],
 ) -> None:
     """Says which prompts are cut to the context length, and which classes are the same to the model."""
-    if not isinstance(pretrained.tokenizer, Tokenizer):  # a stand-in of the caller's
+    from maskclip_jax.checkpoints.tokenizer import Tokenizer  # here: loaded by then, if the tokenizer is one of ours
+
+    if not isinstance(pretrained.tokenizer, Tokenizer):  # a function of the caller's
         return
     full = np.flatnonzero(ids[:, -1])
     lengths = pretrained.tokenizer.lengths([prompts[i] for i in full]) if len(full) else []

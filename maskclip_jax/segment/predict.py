@@ -19,8 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, Float32, Integer, UInt8
 
-from maskclip_jax.checkpoints.load import Pretrained
-from maskclip_jax.data.images import read_image
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import Classes
 from maskclip_jax.segment.grid import GridScores, whole_scores
@@ -201,6 +200,8 @@ def _class_scores(maps: PixelMaps, names: Sequence[str]) -> dict[str, ClassScore
 def as_pixels(image: Image) -> UInt8[np.ndarray, "H W 3"]:
     """An image as its pixels, read where it is a path. Raises UserError for anything that is no 8-bit RGB picture."""
     if isinstance(image, str | os.PathLike):
+        from maskclip_jax.data.images import read_image  # here: arrays need no decoder
+
         return read_image(image)
     if not isinstance(image, np.ndarray):
         raise UserError(f"an image is an array or a path, but {type(image).__name__} came: use numpy.asarray(image)")

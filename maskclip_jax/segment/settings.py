@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare, sized
 from maskclip_jax.data.vocabulary import ClassName, as_classes
 from maskclip_jax.encoders.config import CLIPConfig

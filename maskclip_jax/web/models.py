@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.data.names import ClassName, shown
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import LostWords, filled_templates, text_classifier

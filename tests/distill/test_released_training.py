@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from tiny_distill import on_devices, quickly
 
-from maskclip_jax.checkpoints.folders import Reading
-from maskclip_jax.checkpoints.load import Pretrained, load_visual
+from maskclip_jax.checkpoints.load import load_visual
+from maskclip_jax.checkpoints.pretrained import Pretrained, Reading
 from maskclip_jax.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from maskclip_jax.distill.config import DistillConfig, TeacherConfig
 from maskclip_jax.distill.optimizer import descent_direction

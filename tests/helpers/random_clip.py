@@ -6,8 +6,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from maskclip_jax.checkpoints.folders import Reading
-from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.checkpoints.pretrained import Pretrained, Reading
 from maskclip_jax.checkpoints.weights import abstract_variables
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.encoders.model import CLIP

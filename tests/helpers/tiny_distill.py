@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from random_clip import random_pretrained
 
-from maskclip_jax.checkpoints.load import Pretrained
+from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.data.augment import AugmentConfig
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.optimizer import descent_direction

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from random_clip import random_pretrained
 
-from maskclip_jax.checkpoints.folders import Reading
+from maskclip_jax.checkpoints.pretrained import Reading
 from maskclip_jax.encoders.config import CLIPConfig, Fidelity, ResNetConfig, TextConfig, ViTConfig
 
 VISION = {
