@@ -1,5 +1,6 @@
 """Masks for people: overlays with a legend, comparison sheets, heat maps. uint8 RGB in, uint8 RGB out, on the host."""
 
+import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -295,6 +296,5 @@ def _percent(share: float) -> str:
 def _shorten(text: str, font: Font, width: int | float) -> str:
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    fitting = bisect.bisect_right(range(len(text)), width, key=lambda count: font.getlength(f"{text[:count]}…"))
+    return f"{text[: max(fitting - 1, 0)]}…"

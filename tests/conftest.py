@@ -4,11 +4,46 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no network in tests
+from compile_flags import QUICK
+
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("maskclip_jax", "beartype.beartype")
+# Not `ops.module`: it makes flax's own layers, whose annotations cannot be checked.
+CHECKED = "data encoders checkpoints segment label evaluate students distill web visualize".split()
+CHECKED += ["ops.conv", "ops.matmul", "ops.winograd"]
+install_import_hook([f"maskclip_jax.{name}" for name in CHECKED], "beartype.beartype")
+
+# A file is one process's: whoever starts one of these last is waited for.
+LONGEST = (
+    "distill/test_resume.py",
+    "experiments/test_full_configs.py",
+    "segment/test_released_protocol.py",
+    "distill/test_multi_host.py",
+    "distill/test_train.py",
+    "distill/test_released_training.py",
+    "web/test_load.py",
+    "cli/test_demo.py",
+    "segment/test_predict.py",
+    "web/test_browser.py",
+    "encoders/test_padding.py",
+    "distill/test_multi_device.py",
+    "distill/test_step.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: `--dist loadfile --no-loadscope-reorder` gives files out in this order."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get("/".join(item.path.parts[-2:]), len(rank)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def classifiers_of_this_run(tmp_path_factory):
+    """Nothing is read from, or left in, the cache of whoever runs the tests."""
+    os.environ["MASKCLIP_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

@@ -151,6 +151,14 @@ def test_heat_map_is_brightest_where_the_score_is():
         vi.heat_map(np.zeros((1, 1, 3), np.uint8), np.full((1, 1), np.nan, np.float32))
 
 
+@pytest.mark.parametrize("count", [0, 1, 9, 20_000])
+def test_long_names_are_shortened_to_what_fits(count):
+    font = fonts.default_font(20)
+    found = vi._shorten("dog" * count, font, 200)
+    assert found == "dog" * count if count < 9 else found[-1] == "…"
+    assert font.getlength(found) <= 200 < font.getlength(f"{found[:-1]}dog…") or count < 9
+
+
 READ = {
     "größter Hund": "grosster Hund",
     "e\u0301lan, Łódź, Ænima": "elan, Lodz, Aenima",

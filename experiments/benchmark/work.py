@@ -13,6 +13,7 @@ import numpy as np
 from experiments.benchmark import flops
 from maskclip_jax.encoders.config import variant
 from maskclip_jax.encoders.model import CLIP, fold
+from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.segment.refine import key_smoothing
 from maskclip_jax.segment.scores import dense_logits
 
@@ -43,7 +44,7 @@ def random_clip(name: str, dtype: str) -> tuple[CLIP, Any]:
 
 def random_variables(model: CLIP) -> Any:
     side = model.config.vision.image_size
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
+    shapes = shapes_of(model, jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
     rng = np.random.default_rng(0)
 
     def draw(path: Any, leaf: Any) -> np.ndarray:

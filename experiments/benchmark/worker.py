@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from experiments.benchmark.worker_pipe import read_spec, serve
-from maskclip_jax.cli.allocator import keep_memory
+from maskclip_jax.cli.process import keep_memory
 
 
 def matrix_rate(dtype: str, side: int) -> Callable[[], tuple[float, float]]:

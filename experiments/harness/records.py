@@ -30,8 +30,8 @@ import jax
 
 from maskclip_jax.cli.common import complain
 from maskclip_jax.data.images import write_json
+from maskclip_jax.data.whole_files import cache_folder
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.classifier import cache_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -199,7 +200,7 @@ def _located(source: str | Path) -> Path:
 def _existing(source: str | Path) -> Path | None:
     """`source` as a path when there is such a file or folder."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):  # a name too long, an unknown ~user, a null character
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         if str(source) and path.exists():
             return path
     return None

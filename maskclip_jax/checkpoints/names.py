@@ -21,6 +21,7 @@ from maskclip_jax.checkpoints import name_tables as tables
 from maskclip_jax.checkpoints.name_tables import Row
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.ops.module import shapes_of
 
 Naming = Literal["openai", "hf", "flax", "big_vision", "tips", "tips_torch"]
 Tower = Literal["visual", "text"]
@@ -171,8 +172,7 @@ def abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def _abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
     side = config.vision.grid * (config.vision.patch_size if isinstance(config.vision, ViTConfig) else 32)
     images, ids = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    variables = jax.eval_shape(CLIP(config).init, jax.random.key(0), images, ids)
-    return flatten_dict(variables, sep="/")
+    return flatten_dict(shapes_of(CLIP(config), images, ids), sep="/")
 
 
 def _path(module: str, leaf: str) -> str:

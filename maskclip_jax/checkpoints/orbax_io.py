@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
     Raises:
       UserError: `path` exists or cannot be written, or `pretrained` has other image statistics than its checkpoint.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
     if path.exists():
         raise UserError(f"a checkpoint is written to a new folder, but {path} exists: choose another name")
     fidelity = pretrained.config.fidelity
@@ -71,7 +72,7 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
         raise UserError("a checkpoint is converted with its own image statistics: load it with fidelity='clip'")
     if not pretrained.config.has_text:
         raise UserError("a checkpoint is converted whole, but an image tower alone came: load both towers")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # short, and ASCII for tensorstore, whatever `path` is
     try:
         temporary.mkdir(parents=True)
         needed, free = 4 * sum(map(np.size, jax.tree.leaves(_kept(pretrained)))), shutil.disk_usage(temporary).free
@@ -88,7 +89,9 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
     except UserError:
         raise
     except Exception as error:  # a full disk has many names: OSError, ValueError of tensorstore, one of tokenizers
-        raise UserError(f"a checkpoint must be writable, but {path} is not ({reason(error)}): make room") from error
+        raise UserError(
+            f"a checkpoint must be writable, but {path} is not ({reason(error)}): make room, or choose another"
+        ) from error
     finally:
         remove_surely(temporary)
     return path

@@ -9,8 +9,8 @@ import os
 import sys
 import warnings
 
-from maskclip_jax.cli.allocator import keep_memory
 from maskclip_jax.cli.common import MOST_MESSAGE, complain
+from maskclip_jax.cli.process import keep_memory, keep_programs
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
@@ -43,6 +43,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help_line, description=module.__doc__, formatter_class=_Help)
         if command in (None, name):
             module.add_arguments(sub)
+            sub.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs on disk")
     return parser
 
 
@@ -75,6 +76,8 @@ def run_command(argv: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # file names may hold what the terminal cannot show
     try:
         args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
+        if not vars(args).pop("no_compile_cache"):
+            keep_programs()
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: complain(message, "warning")
             module = importlib.import_module(f"maskclip_jax.cli.{args.command}")

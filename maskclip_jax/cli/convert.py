@@ -29,9 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from maskclip_jax.checkpoints.load import load_clip
     from maskclip_jax.checkpoints.orbax_io import save_converted
+    from maskclip_jax.distill.run_layout import is_run
 
-    if os.path.lexists(args.out.expanduser()):  # before the source is fetched, which may be gigabytes
+    if os.path.lexists(os.path.expanduser(args.out)):  # before the source is fetched, which may be gigabytes
         raise UserError(f"a checkpoint is written to a new folder, but {args.out} exists: choose another name")
+    if is_run(args.source):
+        raise UserError(
+            f"a checkpoint is a CLIP's, but {args.source} is a run of distill: segment --model takes it as it is"
+        )
     common.say_notes()
     pretrained = load_clip(args.source, tokenizer=args.tokenizer, activation=args.activation, fold=False)
     path = save_converted(pretrained, args.out)

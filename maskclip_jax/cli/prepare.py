@@ -12,7 +12,6 @@ more than 255 --classes.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from maskclip_jax.cli import common
@@ -37,19 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import tensorflow_datasets as tfds
-
     from maskclip_jax.data.datasets import BUILDERS, SKIPPED
     from maskclip_jax.data.layouts import LAYOUTS
     from maskclip_jax.data.sources import tfds_source
     from maskclip_jax.data.vocabulary import parse_classes
 
-    options = {"config": args.config} if args.config else {}
+    options = {} if args.config is None else {"config": args.config}
     if args.splits:
         if args.dataset not in LAYOUTS:
             raise UserError(f"--splits chooses among a data set's own, but {args.dataset} has none: leave it out")
         options["splits"] = args.splits
-    if args.classes:
+    if args.classes is not None:
         if args.dataset != "image_corpus":
             raise UserError(f"--classes names the values of image_corpus, but {args.dataset} came: leave it out")
         options["classes"] = [str(name) for name in parse_classes(args.classes)]
@@ -57,9 +54,8 @@ def run(args: argparse.Namespace) -> None:
     out = common.output_folder(args.data_dir, "--data-dir")  # only when there is something to prepare
     if Path(builder.data_dir).exists():
         raise UserError(f"{builder.data_dir} is there already: use it, or remove it to prepare it again")
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    builder.download_and_prepare()
+    with common.progress("preparing", sum(map(len, builder.pairs.values()))) as builder.report:
+        builder.download_and_prepare()
     label = {"label": "label"} if builder.has_masks else {}
     name = "/".join(Path(builder.data_dir).relative_to(out).parts[:-1])
     for split, info in builder.info.splits.items():

@@ -15,14 +15,17 @@ so neither writing nor reading needs TensorFlow. Which files lie where is in `la
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_builder import ShardBasedBuilder
 from tensorflow_datasets.proto import tf_example_pb2
 
 from maskclip_jax.data.folders import find_pairs
@@ -31,11 +34,12 @@ from maskclip_jax.data.layouts import LAYOUTS, Pair, find_examples
 from maskclip_jax.data.masks import OtherMasks, read_mask, value_table
 from maskclip_jax.data.scene_classes import SCENE_CLASSES
 from maskclip_jax.data.vocabulary import class_palette, class_set, unseen_classes
-from maskclip_jax.data.whole_files import as_text, reason
+from maskclip_jax.data.whole_files import as_text, cut, locked, reason
 from maskclip_jax.errors import UserError
 
 ON_ERROR = ("stop", "skip")
 SKIPPED = "skipped.json"  # beside the records
+SHARD = 1000  # examples in a file of records
 
 
 def stable_record(record: bytes) -> bytes:
@@ -44,8 +48,11 @@ def stable_record(record: bytes) -> bytes:
     return example.FromString(record).SerializeToString(deterministic=True)
 
 
+_table = functools.cache(value_table)
+
+
 class _LocalInfo(tfds.core.DatasetInfo):
-    """Of files that the user has: Google's bucket is not asked about them, which would leave a temporary folder too."""
+    """Of the user's own files: Google's bucket is not asked about them, which would leave a temporary folder too."""
 
     def initialize_from_bucket(self) -> None:
         pass
@@ -56,7 +63,8 @@ class _StableWriter(tfds.core.ExampleWriter):
         return super().write(path, ((key, stable_record(record)) for key, record in examples))
 
 
-class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+# Shard by shard: TFDS's other builder sorts all examples, which takes their size in memory, and TensorFlow above 1 GB.
+class Corpus(ShardBasedBuilder, skip_registration=True):
     """What all builders share: files in, encoded examples out, and what happens to those that cannot be read.
 
     `source` is where the files are; None reads what is prepared already. `on_error="skip"` leaves out images and masks
@@ -70,14 +78,7 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     title = "images"
     remedy = "check the masks"
 
-    def __init__(
-        self,
-        source: str | os.PathLike | None = None,
-        *,
-        on_error: str = "stop",
-        file_format: str = "array_record",
-        **kwargs,
-    ):
+    def __init__(self, source: str | os.PathLike | None = None, *, on_error: str = "stop", **kwargs):
         """Finds the files; `kwargs` (`data_dir`, `config` …) are those of `tfds.core.DatasetBuilder`.
 
         Raises:
@@ -86,12 +87,13 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if on_error not in ON_ERROR:
             raise UserError(f"on_error is one of {', '.join(ON_ERROR)}, but {on_error!r} came: choose one")
         self.on_error, self.skipped = on_error, []
-        self._source = None if source is None else Path(source).expanduser()
-        self._pairs = None if self._source is None else self.find(self._source)
-        try:
-            super().__init__(file_format=file_format, **kwargs)
-        except ValueError as error:  # TFDS's word for an unknown config
-            raise UserError(f"{self.title} is not prepared like this: {' '.join(str(error).split())}") from error
+        self.pairs = None if source is None else self.find(Path(os.path.expanduser(source)))
+        self.report: Callable[[int], object] = lambda done: None  # told how many examples were looked at
+        known = [config.name for config in self.BUILDER_CONFIGS]
+        if isinstance(config := kwargs.get("config"), str) and config not in known:
+            remedy = f"choose among {', '.join(known)}" if known else "there are none, leave it out"
+            raise UserError(f"a config is one of the data set's, but {cut(config)!r} of {self.title} is not: {remedy}")
+        super().__init__(**({"file_format": "array_record"} | kwargs))
 
     def find(self, source: Path) -> Mapping[str, Sequence[Pair]]:
         """The files of every split. Raises UserError."""
@@ -146,47 +148,54 @@ class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           UserError: an image or mask cannot be used, or nothing can be written.
         """
         folder = Path(self.data_dir)
-        remains = set(folder.parent.glob("incomplete.*"))
         try:
-            super().download_and_prepare(**kwargs)
-        except Exception as error:
-            for path in set(folder.parent.glob("incomplete.*")) - remains:
-                shutil.rmtree(path, ignore_errors=True)
+            with locked(folder.parent / ".lock", str(folder)):
+                for path in folder.parent.glob("incomplete.*"):  # of a run that was killed
+                    shutil.rmtree(path, ignore_errors=True)
+                super().download_and_prepare(**kwargs)
+                if self.skipped:
+                    write_json(folder / SKIPPED, self.skipped)
+        except BaseException as error:
             downloads = Path(self._data_dir_root) / "downloads"  # which TFDS makes, and which stays empty
             for path in (downloads / "extracted", downloads, *list(folder.parents)[:2]):
                 with contextlib.suppress(OSError):
                     path.rmdir()
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) or not isinstance(error, Exception):
                 raise
             why = reason(error)  # RuntimeError of array_record, OSError …
             raise UserError(f"records must be writable, but {folder} is not ({why}): make room, run again") from error
-        if self.skipped:
-            write_json(Path(self.data_dir) / SKIPPED, self.skipped)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+    def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[Callable]]:
         del dl_manager  # nothing to download
-        if self._pairs is None:
+        if self.pairs is None:
             name = type(self).__name__
             raise UserError(f"{self.title} is prepared from files, but no source came: {name}(FOLDER, …)")
-        self.skipped = []
-        return {split: self._generate_examples(split, pairs) for split, pairs in self._pairs.items()}
+        self.skipped, self._made = [], collections.Counter()
+        return {
+            split: [
+                functools.partial(self._examples, split, pairs, range(len(pairs))[start : start + SHARD])
+                for start in range(0, len(pairs), SHARD)
+            ]
+            for split, pairs in self.pairs.items()
+        }
 
-    def _generate_examples(self, split: str, pairs: Sequence[Pair]) -> Iterator[tuple[int, dict]]:
-        tables, made = {}, 0
-        for key, pair in enumerate(pairs):
-            if pair.values not in tables:
-                tables[pair.values] = value_table(pair.values, background=self.background)
+    def _examples(self, split: str, pairs: Sequence[Pair], keys: Sequence[int]) -> Iterator[tuple[int, dict]]:
+        for key in keys:
+            pair = pairs[key]
             try:
-                example = self._example(pair, tables[pair.values])
+                example = self._example(pair, _table(pair.values, background=self.background))
             except (UserError, OSError) as error:
                 if self.on_error == "stop" or isinstance(error, OtherMasks):
                     raise UserError(str(error)) from error
                 self.skipped.append({"split": split, "name": pair.name, "reason": str(error)})
                 continue
-            made += 1
+            self._made[split] += 1
+            self.report(len(self.skipped) + self._made.total())
             yield key, example
-        if not made:
-            raise UserError(f"a split has examples, but none of {len(pairs)} in {split} is usable: {self.skipped[0]}")
+            example.clear()  # it is written, and TFDS keeps what it counts until the shard's end
+        if keys[-1] == len(pairs) - 1 and not self._made[split]:
+            why = self.skipped[-1]["reason"]
+            raise UserError(f"a split has examples, but none of {len(pairs)} in {split} is usable, the last: {why}")
 
     def _example(self, pair: Pair, table) -> dict:
         image, shape = stored_image(pair.image, read_content(pair.image))

@@ -40,6 +40,11 @@ def find_pairs(source: Path, values: str, *, need_masks: bool, suffixes: tuple[s
             f"{source} holds arrays (images.npy), which need no preparing: give the folder itself wherever data is "
             "named, or one with images/ and labels/ here"
         )
+    for folder in (root, *subfolders(root)):
+        for item in subfolders(folder):
+            name = item.name.lower()
+            if name in ("images", "labels") and not (folder / name).is_dir():
+                raise UserError(f"images and masks lie in images/ and labels/, but there is {item}: rename it {name}")
     own_name = source.resolve().stem if root is not source else source.resolve().name
     if (root / "images").is_dir():
         folders = {own_name: root}
@@ -61,7 +66,7 @@ def find_pairs(source: Path, values: str, *, need_masks: bool, suffixes: tuple[s
 def split_name(text: str) -> str:
     """A folder's name as TFDS takes it for a split: letters, digits and _ (and "all" means all splits there)."""
     name = re.sub(r"\W", "_", text, flags=re.ASCII)
-    return name if name.strip("_") and name != "all" else "data"
+    return name if name.strip("_") and name.lower() != "all" else "data"
 
 
 def _plain(root: File, values: str, suffixes: tuple[str, ...]) -> list[Pair]:
@@ -79,11 +84,12 @@ def _split(folder: File, values: str, need_masks: bool, suffixes: tuple[str, ...
         raise UserError(
             f"a split has images ({', '.join(suffixes[:5])} …), but {folder / 'images'} has none: add or remove it"
         )
-    masks = files_by_name(folder / "labels", (".png", ".mat")) if (folder / "labels").is_dir() else {}
-    if not masks and not need_masks:
+    labels = folder / "labels"
+    if not labels.is_dir() and not need_masks:
         return [Pair(name, image, None, values) for name, image in images.items()]
+    masks = files_by_name(labels, (".png", ".mat")) if labels.is_dir() else {}
     if lacking := sorted(set(images) - set(masks)):
-        path = folder / "labels" / f"{lacking[0]}.png"
+        path = labels / f"{lacking[0]}.png"
         raise UserError(f"every image has a mask, but {path} is missing ({len(lacking)} in all): add it")
     if lacking := sorted(set(masks) - set(images)):
         path = f"{folder / 'images' / lacking[0]}{suffixes[0]}"

@@ -36,11 +36,9 @@ def lettering(text: str, size: int) -> tuple[str, Font]:
     """What to draw and the font to draw it with, `size` in pixels: every letter of it is in that font."""
     text = unicodedata.normalize("NFC", " ".join(text.split()))
     own = default_font(size)
-    if _has(None, frozenset(text)):
-        return text, own
-    for file in _system_fonts():
-        if _has(file, frozenset(text)):
-            return text, _loaded(file, size)
+    for file in (None, *_system_fonts()):
+        if all(_has(file, letter) for letter in text):
+            return text, own if file is None else _loaded(file, size)
     return readable(text), own
 
 
@@ -106,13 +104,12 @@ def _loaded(file: Path, size: int) -> Font:
     return ImageFont.truetype(str(file), size)
 
 
-@functools.lru_cache(maxsize=4096)
-def _has(file: Path | None, letters: frozenset[str]) -> bool:
-    """Whether a font (None: Pillow's own) has a picture of its own for every letter."""
+@functools.lru_cache(maxsize=2**16)
+def _has(file: Path | None, letter: str) -> bool:
+    """Whether a font (None: Pillow's own) has a picture of its own for a letter."""
     try:
         font = default_font(16) if file is None else _loaded(file, 16)
-        box = _picture(font, _NO_LETTER)
-        return all(letter.isspace() or _picture(font, letter) not in (box, b"") for letter in letters)
+        return letter.isspace() or _picture(font, letter) not in (_picture(font, _NO_LETTER), b"")
     except (OSError, ValueError):  # a damaged font, or one with bitmaps of one size alone
         return False
 

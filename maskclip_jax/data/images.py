@@ -84,16 +84,21 @@ def encoded_png(image: Image.Image) -> bytes:
 
 
 def read_label_png(file: str | os.PathLike | Member, data: bytes | None = None) -> Integer[np.ndarray, "H W"]:
-    """Reads a label file (indexed, 8-bit grey or 16-bit grey PNG) as class indices; palettes are not looked up.
+    """Reads a label file (indexed or grey PNG) as class indices; palettes are not looked up.
 
     Returns uint8, or uint16 for a 16-bit file. Raises UserError as `read_image` does, and for colour images.
     """
-    with decoded(str(file), _source(file, data)) as (image, _):
-        if image.mode not in ("P", "L", "I;16"):
+    content = read_content(file) if data is None else data
+    with decoded(str(file), content) as (image, _):
+        if image.format != "PNG" or image.mode not in ("P", "L", "1", "I;16"):
             raise UserError(
-                f"a label file must be an indexed or grey PNG, but {file} has mode {image.mode}: save class indices"
+                f"a label file must be an indexed or grey PNG, but {file} is {image.format} of mode {image.mode}: "
+                "save class indices"
             )
-        return np.array(image)
+        labels = np.array(image, np.uint8 if image.mode == "1" else None)
+        # Of grey with 2 or 4 bits Pillow makes 8 (3 becomes 255), but the indices are what was stored.
+        bits = content[24] if image.mode == "L" else 8  # IHDR, always the first chunk
+        return labels // (255 // (2**bits - 1)) if bits < 8 else labels
 
 
 def write_image(path: str | os.PathLike, rgb: UInt8[np.ndarray, "H W 3"]) -> None:

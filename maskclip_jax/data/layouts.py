@@ -220,8 +220,12 @@ def _names(root: Path, pattern: str) -> frozenset[str]:
 def _read_list(file: Path) -> list[str]:
     """One name a line; DeepLab's lists hold the two files' paths instead, the image's first."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"a list of names is UTF-8 text, but {file} is not: unpack it again") from error
     first = [line.split()[0] for line in lines if line.strip()]
-    return [re.sub(r"\.jpg$", "", name.rsplit("/", 1)[-1]) for name in first]
+    names = [re.sub(r"\.jpg$", "", name.rsplit("/", 1)[-1]) for name in first]
+    if len(names) != len(set(names)):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise UserError(f"a list names each image once, but {file} has {twice!r} twice: unpack it again")
+    return names

@@ -184,10 +184,10 @@ def _open(name: str) -> DataSource:
         return FolderSource(str(resources.files("maskclip_jax") / "assets" / "scenes"))
     if name.startswith("tfds:"):
         return _open_tfds(name)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     file, bang, inner = name.rpartition("!")
     if bang and not path.exists():  # a folder's own name may hold a "!"
-        path = Path(file).expanduser()
+        path = Path(os.path.expanduser(file))
     if not name or not path.exists():
         raise UserError(
             f"a data source is 'scenes', a folder, an .npz or .zip file, or tfds:…, but {name!r} came: check the path"

@@ -2,7 +2,7 @@
 
 what begins with a dot is left out; links to folders are followed, each real folder once, under its own name where it
 has one below the folder looked through; a link to a folder above leads nowhere; and where `labels` lies beside
-`images`, it holds masks, which are no images.
+`images` (in any case), it holds masks, which are no images.
 """
 
 from __future__ import annotations
@@ -73,12 +73,14 @@ def walk(folder: File) -> Iterator[tuple[str, File]]:
             seen.add(identity)
             folders.append((prefix, link))
         prefix, current = folders.pop()
-        for entry in _entries(current):
+        entries = _entries(current)
+        beside_images = any(entry.name.lower() == "images" for entry in entries)
+        for entry in entries:
             if entry.name.startswith(".") or not _is_folder(entry):
                 if not entry.name.startswith("."):
                     yield prefix + entry.name, Path(entry.path)
                 continue
-            if entry.name == "labels" and (current / "images").is_dir():
+            if entry.name.lower() == "labels" and beside_images:
                 continue
             if entry.is_symlink():
                 links.append((f"{prefix}{entry.name}/", Path(entry.path)))
@@ -103,12 +105,14 @@ def _walk_archive(top: Member) -> Iterator[tuple[str, File]]:
     folders = [("", top)]
     while folders:
         prefix, folder = folders.pop()
-        for item in folder.iterdir():
+        items = list(folder.iterdir())
+        beside_images = any(item.name.lower() == "images" for item in items)
+        for item in items:
             if item.name.startswith("."):
                 continue
             if not item.is_dir():
                 yield prefix + item.name, item
-            elif item.name != "labels" or not (folder / "images").is_dir():
+            elif item.name.lower() != "labels" or not beside_images:
                 folders.append((f"{prefix}{item.name}/", item))
 
 

@@ -64,6 +64,14 @@ def read_bytes(path: str | os.PathLike, most: int = MOST_JSON) -> bytes:
         raise UserError(f"{path} must be readable, but is not ({reason(error)}): check it") from error
 
 
+def changed_at(path: str | os.PathLike) -> int:
+    """When a file was changed last, in ns; 0 where it is not there."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
 def read_json(
     path: str | os.PathLike, *, kind: type | None = dict, most: int = MOST_JSON, surrogates: bool = False
 ) -> Any:
@@ -222,4 +230,12 @@ def _lock(path: Path, what: str) -> int | None:
             os.close(handle)
         except OSError:  # no locks here, or a full disk: the lock holds without its text
             return handle
+    return None
+
+
+def cache_folder() -> Path | None:
+    """$MASKCLIP_JAX_CACHE, else ~/.cache/maskclip_jax; None where there is no home (an unknown user without $HOME)."""
+    named = os.environ.get("MASKCLIP_JAX_CACHE")
+    with contextlib.suppress(RuntimeError):
+        return Path(named) if named else Path.home() / ".cache" / "maskclip_jax"
     return None

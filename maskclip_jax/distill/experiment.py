@@ -7,11 +7,14 @@ is executed, with all rights of who runs it.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
+import inspect
+import os
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +34,16 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Distil
     Raises:
       UserError: no such file or variant, an unknown key, or a value of another type.
     """
-    file, _, name = str(source).partition(".py:")
-    path = Path(file if not name else f"{file}.py").expanduser()
+    file, colon, name = str(source).partition(".py:")
+    path = Path(os.path.expanduser(f"{file}.py" if colon else file))
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"an experiment is a Python file, but there is no {path}: see the experiments folder")
-    module = _run_file(path)
+    with _running(path):
+        module = _run_file(path)
     if not callable(getattr(module, "config", None)):
         raise UserError(f"an experiment defines config(), but {path} does not: add it")
-    made = module.config(name) if name else module.config()
+    with _running(path):
+        made = module.config(name) if name else module.config()
     if not isinstance(made, DistillConfig):
         raise UserError(f"config() returns a DistillConfig, but that of {path} returns {type(made).__name__}")
     return with_overrides(made, overrides)
@@ -82,7 +87,7 @@ def _parsed(hint: Any, text: str, where: str) -> Any:
         found, value = _as(arm, text)
         if found:
             return value
-    names = " or ".join("null" if arm is type(None) else getattr(arm, "__name__", str(arm)) for arm in arms)
+    names = " or ".join("null" if arm is type(None) else inspect.formatannotation(arm) for arm in arms)
     raise UserError(f"{where} takes {names}, but {cut(text)!r} came: correct it")
 
 
@@ -114,18 +119,25 @@ def _run_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # the name ends in .py
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there for their module
     root = str(next(folder for folder in path.parents if not (folder / "__init__.py").exists()))
     before = list(sys.path)
     try:
         sys.path.insert(0, root)  # `from experiments.… import …` works from a checkout, wherever one stands
         spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"the experiment {path} does not run ({type(error).__name__}: {reason(error)}): correct it"
-        ) from error
     finally:
         sys.path[:] = before
     return module
+
+
+@contextlib.contextmanager
+def _running(path: Path) -> Iterator[None]:
+    """Whatever that file raises, on one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"the experiment {path} does not run ({type(error).__name__}: {reason(error)}): correct it"
+        ) from error

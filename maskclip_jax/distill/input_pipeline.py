@@ -144,7 +144,7 @@ def _annotation(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W
 
 
 def _made_before(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W"]:
-    path, labels = Path(config.labels_from).expanduser() / f"{example.name}.png", example.labels
+    path, labels = Path(os.path.expanduser(config.labels_from)) / f"{example.name}.png", example.labels
     if config.labels_from != "data":
         if not path.is_file():
             raise UserError(f"labels_from holds a mask for every image, but {path} is missing: run the labelling again")

@@ -7,7 +7,9 @@ parameters as a run that nobody stopped: the state counts the steps, and the ste
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import os
 import signal
 import threading
 from collections import deque
@@ -62,7 +64,7 @@ def train_and_evaluate(
       UserError: for data, folders and configs that cannot be used, and when the loss is no number any more.
       KeyboardInterrupt: after Ctrl-C (SIGTERM), once the checkpoint is written. A second one stops at once.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = Path(os.path.expanduser(workdir))
     config.per_device(jax.device_count())
     source = open_source(config.train_data)
     heldout = open_source(config.eval_data) if config.eval_data else None
@@ -83,13 +85,15 @@ def train_and_evaluate(
             state = create_train_state(config, student, frozen.text, jax.random.key(config.seed), clip=clip)
             state = replicate(state)
         state, frozen = hosts.local_view((state, frozen))
-        undo.pop_all()  # the run can begin: from here on its folder stays
         start = int(state.step)
+        batches = train_batches(config, source, start)
+        first = list(itertools.islice(batches, 1))  # data that do not fit the config show here
+        undo.pop_all()  # the run can begin: from here on its folder stays
         with RunLog(workdir, start, config.steps, active=hosts.is_first_host(), quiet=quiet) as log:
             log.say(_opening(config, source, start))
             run = _Run(config, workdir, checkpoints, log, frozen, heldout)
             with _StopSignal() as stop:
-                for step, batch in enumerate(train_batches(config, source, start), start + 1):
+                for step, batch in enumerate(itertools.chain(first, batches), start + 1):
                     state, metrics = p_step(state, frozen, batch)
                     run.after(step, state, metrics, stop.requested)
             log.say(f"finished: {config.steps} steps, {workdir}")

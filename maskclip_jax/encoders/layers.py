@@ -14,6 +14,7 @@ from maskclip_jax.encoders.positions import valid_mask as valid_mask
 from maskclip_jax.ops.conv import convolve
 from maskclip_jax.ops.matmul import attend as attend
 from maskclip_jax.ops.matmul import full_precision, in_full_precision, product
+from maskclip_jax.ops.module import LayerNorm, Module
 
 Dtype = jnp.dtype | type
 
@@ -38,7 +39,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """`x W + b` over the last axis."""
 
     features: int
@@ -54,12 +55,12 @@ class Linear(nn.Module):
         return out
 
 
-def layer_norm(epsilon: float, dtype: Dtype = jnp.float32) -> nn.LayerNorm:
+def layer_norm(epsilon: float, dtype: Dtype = jnp.float32) -> LayerNorm:
     """Layer normalisation in full precision whatever the dtype around it, with the two-pass variance of PyTorch's."""
-    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=full_precision(dtype))
+    return LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=full_precision(dtype))
 
 
-class Conv(nn.Module):
+class Conv(Module):
     """A convolution without bias, kernel HWIO, padding `dilation · (k // 2)` on every side."""
 
     features: int
@@ -126,7 +127,7 @@ class MLP(nn.Module):
         return Linear(self.width, dtype=self.dtype, name="c_proj")(hidden)
 
 
-class Block(nn.Module):
+class Block(Module):
     """A pre-norm transformer block; `dense` is the same block with the attention matrix replaced by the identity."""
 
     config: ViTConfig | TextConfig
@@ -221,7 +222,7 @@ class Transformer(nn.Module):
         return self.resblocks[-1].dense(x, keys, folded)
 
 
-class PoolingHead(nn.Module):
+class PoolingHead(Module):
     """SigLIP's attention pooling: a learned query asks all tokens, then an MLP (Zhai et al., CVPR 2022, "MAP head").
 
     Read densely, every token is answered as if it stood alone: the softmax over one key is 1, and its value is left.

@@ -17,6 +17,7 @@ from maskclip_jax.encoders.text import TextTransformer
 from maskclip_jax.encoders.vit import VisionTransformer
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops.matmul import in_full_precision
+from maskclip_jax.ops.module import Module
 
 IMAGE_TOWER_ALONE = (
     "texts need a text tower, but this model has an image tower alone: give classifier=rows (a unit vector for each "
@@ -31,7 +32,7 @@ class DenseFeatures(NamedTuple):
     keys: Float[Array, "B L D"]
 
 
-class CLIP(nn.Module):
+class CLIP(Module):
     """CLIP with a dense reading of its image tower. Holds no arrays: call it through `model.apply(variables, …)`.
 
     `dtype` is what the towers compute in (bfloat16 on TPU and GPU); parameters keep their own.

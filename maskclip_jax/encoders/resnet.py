@@ -15,6 +15,7 @@ from maskclip_jax.encoders.config import ResNetConfig, cells_of
 from maskclip_jax.encoders.dense import ATTENTIONS, MASKCLIP, Around, DenseMethod, mean_length, pool_value_value
 from maskclip_jax.encoders.layers import Conv, Dtype, Linear, apply_folded, attend
 from maskclip_jax.encoders.positions import resize_positions, valid_mask
+from maskclip_jax.ops.module import BatchNorm, Module
 
 
 def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
@@ -61,8 +62,8 @@ class ImageGrid:
         return None if self.sizes is None else cells_of(self.sizes, stride)
 
 
-def _norm(train: bool, dtype: Dtype, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
+def _norm(train: bool, dtype: Dtype, name: str) -> BatchNorm:
+    return BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
 
 
 class Stem(nn.Module):
@@ -111,7 +112,7 @@ class Bottleneck(nn.Module):
         return nn.relu(out + x)
 
 
-class AttentionPool(nn.Module):
+class AttentionPool(Module):
     """One softmax attention whose query is the mean token; read densely, its values alone (paper, equation 4)."""
 
     grid: int

@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, Int
 from maskclip_jax.encoders.config import TextConfig
 from maskclip_jax.encoders.layers import Dtype, Linear, Transformer, layer_norm
 from maskclip_jax.encoders.positions import sinusoids
+from maskclip_jax.ops.module import Module
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(Module):
     """Token and position embeddings, pre-norm blocks, `ln_final`, and the pooling and head of the config."""
 
     config: TextConfig

@@ -13,9 +13,10 @@ from maskclip_jax.encoders.dense import ATTENTIONS, MASKCLIP, Around, DenseMetho
 from maskclip_jax.encoders.layers import Dtype, PoolingHead, Transformer, layer_norm
 from maskclip_jax.encoders.positions import resize_positions, valid_mask
 from maskclip_jax.ops.matmul import full_precision, product
+from maskclip_jax.ops.module import Module
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Module):
     """Patches with learned position embeddings, class tokens, pre-norm blocks, `ln_post`, and the config's head."""
 
     config: ViTConfig

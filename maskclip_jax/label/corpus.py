@@ -7,6 +7,7 @@ A folder is read with all folders in it, and an image's name is its path there w
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
 from maskclip_jax.data.images import encoded_png, read_content, read_image, stored_image
 from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.data.walk import files_by_name
+from maskclip_jax.data.whole_files import changed_at
 from maskclip_jax.errors import UserError
 
 
@@ -47,6 +49,10 @@ class FileCorpus:
     def name(self, index: int) -> str:
         """Unique, without suffix; folders are separated by "/"."""
         return self.files[index][0]
+
+    def changed_at(self, index: int) -> int:
+        """When the file was changed last, in ns; 0 where it is not there."""
+        return changed_at(self.files[index][1])
 
     def read(self, index: int, *, encoded: bool = False) -> Read:
         """Raises UserError where the image is damaged."""
@@ -92,7 +98,7 @@ def open_corpus(text: str) -> Corpus:
         raise UserError(
             f"images are a folder, an .npz or .zip file …, but {text!r} came: name one ('.' is this folder)"
         )
-    folder = Path(text).expanduser()
+    folder = Path(os.path.expanduser(text))
     if text != "scenes" and folder.is_dir() and not (folder / "images.npy").is_file():
         return FileCorpus(folder)
     return SourceCorpus(open_source(text))

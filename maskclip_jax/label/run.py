@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from maskclip_jax.data.preprocess import PreparedImage
-from maskclip_jax.data.whole_files import is_count
+from maskclip_jax.data.whole_files import changed_at, is_count
 from maskclip_jax.errors import UserError
 from maskclip_jax.label.corpus import Corpus, Read
-from maskclip_jax.label.folder import damaged_shards, read_shard, undo_shard, write_shard
+from maskclip_jax.label.folder import damaged_shards, read_shard, shard_file, undo_shard, write_shard
 from maskclip_jax.label.labellers import Labeller, labeller_of
 from maskclip_jax.label.store import Entry, FileStore, Labelled, PartGone, RecordStore, Store
 from maskclip_jax.segment.settings import PredictionSettings
@@ -164,18 +165,38 @@ def review(
 ) -> list[int]:
     """Which of the shards `mine` are to be labelled (again): also what was damaged, and images that can be read now.
 
-    `progress` is called with the number of shards looked at.
+    And those of images that are newer than their masks, which a warning says. `progress` is called with the number of
+    shards looked at.
     """
     shards, read = shard_count(corpus, options), _reader(corpus, labeller_of(settings), options)
     again = set(damaged_shards(out, mine, shards, progress))
+    newer: list[str] = []
     for shard in mine:
-        skipped = (read_shard(out, shard, shards) or {"skipped": []})["skipped"]
-        indices = [entry["index"] for entry in skipped if is_count(entry.get("index"), len(corpus) - 1)]
+        if (found := read_shard(out, shard, shards)) is None:
+            continue
+        indices = [e["index"] for e in found["skipped"] if is_count(e.get("index"), len(corpus) - 1)]
+        if corpus.knows_names and (found_newer := _newer(corpus, options, out, shard, set(indices))):
+            newer += found_newer
+            again.add(shard)
         if any(not isinstance(read(index), Exception) for index in indices):
             again.add(shard)
+    if newer:
+        what = f"{len(newer)} images are newer than their masks, the first {newer[0]}"
+        warnings.warn(f"{what}: labelled again", stacklevel=2)
     for shard in again:
         undo_shard(out, shard, shards)
     return [shard for shard in mine if read_shard(out, shard, shards) is None]
+
+
+def _newer(corpus: Any, options: LabelOptions, out: Path, shard: int, besides: set[int]) -> list[str]:
+    """Names of a finished shard's images that were changed after their masks were made (records: the whole shard)."""
+    indices = range(len(corpus))[shard * options.shard_size : (shard + 1) * options.shard_size]
+    names = {index: corpus.name(index) for index in indices if index not in besides}
+    done = changed_at(out / shard_file(shard, shard_count(corpus, options)))
+    made = {
+        i: changed_at(out / "labels" / f"{name}.png") if options.form == "png" else done for i, name in names.items()
+    }
+    return [name for index, name in names.items() if corpus.changed_at(index) > made[index]]
 
 
 def shard_count(corpus: Corpus, options: LabelOptions) -> int:
@@ -224,7 +245,8 @@ def _read_ahead(
 
     def known(index: int) -> tuple[str, Entry | None]:
         name = corpus.name(index)  # pyright: ignore[reportAttributeAccessIssue]: called where it knows_names
-        return name, store.recall(name)
+        entry = store.recall(name)
+        return name, None if entry and corpus.changed_at(index) > store.made_at(name) else entry  # pyright: ignore[reportAttributeAccessIssue]: as above
 
     read = _reader(corpus, labeller, options)
     waiting: collections.deque[tuple[range, Reading]] = collections.deque()

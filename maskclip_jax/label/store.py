@@ -28,7 +28,7 @@ from jaxtyping import Int64, Integer, UInt8
 
 from maskclip_jax.data.images import label_png, read_label_png, stored_label
 from maskclip_jax.data.vocabulary import class_palette
-from maskclip_jax.data.whole_files import as_text, is_count, parse_json, read_bytes
+from maskclip_jax.data.whole_files import as_text, changed_at, is_count, parse_json, read_bytes
 from maskclip_jax.errors import UserError
 from maskclip_jax.label.folder import PARTIAL, write_made, write_whole
 from maskclip_jax.label.records import DATASET, VERSION, tfds_features
@@ -81,6 +81,10 @@ class FileStore:
             files[path], size = hashlib.sha256(content).hexdigest(), size + len(content)
         pixels = self._count(labels)
         return Entry(files, size, pixels) if len(pixels) == len(self.palette) else None
+
+    def made_at(self, name: str) -> int:
+        """When that was made, in ns."""
+        return changed_at(self.out / _path("labels", name))
 
     def save(self, found: Labelled) -> Entry:
         contents = {"labels": label_png(found.labels, self.palette)}
@@ -178,6 +182,9 @@ class RecordStore:
         except (UserError, PartGone):
             return None
         return Entry({}, len(record), np.array(pixels, np.int64))
+
+    def made_at(self, name: str) -> int:
+        return changed_at(self.scratch / self._part(name))
 
     def save(self, found: Labelled) -> Entry:
         example = {"image": found.encoded, "label": stored_label(found.labels), "name": as_text(found.name)}

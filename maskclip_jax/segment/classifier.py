@@ -19,14 +19,13 @@ from jaxtyping import Array, Float, Float32, Int
 
 from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.checkpoints.tokenizer import Tokenizer
-from maskclip_jax.data.images import atomic_path
 from maskclip_jax.data.names import shown
 from maskclip_jax.data.vocabulary import ClassName, as_classes, parse_classes, prompt_templates
+from maskclip_jax.data.whole_files import atomic_path, cache_folder
 from maskclip_jax.encoders.config import TextConfig
 from maskclip_jax.encoders.model import CLIP, IMAGE_TOWER_ALONE
 from maskclip_jax.errors import UserError
 
-CACHE_VARIABLE = "MASKCLIP_JAX_CACHE"
 _FORMAT = "maskclip_jax text classifier 1"  # part of the fingerprint: change it whenever the computation changes
 _LENGTH_STEP = 16  # prompts are cut to a multiple of this many tokens, so that few lengths are ever compiled
 
@@ -175,14 +174,6 @@ def fingerprint(pretrained: Pretrained, ids: Int[np.ndarray, "N T"], counts: Seq
     digest.update(repr((ids.shape, list(counts))).encode())
     digest.update(np.ascontiguousarray(ids, np.int32).data)
     return digest.hexdigest()
-
-
-def cache_folder() -> Path | None:
-    """$MASKCLIP_JAX_CACHE, else ~/.cache/maskclip_jax; None where there is no home (an unknown user without $HOME)."""
-    named = os.environ.get(CACHE_VARIABLE)
-    with contextlib.suppress(RuntimeError):
-        return Path(named) if named else Path.home() / ".cache" / "maskclip_jax"
-    return None
 
 
 @functools.partial(jax.jit, static_argnames="model")

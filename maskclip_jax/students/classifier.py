@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from maskclip_jax.ops.matmul import in_full_precision
+from maskclip_jax.ops.module import Dense, Module
 
 MapperKind = Literal["identity", "linear", "mlp"]
 
@@ -26,11 +27,11 @@ class Mapper(nn.Module):
         if self.kind == "identity":
             return text
         if self.kind == "mlp":
-            text = nn.relu(nn.Dense(text.shape[-1], param_dtype=text.dtype, name="hidden")(text))
-        return nn.Dense(self.width, param_dtype=text.dtype, name="out")(text)
+            text = nn.relu(Dense(text.shape[-1], param_dtype=text.dtype, name="hidden")(text))
+        return Dense(self.width, param_dtype=text.dtype, name="out")(text)
 
 
-class TextHead(nn.Module):
+class TextHead(Module):
     """Features · text embeddings: no scale, no bias, features not normalised.
 
     The embeddings are an argument, not a parameter: no optimiser touches them and another vocabulary needs no surgery.
@@ -78,6 +79,6 @@ class LearnedHead(nn.Module):
     @nn.compact
     def __call__(self, features: Float[Array, "B h w E"], train: bool) -> Float[Array, "B h w classes"]:
         features = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(in_full_precision(features), deterministic=not train)
-        return nn.Dense(
+        return Dense(
             self.num_classes, param_dtype=features.dtype, kernel_init=nn.initializers.normal(0.01), name="conv_seg"
         )(features)

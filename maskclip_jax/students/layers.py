@@ -15,12 +15,13 @@ from jaxtyping import Array, Float
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops.conv import convolve, taps
 from maskclip_jax.ops.matmul import full_precision, in_full_precision
+from maskclip_jax.ops.module import Module
 
 # mmcv's kaiming_init: normal, std = sqrt(2 / (out · k · k)); the uncut normal, as PyTorch's.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-class Conv(nn.Module):
+class Conv(Module):
     """A convolution with an odd kernel, padded by dilation·(k // 2) as PyTorch's students are; no bias.
 
     Args:
@@ -51,7 +52,7 @@ class Conv(nn.Module):
         return convolve(x, weight, stride=self.stride, dilation=self.dilation, dtype=self.dtype, train=train)
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Module):
     """Batch normalisation exactly as PyTorch's (Sync)BatchNorm2d: eps 1e-5, momentum 0.1, unbiased running variance.
 
     `flax.linen.BatchNorm` keeps the *biased* variance in its running average; with the 1 to 16 values per channel of a

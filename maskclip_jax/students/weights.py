@@ -5,6 +5,7 @@ starts with `bn`, or is `downsample_1`, is a batch norm, any other a convolution
 theirs must be used exactly once or be declared ignorable, and every one of our leaves must be filled, with its shape.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -221,7 +222,7 @@ def read_state_dict(path: str | Path) -> Mapping[str, np.ndarray]:
     Raises:
         UserError: when there is nothing of the kind there, or it is damaged.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if file.is_dir():
         file = next((file / name for name in WEIGHTS["config.json"] if (file / name).is_file()), file)
     if file.is_dir():

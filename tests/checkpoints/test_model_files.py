@@ -16,9 +16,9 @@ from maskclip_jax.checkpoints.config_rules import from_json, to_json
 from maskclip_jax.checkpoints.load import load_clip
 from maskclip_jax.checkpoints.tokenizer import MissingTokenizer
 from maskclip_jax.checkpoints.weights import to_names, to_variables
+from maskclip_jax.data.whole_files import cache_folder
 from maskclip_jax.encoders.config import variant
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.classifier import cache_folder
 
 HF = architecture.to_hf(variant("ViT-B/16"))
 OPEN_CLIP = architecture.to_open_clip(variant("ViT-B/16"))

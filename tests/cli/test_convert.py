@@ -68,7 +68,7 @@ def test_an_output_that_exists_is_left_alone(call, model, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "broken", ["truncated", "no weights", "no config", "missing", "other tokenizer", "under a file"]
+    "broken", ["truncated", "no weights", "no config", "missing", "other tokenizer", "under a file", "a run"]
 )
 def test_nothing_is_left_of_a_failure(call, model, tmp_path, broken):
     source, out = tmp_path / "source", tmp_path / "out"
@@ -82,6 +82,8 @@ def test_nothing_is_left_of_a_failure(call, model, tmp_path, broken):
         (source / "config.json").unlink()
     elif broken == "missing":
         shutil.rmtree(source)
+    elif broken == "a run":
+        (source / "text.npy").touch()
     elif broken == "under a file":
         out = tmp_path / "file" / "out"
         (tmp_path / "file").write_text("mine")
@@ -91,3 +93,10 @@ def test_nothing_is_left_of_a_failure(call, model, tmp_path, broken):
     assert (result.code, result.lines, len(result.errors)) == (2, [], 1)
     assert result.errors[0].startswith("error: ")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "of \udcff bytes"])
+def test_any_name_of_a_folder_will_do(call, model, tmp_path, name):
+    assert call("convert", model, tmp_path / name).code == 0
+    assert (tmp_path / name / "sums.json").is_file()
+    assert len(list(tmp_path.iterdir())) == 1

@@ -223,12 +223,12 @@ def test_records_are_a_tfds_data_set(label, photos, tmp_path):
 
 def test_records_wait_where_they_are_told(label, photos, tmp_path, monkeypatch):
     """A killed run's records are in the scratch folder, and gone when their shard is whole."""
-    monkeypatch.setattr(label_store.RecordStore, "seal", lambda *_: (_ for _ in ()).throw(Killed))
     scratch = ("--format", "records", "--scratch", tmp_path / "scratch")
-    with pytest.raises(Killed):
-        label(photos, *scratch)
+    with monkeypatch.context() as patch:
+        patch.setattr(label_store.RecordStore, "seal", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            label(photos, *scratch)
     assert len([p for p in (tmp_path / "scratch").rglob("*") if p.is_file()]) == 6
-    monkeypatch.undo()
     assert label(photos, *scratch).code == 0
     assert not [p for p in (tmp_path / "scratch").rglob("*") if p.is_file()]
     check_manifest(tmp_path / "out")

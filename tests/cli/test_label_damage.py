@@ -94,10 +94,10 @@ def test_damaged_settings_are_refused_where_nothing_tells(label, photos, tmp_pat
 
 
 def test_waiting_records_that_are_damaged_are_made_again(label, photos, tmp_path, finished, monkeypatch):
-    monkeypatch.setattr(label_store.RecordStore, "seal", lambda *_: (_ for _ in ()).throw(Killed))
-    with pytest.raises(Killed):
-        label(photos, *finished["records"])
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(label_store.RecordStore, "seal", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            label(photos, *finished["records"])
     parts = sorted((tmp_path / "out" / ".partial" / "shard-00000").iterdir())
     assert len(parts) == 6
     for part, kind in zip(parts[1:], ("zero bytes", "half", "without the end", "random", "one bit"), strict=True):
@@ -137,6 +137,23 @@ def test_skipped_images_are_tried_again(label, photos, tmp_path, finished, form)
     assert tree(tmp_path / "out") == tree(tmp_path / form)
 
 
+@pytest.mark.filterwarnings("always:.* newer than their masks")
+@pytest.mark.parametrize("form", ["png", "records"])
+def test_images_newer_than_their_masks_are_labelled_again(label, photos, tmp_path, form):
+    data, options = copied(photos, tmp_path / "data"), ("--format", form)
+    assert label(data, *options).code == 0
+    before = tree(tmp_path / "out")
+    (data / "a" / "02.jpg").write_bytes((data / "a" / "00.jpg").read_bytes())
+    result = label(data, *options)
+    newer = "warning: 1 images are newer than their masks, the first a/02: labelled again"
+    assert (result.code, result.errors) == (0, [newer])
+    after = tree(tmp_path / "out")
+    assert label(data, *options).errors == []
+    assert tree(tmp_path / "out") == after
+    changed = {name for name in after if after[name] != before[name] and not name.endswith(".json")}
+    assert changed == {"labels/a/02.png"} if form == "png" else len(changed) == 1
+
+
 @pytest.mark.parametrize("form", ["png", "records"])
 def test_names_that_are_not_utf_8(label, photos, tmp_path, finished, form):
     data = copied(photos, tmp_path / "data")
@@ -167,12 +184,12 @@ def test_a_full_disk_is_one_line(label, photos, tmp_path, monkeypatch):
         def close(self):
             raise RuntimeError("Failed to flush: No space left on device; writing at ...\n" * 30)
 
-    monkeypatch.setattr("array_record.python.array_record_module.ArrayRecordWriter", Full)
-    result = label(photos, "--format", "records")
+    with monkeypatch.context() as patch:
+        patch.setattr("array_record.python.array_record_module.ArrayRecordWriter", Full)
+        result = label(photos, "--format", "records")
     assert (result.code, len(result.errors)) == (2, 1)
     assert "(No space left on device): make room, run again" in result.errors[0]
     assert {path.name for path in (tmp_path / "out" / ".partial").iterdir()} == {"shard-00000"}
-    monkeypatch.undo()
     assert label(photos, "--format", "records").code == 0
     check_manifest(tmp_path / "out")
 

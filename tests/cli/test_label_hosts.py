@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_outputs import WORDS
+from compile_flags import with_devices
 from label_outputs import check_manifest, tree
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def test_two_hosts_that_know_each_other(photos, model, tmp_path, cache):
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
     names = {"MASKCLIP_COORDINATOR": address, "MASKCLIP_HOSTS": "2"}
-    names["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    names["XLA_FLAGS"] = with_devices(2)
     hosts = [program(photos, model, tmp_path / "two", cache, **names, MASKCLIP_HOST=str(i)) for i in range(2)]
     try:
         for host in hosts:

@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import ctypes, resource, sys
-from maskclip_jax.cli.allocator import keep_memory
+from maskclip_jax.cli.process import keep_memory
 if "keep" in sys.argv and not keep_memory():
     sys.exit(3)
 libc = ctypes.CDLL(None)

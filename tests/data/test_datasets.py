@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskclip_jax.data.datasets import EmojiScenes
+from maskclip_jax.data import datasets
+from maskclip_jax.data.datasets import EmojiScenes, ImageCorpus
 from maskclip_jax.data.scene_classes import SCENE_CLASSES
 from maskclip_jax.errors import UserError
 
@@ -170,6 +171,40 @@ def test_bad_sources_are_told_in_one_line(folder, tmp_path):
         EmojiScenes(tmp_path / "empty", data_dir=tmp_path)
     with pytest.raises(UserError, match="no source came"):
         EmojiScenes(data_dir=tmp_path).download_and_prepare()
+
+
+def test_records_are_written_as_they_come(folder, tmp_path, monkeypatch):
+    """None waits for the others: TFDS would sort 1 GB in memory, and more with TensorFlow. A shard may be empty."""
+    monkeypatch.setattr(datasets, "SHARD", 1)
+    (folder / "images" / "0001.jpg").write_bytes(b"")
+    (tmp_path / "tfds" / "emoji_scenes" / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)  # a run that was killed
+    builder = EmojiScenes(folder, data_dir=tmp_path / "tfds", on_error="skip")
+    made, builder.report = [], lambda done: made.append((done, len(list((tmp_path / "tfds").rglob("*-of-00003")))))
+    builder.download_and_prepare()
+    assert made == [(1, 1), (3, 3)]
+    assert builder.info.splits["scenes"].shard_lengths == [1, 0, 1]
+    source = builder.as_data_source("scenes")
+    assert len(source) == 2
+    assert_is_scene(source[1], 2)
+    assert [path.name for path in (tmp_path / "tfds" / "emoji_scenes").iterdir()] == ["1.0.0"]
+
+
+@pytest.mark.parametrize("name", ["Images", "Labels", "split/Images"])
+def test_folders_of_other_case_are_told(folder, tmp_path, name):
+    folder.rename(tmp_path / "of")
+    (tmp_path / "of" / "split").mkdir()
+    for part in ("images", "labels"):
+        (tmp_path / "of" / part).rename(tmp_path / "of" / "split" / part) if "/" in name else None
+    (tmp_path / "of" / name.lower()).rename(tmp_path / "of" / name)
+    with pytest.raises(UserError, match="images and masks lie in images/ and labels/"):
+        ImageCorpus(tmp_path / "of", data_dir=tmp_path)
+
+
+def test_masks_of_another_kind_are_no_corpus_without_masks(folder, tmp_path):
+    for mask in (folder / "labels").iterdir():
+        mask.rename(mask.with_suffix(".tif"))
+    with pytest.raises(UserError, match=r"0000\.png is missing"):
+        ImageCorpus(folder, data_dir=tmp_path)
 
 
 def run(program: str) -> None:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -211,3 +213,26 @@ def test_a_path_too_long_gives_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         images.read_image(tmp_path / ("a" * 300 + ".png"))
     _one_line(error, tmp_path)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_labels_of_few_bits_are_the_stored_indices(tmp_path, bits):
+    stored = np.arange(16, dtype=np.uint8).reshape(2, 8) % 2**bits
+    packed = np.packbits(np.unpackbits(stored[..., None], axis=-1)[..., 8 - bits :].reshape(2, -1), axis=-1)
+    pieces = [
+        (b"IHDR", struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))),
+        (b"IEND", b""),
+    ]
+    chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in pieces]
+    found = images.read_label_png("mask.png", b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    np.testing.assert_array_equal(found, stored)
+    assert found.dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF"])
+def test_labels_under_a_false_name(tmp_path, kind):
+    """A JPEG's values are near the indices, which is worse than none."""
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png", format=kind)
+    with pytest.raises(UserError, match=f"a.png is {kind}"):
+        images.read_label_png(tmp_path / "a.png")

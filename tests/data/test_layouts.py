@@ -210,6 +210,11 @@ MISSING = {
         r"the mask, the first: gtFine/train/aachen/a_gtFine_labelTrainIds\.png, gtFine/train/aachen/a_gtFine_labelIds",
     ),
     "an empty list": ("voc2012", {"ImageSets/Segmentation/val.txt": "\n"}, "a list names its images"),
+    "a name twice": (
+        "voc2012",
+        {"ImageSets/Segmentation/val.txt": "\ufeffa\na\n"},
+        "each image once, but .* has 'a' twice",
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from maskclip_jax.data.sources import open_source
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.experiment import load_experiment, with_overrides
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import create_student
 from maskclip_jax.students.weights import load_backbone_weights
 
@@ -34,7 +35,7 @@ def test_the_teachers_backbone_fits_the_student():
     config = load_experiment(f"{EXPERIMENTS / 'configs' / 'scenes.py'}:demo")
     student = create_student(config.student_config)
     images, text = jnp.zeros((1, 64, 64, 3)), jnp.zeros((66, 128))
-    shapes = jax.eval_shape(student.init, jax.random.key(0), images, text)
+    shapes = shapes_of(student, images, text)
     filled = load_backbone_weights(config.backbone_weights, dict(shapes))
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(filled["params"]["backbone"]))
 
@@ -116,7 +117,7 @@ def test_changes_have_the_fields_type(change, key, value):
         ("batch_size=4.5", "batch_size takes int"),
         ("batch_size=true", "batch_size takes int"),
         ("self_training=1", "self_training takes bool"),
-        ("augmentation.scale=1", "augmentation.scale takes tuple"),
+        ("augmentation.scale=1", r"augmentation.scale takes tuple\[float, float\], but"),
         ("prompt_denoising=often", "takes float or null"),
         ("batch_size", "a change is key=value"),
         ("=4", "a change is key=value"),
@@ -195,6 +196,10 @@ def test_changes_are_made_together():
 
 def test_one_line_for_files_that_cannot_be(tmp_path):
     files = {"empty": "", "wrong": "def config():\n    return 3\n", "broken": "import nothing_of_the_kind\n"}
+    files |= {
+        "key": "def config(name=''):\n    return {}[name]\n",
+        "exit": "def config(name):\n    raise SystemExit(3)\n",
+    }
     for name, code in files.items():
         (tmp_path / f"{name}.py").write_text(code)
     for source, why in (
@@ -203,9 +208,21 @@ def test_one_line_for_files_that_cannot_be(tmp_path):
         (tmp_path / "empty.py", "defines config"),
         (tmp_path / "wrong.py", "returns int"),
         (tmp_path / "broken.py", "does not run .ModuleNotFoundError"),
+        (f"{tmp_path / 'key.py'}:small", "does not run .KeyError: 'small'"),
+        (f"{tmp_path / 'key.py'}:", "does not run .KeyError: ''"),
+        (tmp_path / "exit.py", "does not run .TypeError"),
+        (f"{tmp_path / 'exit.py'}:a", "does not run .SystemExit: 3"),
+        ("~nobody of that name/e.py", "there is no ~nobody of that name/e.py"),
         (f"{EXPERIMENTS / 'configs' / 'scenes.py'}:tiny", "have the variants annotation_free, from_clip"),
         (f"{EXPERIMENTS / 'configs' / 'paper.py'}:voc20", "for example voc20/zero_shot/r50"),
     ):
         with pytest.raises(UserError, match=why) as error:
             load_experiment(source)
         assert "\n" not in str(error.value)
+
+
+def test_an_experiment_may_define_classes_of_its_own(tmp_path):
+    """`dataclasses` looks up the module that a class says it is from."""
+    code = "import dataclasses, tiny_distill\n@dataclasses.dataclass\nclass A:\n    x: 'int'\n"
+    (tmp_path / "own.py").write_text(code + "config = tiny_distill.config_of\n")
+    assert load_experiment(tmp_path / "own.py") == CONFIG

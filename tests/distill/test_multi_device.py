@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compile_flags import with_devices
 from tiny_distill import SIDE, config_of, run_steps
 
 from maskclip_jax.distill import step
@@ -70,7 +71,7 @@ def run(devices: int, fault: str = "") -> dict[str, np.ndarray]:
 def in_a_child(folder: Path, devices: int, fault: str = "") -> dict[str, np.ndarray]:
     file = folder / f"{devices} {fault}.npz"
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": with_devices(devices),
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),

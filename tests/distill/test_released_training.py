@@ -21,6 +21,7 @@ from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.optimizer import descent_direction
 from maskclip_jax.distill.step import TrainState, _forward, _loss, _target, make_train_step
 from maskclip_jax.distill.teacher import normalise, teacher_from
+from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import StudentConfig, create_student
 from maskclip_jax.students.weights import convert_state_dict
 
@@ -70,7 +71,7 @@ def prepared(mode: str, dtype: str):
     teacher, frozen = teacher_from(config, clip, golden()["text"])
     student = create_student(config.student_config)
     pixels = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.dtype(dtype))
-    shapes = jax.eval_shape(student.init, jax.random.key(0), pixels, jnp.asarray(frozen.text))
+    shapes = shapes_of(student, pixels, jnp.asarray(frozen.text))
     before = jax.tree.map(jnp.asarray, released_arrays(shapes, "before/"))
     optimizer = descent_direction(config).init(before["params"])
     state = TrainState(np.int32(0), before["params"], before["batch_stats"], optimizer)

@@ -343,6 +343,14 @@ def test_data_are_looked_at_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_data_that_do_not_fit_give_the_folder_back(tmp_path):
+    """Which is seen when the first batch is made: the corrected command would else be another config's."""
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 40, 44, 3), np.uint8), labels=np.full((4, 40, 44), 9, np.uint8))
+    with pytest.raises(UserError, match=r"annotation is 0.* or 255, but .* has 9"):
+        train(run_config(tmp_path / "a.npz"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_a_run_that_cannot_begin_leaves_nothing(whole, tmp_path, there):
     """The embedded CLIP's embeddings are wider than this student."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compile_flags import with_devices
 from tiny_distill import CLASSES, STUDENT, config_of, pretrained_clip, setup, text_rows
 from tiny_run import HERE
 
@@ -259,7 +260,7 @@ names = tuple("abcde")
 found = evaluate(Counter(brightness_reader(), 5), {{"threshold": np.float32(0.5)}}, MIXED, names, protocol={{}})
 np.save({str(tmp_path / "three.npy")!r}, found.confusion)
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": with_devices(3), "JAX_PLATFORMS": "cpu"}
     child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert child.returncode == 0, child.stderr
     one = evaluate(Counter(brightness_reader(), 5), {"threshold": np.float32(0.5)}, MIXED, tuple("abcde"), protocol={})

@@ -15,6 +15,7 @@ from maskclip_jax.distill.step import TrainState, make_train_step
 from maskclip_jax.distill.teacher import teacher_from
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import StudentConfig, create_student
 
 SIDE, WIDTH = 32, 12
@@ -52,7 +53,7 @@ def pretrained_clip(kind: str = "vit") -> Pretrained:
     config = CLIPConfig(VISION[kind], TextConfig(8, 4, 8, 1, 1, 8), WIDTH)
     model = CLIP(config)
     side = config.vision.image_size
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
+    shapes = shapes_of(model, jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
     preprocess = Preprocess((0.4, 0.5, 0.6), (0.2, 0.3, 0.25), multiple=config.multiple)
     return Pretrained(
         model, jax.tree.map(jnp.asarray, drawn(shapes)), config, lambda prompts: None, preprocess, Reading()
@@ -104,7 +105,7 @@ def setup(config: DistillConfig, kind: str = "vit"):
     """Teacher, frozen arrays, student, and a state of drawn parameters."""
     teacher, frozen = teacher_from(config, pretrained_clip(kind), text_rows())
     student = create_student(config.student_config)
-    shapes = jax.eval_shape(student.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), frozen.text)
+    shapes = shapes_of(student, jnp.zeros((1, SIDE, SIDE, 3)), frozen.text)
     variables = drawn(shapes, seed=2)
     params = variables["params"]
     opt_state = jax.tree.map(np.asarray, descent_direction(config).init(params))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from compile_flags import with_devices
 from tiny_distill import CLASSES, config_of, pretrained_clip, setup, text_rows
 
 from maskclip_jax.distill import train as loop
@@ -88,7 +89,7 @@ def arrays_of(state) -> dict[str, np.ndarray]:
 def child_environment(cache: Path, devices: int = 1) -> dict[str, str]:
     """For a process that runs this file. The compile cache makes the second child start fast."""
     return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": with_devices(devices),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -13,6 +13,7 @@ from maskclip_jax.checkpoints.load import Pretrained
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.encoders.config import CLIPConfig, Fidelity, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.ops.module import shapes_of
 
 VISION = {
     "vit": ViTConfig(image_size=32, patch_size=8, width=16, layers=2, heads=2, mlp_width=32),
@@ -47,7 +48,7 @@ def make_pretrained(kind, fidelity="clip", short_side=32, long_side=96, seed=0):
     config = CLIPConfig(VISION[kind], TEXT, 12, Fidelity.named(fidelity))
     model = CLIP(config)
     side = config.vision.image_size
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros((1, 40), jnp.int32))
+    shapes = shapes_of(model, jnp.zeros((1, side, side, 3)), jnp.zeros((1, 40), jnp.int32))
     rng = np.random.default_rng(seed)
     variables = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.device_put(_fill(rng, path, leaf.shape)), shapes

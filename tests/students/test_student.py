@@ -10,6 +10,7 @@ import pytest
 from flax import traverse_util
 
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import StudentConfig, create_student
 from maskclip_jax.students.classifier import Mapper, TextHead
 from maskclip_jax.students.resnet import ResNet, Variant, variant
@@ -33,7 +34,7 @@ def filled(shapes):
 
 
 def init(student, images, text):
-    return filled(jax.eval_shape(student.init, KEY, images, text))
+    return filled(shapes_of(student, images, text))
 
 
 HEADS = ("deeplabv2", "deeplabv3plus", "pspnet")
@@ -46,7 +47,7 @@ def shapes(config, size=(64, 96), classes=3, **options):
     student = create_student(config)
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     text = jax.ShapeDtypeStruct((classes, config.width), jnp.float32)
-    variables = jax.eval_shape(student.init, KEY, images, text)
+    variables = shapes_of(student, images, text)
     return variables, jax.eval_shape(lambda v, i, t: student.apply(v, i, t, **options), variables, images, text)
 
 
@@ -227,4 +228,4 @@ def test_bad_configs_are_refused(values, message):
 def test_text_of_another_width_is_refused(text):
     student = create_student(StudentConfig(**TINY))
     with pytest.raises(UserError, match=r"width 8 must be that of the text embeddings, got (None|7)"):
-        jax.eval_shape(student.init, KEY, jnp.ones((1, 32, 32, 3)), text)
+        shapes_of(student, jnp.ones((1, 32, 32, 3)), text)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import StudentConfig, create_student
 from maskclip_jax.students.weights import convert_state_dict
 
@@ -42,7 +43,7 @@ def golden(request):
         elif part == prefix:
             state[f"decode_head.{name}"] = value
     student = create_student(StudentConfig(head=request.param, **TINY, **options))
-    ours = jax.eval_shape(student.init, jax.random.key(0), nhwc(arrays["image_nchw"]))
+    ours = shapes_of(student, nhwc(arrays["image_nchw"]))
     return prefix, arrays, student, convert_state_dict(state, ours, ("backbone", "head", "classifier"))
 
 
@@ -80,7 +81,7 @@ def test_clip_stem_matches_the_released_clip_resnet(scene):
     config = StudentConfig(width=8, backbone="resnet50", base_width=8, stem="clip", output_stride=32)
     student = create_student(config)
     images = nhwc(arrays[f"{scene}/image_nchw"])
-    variables = jax.eval_shape(student.init, jax.random.key(0), images, jnp.ones((2, 8)))
+    variables = shapes_of(student, images, jnp.ones((2, 8)))
     converted = convert_state_dict(state, variables)
     backbone = {collection: {"backbone": tree["backbone"]} for collection, tree in converted.items()}
     with jax.default_matmul_precision("highest"):

@@ -11,6 +11,7 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import StudentConfig, create_student
 from maskclip_jax.students import weights as W
 
@@ -22,7 +23,7 @@ TEXT = jax.ShapeDtypeStruct((2, 8), jnp.float32)
 
 def variables_for(stem):
     config = StudentConfig(width=8, backbone="resnet50", layers=LAYERS, base_width=BASE, stem=stem, rates=(1,))
-    shapes = jax.eval_shape(create_student(config).init, jax.random.key(0), IMAGES, TEXT)
+    shapes = shapes_of(create_student(config), IMAGES, TEXT)
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
@@ -158,7 +159,7 @@ def test_tables_cover_the_full_size_backbones(depth, blocks3):
     """Keys of the real files, without their arrays: every one of ours is named once."""
     for stem, make in (("v1c", timm), ("v1", huggingface)):
         student = create_student(StudentConfig(width=8, backbone=depth, stem=stem))
-        ours = traverse_util.flatten_dict(jax.eval_shape(student.init, jax.random.key(0), IMAGES, TEXT))
+        ours = traverse_util.flatten_dict(shapes_of(student, IMAGES, TEXT))
         table = W.FORMATS[W.detect_format(make(np.random.default_rng(0)))][1]
         layers = (3, 4, blocks3, 3)
         names = real_names(stem, layers)

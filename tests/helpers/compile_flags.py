@@ -1,0 +1,21 @@
+"""XLA's flags in tests, which compile far more than they compute.
+
+With these, XLA takes an eighth of the time to compile, and the programs run a few times slower. `XLA_FLAGS= pytest …`
+compiles as users do; the demo in the gate does.
+"""
+
+import os
+
+QUICK = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
+)
+
+
+def with_devices(count: int) -> str:
+    """XLA_FLAGS of a child process that has `count` CPU devices and compiles as this one does."""
+    return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
