@@ -172,8 +172,7 @@ def abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def _abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
     side = config.vision.grid * (config.vision.patch_size if isinstance(config.vision, ViTConfig) else 32)
     images, ids = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    variables = shapes_of(CLIP(config), images, ids)
-    return flatten_dict(variables, sep="/")
+    return flatten_dict(shapes_of(CLIP(config), images, ids), sep="/")
 
 
 def _path(module: str, leaf: str) -> str:

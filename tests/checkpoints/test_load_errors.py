@@ -58,7 +58,7 @@ def test_missing_files(folder, tmp_path, checkpoints):
     (folder / "model.safetensors").rename(folder / "elsewhere.safetensors")
     fails("holds config.json but no weights: add one of model.safetensors", folder)
     (folder / "config.json").unlink()
-    fails("neither: add one", folder)
+    fails("none: add one", folder)
     fails("need config.json beside them", folder / "elsewhere.safetensors")
     sharded = checkpoints.write_folder(tmp_path / "sharded", "vit", "hf-sharded")
     (sharded / "model-00002-of-00002.safetensors").unlink()

@@ -66,8 +66,14 @@ def test_damaged_images(call, voc, tmp_path):
     ("arguments", "words"),
     [
         (["voc2012", "{tmp}/nowhere"], "get it from http"),
-        (["voc2012", "{voc}", "--config", "voc22"], "'voc22' of Pascal VOC 2012 is not: choose among voc20, voc21"),
-        (["image_corpus", "{voc}", "--config", "x"], "'x' of a folder of images is not: there are none"),
+        (
+            ["voc2012", "{voc}", "--config", "voc22"],
+            "a config of Pascal VOC 2012 is another, got 'voc22': choose among voc20, voc21",
+        ),
+        (
+            ["image_corpus", "{voc}", "--config", "x"],
+            "a config of a folder of images is another, got 'x': there are none",
+        ),
         (["image_corpus", "{voc}", "--classes", ""], "empty"),
         (["voc2012", "{voc}", "--splits", "train"], "split train of Pascal VOC 2012 needs ImageSets"),
         (["voc2012", "{voc}", "--classes", "dog"], "--classes names the values of image_corpus"),
