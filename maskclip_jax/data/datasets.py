@@ -91,7 +91,7 @@ class Corpus(ShardBasedBuilder, skip_registration=True):
         known = [config.name for config in self.BUILDER_CONFIGS]
         if isinstance(config := kwargs.get("config"), str) and config not in known:
             remedy = f"choose among {', '.join(known)}" if known else "there are none, leave it out"
-            raise UserError(f"a config of {self.title} is another, got {cut(config)!r}: {remedy}")
+            raise UserError(f"{self.title} has no config {cut(config)!r}: {remedy}")
         super().__init__(**({"file_format": "array_record"} | kwargs))
 
     def find(self, source: Path) -> Mapping[str, Sequence[Pair]]:

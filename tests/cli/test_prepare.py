@@ -68,11 +68,11 @@ def test_damaged_images(call, voc, tmp_path):
         (["voc2012", "{tmp}/nowhere"], "get it from http"),
         (
             ["voc2012", "{voc}", "--config", "voc22"],
-            "a config of Pascal VOC 2012 is another, got 'voc22': choose among voc20, voc21",
+            "has no config 'voc22': choose among voc20, voc21",
         ),
         (
             ["image_corpus", "{voc}", "--config", "x"],
-            "a config of a folder of images is another, got 'x': there are none",
+            "has no config 'x': there are none",
         ),
         (["image_corpus", "{voc}", "--classes", ""], "empty"),
         (["voc2012", "{voc}", "--splits", "train"], "split train of Pascal VOC 2012 needs ImageSets"),
