@@ -101,6 +101,7 @@ def _as(arm: Any, text: str) -> tuple[bool, Any]:
     if typing.get_origin(arm) is tuple:
         kind, *others = typing.get_args(arm)
         parts = [part.strip() for part in text.strip("[]()").split(",") if part.strip()]
+        parts = [part.strip("'\"") for part in parts] if kind is str else parts  # a list as JSON writes it
         parsed = [_as(kind, part) for part in parts]
         fits = not others or others[0] is Ellipsis or len(parts) == 1 + len(others)
         return fits and all(found for found, _ in parsed), [value for _, value in parsed]

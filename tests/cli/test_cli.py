@@ -90,7 +90,7 @@ def make_command(monkeypatch, run):
     [
         (KeyboardInterrupt(), 130, f"stopped: {cli.STARTS_AGAIN}\n"),
         (UserError("a rule, what came,\nthe remedy"), 2, "error: a rule, what came, the remedy\n"),
-        (PermissionError(13, "Permission denied", "/x"), 2, "error: [Errno 13] Permission denied: '/x'\n"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "error: files must be readable, and writable in --out, but /x is not (Permission denied): make room, or choose another\n"),
     ],
 )
 def test_exit_codes(capsys, monkeypatch, raised, code, line):
