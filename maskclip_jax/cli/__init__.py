@@ -104,6 +104,6 @@ def run_command(argv: list[str]) -> int:
             raise
         complain(f"JAX needs a device, but has none of that kind: {error}")
     except OSError as error:  # a full disk, a folder nobody may write to: the system's own words say which
-        where = error.filename and f"files must be readable, and writable in --out, but {error.filename} is not"
-        complain(f"{where} ({error.strerror}): make room, or choose another" if where else error)
+        which, why = error.filename or "one", error.strerror or error
+        complain(f"files must be readable, and writable in --out, but {which} is not ({why}): choose another")
     return 2

@@ -86,6 +86,7 @@ def test_every_target_has_a_config():
         ("templates=null", "templates", None),
         ("dense_stride=16", "dense_stride", 16),
         ("unseen=dog, cat", "unseen", ("dog", "cat")),
+        ('unseen=["dog", "cat"]', "unseen", ("dog", "cat")),
         ("classes=dog, cat", "classes", "dog, cat"),
         ("dtype=bfloat16", "dtype", "bfloat16"),
         ("train_data=/a=b", "train_data", "/a=b"),

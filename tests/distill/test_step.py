@@ -74,7 +74,7 @@ def student_logits(config):
 def by_hand(config, state, frozen, batch):
     """Loss and labels of one step, written out in NumPy around the two networks."""
     clip = pretrained_clip()
-    x = normalise(batch["image"], clip.preprocess.mean, clip.preprocess.std, config.dtype)
+    x = normalise(jnp.asarray(batch["image"]), clip.preprocess.mean, clip.preprocess.std, config.dtype)
     model = CLIP(clip.config, jnp.dtype(config.dtype))
     features = dense(dataclasses.replace(clip, model=model, variables=frozen.teacher), x).features
     teacher = upsampled(np.einsum("bhwe,ce->bhwc", features, text_rows()[[1, 3]]))  # cat and sky
@@ -201,7 +201,7 @@ def test_evaluation_counts_and_changes_nothing():
     assert distance(before, state) == 0
     assert int(state.step) == 1
     labels = batch["label"][0]
-    images = normalise(batch["image"][0], config.image_mean, config.image_std, config.dtype)
+    images = normalise(jnp.asarray(batch["image"][0]), config.image_mean, config.image_std, config.dtype)
     logits = jax.jit(student.apply)(
         {"params": state.params, "batch_stats": state.batch_stats}, images, jnp.asarray(frozen.text)
     )
