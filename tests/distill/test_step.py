@@ -104,7 +104,7 @@ def test_one_step_against_numpy():
     expected, batch_stats = by_hand(config, state, frozen, batch)
     assert set(metrics) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-9, err_msg=name)
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)  # shares are float32
     assert distance(after.batch_stats, batch_stats) < 1e-10
     assert distance(after.batch_stats, state.batch_stats) > 1e-2
     assert int(after.step) == 1
