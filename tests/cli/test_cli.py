@@ -124,6 +124,7 @@ def test_a_closed_stream_is_no_hindrance(monkeypatch, stream):
     monkeypatch.setattr(sys, stream, None)
     with pytest.raises(SystemExit) as stopped:
         cli.main(list(make_command(monkeypatch, lambda args: print("words"))))
+    getattr(sys, stream).close()
     assert stopped.value.code == 0
 
 
