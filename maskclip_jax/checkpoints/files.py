@@ -41,17 +41,18 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
     Raises:
       UserError: missing, empty, truncated or not the kind of file its name says.
     """
-    if path.name.endswith(INDICES):
+    if path.name.lower().endswith(INDICES):
         return _read_shards(path)
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise UserError(f"weights are a file of {', '.join(SUFFIXES)}, but {path} came: give one of these")
     with _opened(path) as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
-    if path.suffix in (".safetensors", ".npz"):
-        return SafetensorsFile(path) if path.suffix == ".safetensors" else NpzFile(path)
-    return _read_msgpack(path) if path.suffix == ".msgpack" else TorchFile(path)
+    if suffix in (".safetensors", ".npz"):
+        return SafetensorsFile(path) if suffix == ".safetensors" else NpzFile(path)
+    return _read_msgpack(path) if suffix == ".msgpack" else TorchFile(path)
 
 
 class SafetensorsFile(Mapping):
@@ -128,9 +129,9 @@ def shard_map(index: Path) -> dict[str, str]:
     files = schema.fields(read_json(index), {"weight_map": schema.OBJECT}, str(index), needed=("weight_map",))[
         "weight_map"
     ]
-    suffix = Path(index.name.removesuffix(".index.json")).suffix
+    suffix = Path(index.name[: -len(".index.json")]).suffix.lower()
     for name in files.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(suffix):
+        if not isinstance(name, str) or Path(name).name != name or not name.lower().endswith(suffix):
             raise UserError(f"a shard is a file in the folder of {index}, not {cut(name, 60)}: take the original file")
     return files
 

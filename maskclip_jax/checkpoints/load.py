@@ -182,7 +182,7 @@ def _existing(source: str | Path) -> Path | None:
 def _hub_id(name: str) -> bool:
     from maskclip_jax.checkpoints.files import SUFFIXES
 
-    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not name.endswith(SUFFIXES)
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not name.lower().endswith(SUFFIXES)
 
 
 def _other_tokenizer(tokenizer: str | Path | Callable, config: CLIPConfig) -> Callable:

@@ -57,6 +57,9 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; exits 2 with one line on bad input, 130 on Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     keep_memory()
     try:
         try:
@@ -99,6 +102,11 @@ def run_command(argv: list[str]) -> int:
         complain(
             f"the work must fit into memory, but it does not ({error or 'no more'}): smaller images, or less at once"
         )
-    except OSError as error:  # a full disk, a folder without permission: the message is the system's
-        complain(error)
+    except RuntimeError as error:
+        if "nable to initialize backend" not in str(error):
+            raise
+        complain(f"JAX needs a device, but has none of that kind: {error}")
+    except OSError as error:  # a full disk, a folder nobody may write to: the system's own words say which
+        which, why = error.filename or "one", error.strerror or error
+        complain(f"files must be readable, and writable in --out, but {which} is not ({why}): choose another")
     return 2

@@ -14,6 +14,7 @@ import socket
 import sys
 
 from maskclip_jax.cli import common
+from maskclip_jax.data.whole_files import reason
 from maskclip_jax.errors import UserError
 
 
@@ -105,9 +106,9 @@ def listening(host: str, number: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:  # gaierror is one
+    except (OSError, UnicodeError) as error:  # gaierror is one; the other comes of names that no host may have
         raise UserError(
-            f"--host is an address of this machine, but {host} is none ({error.strerror}): try 127.0.0.1"
+            f"--host is an address of this machine, but {host!r} is none ({reason(error)}): try 127.0.0.1"
         ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just stopped is no hindrance

@@ -195,7 +195,7 @@ def _open(name: str) -> DataSource:
         if not folder.is_dir():
             raise UserError(f"{path} has no folder {inner!r}: name one that it holds after '!'")
         return FolderSource(folder)
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix.lower() == ".npz" and path.is_file():
         return _open_npz(path)
     if not path.is_dir():
         raise UserError(f"a data source is a folder, .npz or .zip, but {path} is a file of another kind: convert it")

@@ -8,6 +8,7 @@ reader here raises `UserError` in one line, and nothing else.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -44,8 +45,9 @@ def reason(error: BaseException, most: int = 200) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror and not isinstance(error, UserError):
         return error.strerror
-    if "No space left" in text or "RESOURCE_EXHAUSTED" in text:  # tensorstore, array_record, safetensors
-        return "No space left on device"
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # tensorstore, array_record, safetensors
+        if os.strerror(number) in text or (number == errno.ENOSPC and "RESOURCE_EXHAUSTED" in text):
+            return os.strerror(number)
     return cut(text, most) or type(error).__name__
 
 

@@ -68,6 +68,7 @@ class Checkpoints:
             )
             try:
                 if not read_only and jax.process_index() == 0:
+                    self.folder.mkdir(parents=True, exist_ok=True)  # a file in the way: orbax tells with the first one
                     _remove_remains(self.folder)
                 self._manager = ocp.CheckpointManager(self.folder, options=options)
             except Exception as error:  # orbax raises what it meets: a file in the way, no permission, a full disk

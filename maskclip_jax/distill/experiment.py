@@ -89,7 +89,8 @@ def _parsed(hint: Any, text: str, where: str) -> Any:
     if items is None or text == "null":
         return typed(hint, _literal(text), where)
     parts = [part.strip() for part in text.strip("[]()").split(",") if part.strip()]
-    return typed(hint, parts if str in items else list(map(_literal, parts)), where)
+    texts = [part.strip("'\"") for part in parts]  # a list as JSON writes it
+    return typed(hint, texts if str in items else list(map(_literal, parts)), where)
 
 
 def _literal(text: str) -> Any:

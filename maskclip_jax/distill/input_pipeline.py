@@ -144,8 +144,9 @@ def _annotation(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W
 
 
 def _made_before(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W"]:
-    path, labels = Path(os.path.expanduser(config.labels_from)) / f"{example.name}.png", example.labels
+    path, labels = f"the mask of {example.name} in train_data", example.labels
     if config.labels_from != "data":
+        path = Path(os.path.expanduser(config.labels_from)) / f"{example.name}.png"
         if not path.is_file():
             raise UserError(f"labels_from holds a mask for every image, but {path} is missing: run the labelling again")
         labels = read_label_png(path)

@@ -31,6 +31,7 @@ from maskclip_jax.distill.step import TrainState, create_train_state, make_train
 from maskclip_jax.distill.teacher import Frozen, Teacher, load_teacher
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.encoder import Evaluation
+from maskclip_jax.evaluate.engine import known_labels
 from maskclip_jax.ops import hosts
 from maskclip_jax.students import create_student
 
@@ -68,6 +69,8 @@ def train_and_evaluate(
     config.per_device(jax.device_count())
     source = open_source(config.train_data)
     heldout = open_source(config.eval_data) if config.eval_data else None
+    if heldout is not None:
+        known_labels(heldout[0], len(config.label_names))  # what cannot be scored would else show after many steps
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone_in(workdir))
         undo = stack.enter_context(contextlib.ExitStack())

@@ -230,7 +230,7 @@ def read_state_dict(path: str | Path) -> Mapping[str, np.ndarray]:
     if file.is_dir():
         raise UserError(f"no ImageNet weights in {path}: it holds none of {', '.join(WEIGHTS['config.json'])}")
     if not file.exists():
-        if file.suffix in SUFFIXES or str(path).count("/") != 1:
+        if file.suffix.lower() in SUFFIXES or str(path).count("/") != 1:
             raise UserError(
                 f"no ImageNet weights at {path}: give a file of {', '.join(SUFFIXES)}, its folder, a hub id"
             )

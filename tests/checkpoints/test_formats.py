@@ -59,8 +59,8 @@ def test_mapping_of_openai_names(checkpoints, kind, prefix):
 def test_half_precision_files_become_float32(tmp_path, checkpoints, dtype):
     config, variables = checkpoints.random_clip("resnet")
     halved = {name: np.asarray(jnp.asarray(a, dtype)) for name, a in to_names(variables, config, "openai").items()}
-    save_file(halved, tmp_path / "weights.safetensors")
-    pretrained = load_clip(tmp_path / "weights.safetensors")
+    save_file(halved, tmp_path / "weights.SafeTensors")  # named as some systems name files
+    pretrained = load_clip(tmp_path / "weights.SafeTensors")
     assert {leaf.dtype for leaf in jax.tree.leaves(pretrained.variables)} == {np.dtype(np.float32)}
     kernel = pretrained.variables["params"]["visual"]["stem"]["conv1"]["kernel"]
     np.testing.assert_array_equal(kernel, halved["visual.conv1.weight"].astype(np.float32).transpose(2, 3, 1, 0))

@@ -85,12 +85,30 @@ def make_command(monkeypatch, run):
     return "convert", "a", "b"
 
 
+FILES = "files must be readable, and writable in --out"
+NO_DEVICE = "JAX needs a device, but has none of that kind"
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "line"),
     [
         (KeyboardInterrupt(), 130, f"stopped: {cli.STARTS_AGAIN}\n"),
         (UserError("a rule, what came,\nthe remedy"), 2, "error: a rule, what came, the remedy\n"),
-        (PermissionError(13, "Permission denied", "/x"), 2, "error: [Errno 13] Permission denied: '/x'\n"),
+        (
+            PermissionError(13, "Permission denied", "/x"),
+            2,
+            f"error: {FILES}, but /x is not (Permission denied): choose another\n",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            f"error: {FILES}, but one is not (No space left on device): choose another\n",
+        ),
+        (
+            RuntimeError("Unable to initialize backend 'tpu': none"),
+            2,
+            f"error: {NO_DEVICE}: Unable to initialize backend 'tpu': none\n",
+        ),
     ],
 )
 def test_exit_codes(capsys, monkeypatch, raised, code, line):
@@ -98,6 +116,16 @@ def test_exit_codes(capsys, monkeypatch, raised, code, line):
         raise raised
 
     assert call(capsys, *make_command(monkeypatch, run)) == (code, "", line)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_hindrance(monkeypatch, stream):
+    """What Python makes of `>&-`."""
+    monkeypatch.setattr(sys, stream, None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(make_command(monkeypatch, lambda args: print("words"))))
+    getattr(sys, stream).close()
+    assert stopped.value.code == 0
 
 
 def test_a_bug_is_not_hidden(monkeypatch):

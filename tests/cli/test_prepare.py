@@ -33,6 +33,7 @@ def test_what_is_printed_opens(call, voc, tmp_path):
     result = call("prepare", "voc2012", voc, "--data-dir", tmp_path / "data", "--config", "voc21")
     assert result.code == 0
     (line,) = [line for line in result.lines if line.startswith("2 examples: ")]
+    assert not any("ownload" in line for line in result.lines)  # TFDS's own words
     source = open_source(line.removeprefix("2 examples: "))
     assert [source[i].name for i in range(2)] == ["a", "b"]
     assert (source[0].labels == 20).all()

@@ -1,6 +1,7 @@
 """Data sources: one text, the same example for the same index, one line for what cannot be read."""
 
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -34,7 +35,8 @@ def test_every_kind_gives_the_same_examples(folder):
         for kind in ("images", "labels"):
             for path in (folder / kind).iterdir():
                 archive.write(path, f"part/{kind}/{path.name}")
-    for text in (folder, arrays, folder / "a.npz", f"{folder / 'a.zip'}!part"):
+    shutil.copy(folder / "a.npz", folder / "A.NPZ")
+    for text in (folder, arrays, folder / "a.npz", folder / "A.NPZ", f"{folder / 'a.zip'}!part"):
         source = open_source(str(text))
         assert len(source) == 6
         for i in (0, 5):

@@ -1,5 +1,6 @@
 """Files that are whole or not there, strict JSON, and a lock that dies with its process."""
 
+import errno
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from maskclip_jax.data import whole_files
-from maskclip_jax.data.whole_files import cut, is_count, json_bytes, locked, parse_json, read_json, write_json
+from maskclip_jax.data.whole_files import cut, is_count, json_bytes, locked, parse_json, read_json, reason, write_json
 from maskclip_jax.errors import UserError
 
 DAMAGED = {
@@ -52,6 +53,17 @@ def test_legal_json_comes_back(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")  # a file name that is not UTF-8 can be kept where it is asked for
     assert parse_json(json_bytes({"a": name}), "x", surrogates=True) == {"a": name}
     assert json.loads(json_bytes({"a": np.float32("nan"), "b": np.arange(2)})) == {"a": None, "b": [0, 1]}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_the_reason_is_the_systems_word(number):
+    """Whoever met it: Python, or a library that writes by itself and tells a story."""
+    words = os.strerror(number)
+    assert (
+        reason(OSError(number, words))
+        == reason(RuntimeError(f"open() failed: {words}; opening x; {'.' * 999}"))
+        == words
+    )
 
 
 def test_only_files_of_a_size_are_read(tmp_path):

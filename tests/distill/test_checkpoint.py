@@ -218,6 +218,8 @@ def test_one_line_for_what_is_not_there(tmp_path):
         with pytest.raises(UserError, match="does not fit this run") as error:
             checkpoints.restore(other)
         assert "\n" not in str(error.value)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="checkpoints need a folder"):
-        Checkpoints(tmp_path / "file")
+    (tmp_path / "run").mkdir()
+    for path in (tmp_path / "file", tmp_path / "run" / FOLDER):
+        path.write_text("")
+        with pytest.raises(UserError, match="checkpoints need a folder"):
+            Checkpoints(path if path.name == "file" else path.parent)

@@ -89,6 +89,7 @@ def test_every_target_has_a_config():
         ("dense_stride=16", "teacher.dense_stride", 16),
         ("teacher_fidelity=released", "teacher.fidelity", "released"),
         ("unseen=dog, cat", "unseen", ("dog", "cat")),
+        ('unseen=["dog", "cat"]', "unseen", ("dog", "cat")),
         ("classes=dog, cat", "classes", "dog, cat"),
         ("dtype=bfloat16", "dtype", "bfloat16"),
         ("train_data=/a=b", "train_data", "/a=b"),

@@ -340,6 +340,10 @@ def test_another_teacher_is_noticed(whole):
 def test_data_are_looked_at_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="check the path"):
         train_and_evaluate(run_config(tmp_path / "none.npz"), tmp_path / "run")
+    for name, more in (("bare", {}), ("wrong", {"labels": np.full((4, 40, 44), 9, np.uint8)})):
+        np.savez(tmp_path / f"{name}.npz", images=np.zeros((4, 40, 44, 3), np.uint8), **more)
+        with pytest.raises(UserError, match=r"need annotation|has 9"):
+            train_and_evaluate(run_config(write_data(tmp_path), eval_data=f"{tmp_path}/{name}.npz"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -60,7 +60,7 @@ def drawn(shapes, seed: int = 0):
     def draw(path, leaf):
         name = path[-1].key
         if name == "logit_scale":
-            return np.float32(np.log(10))
+            return np.log(10).astype(leaf.dtype)
         if name in ("scale", "var"):
             return rng.uniform(0.8, 1.2, leaf.shape).astype(leaf.dtype)
         fan_in = int(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 16

@@ -28,7 +28,7 @@ def test_attention_head_by_head(monkeypatch, masks):
         monkeypatch.setattr(matmul, "_HEAD_BY_HEAD", threshold)
         got = value_and_gradients(lambda q, k, v: matmul.attend(q, k, v, mask), q, k, v)
         for a, b in zip(got, wanted, strict=True):
-            np.testing.assert_allclose(a, b, atol=2e-6)
+            np.testing.assert_allclose(a, b, atol=1e-5)  # of sums of some ten products around 1
 
 
 def test_low_precision_products_sum_in_float32():

@@ -42,7 +42,7 @@ def test_prompts_are_averaged_as_the_method_says(pretrained):
     for batch_size in (4, 256):  # 18 prompts: four batches and a remainder, or one batch
         ours = text_classifier(p, CLASSES, TEMPLATES, batch_size=batch_size, cache=False)
         assert ours.dtype == np.float32
-        np.testing.assert_allclose(ours, expected, atol=2e-6)
+        np.testing.assert_allclose(ours, expected, atol=1e-5)  # of unit rows; other prompts differ by 1e-3
 
 
 def test_batches_and_their_remainder_share_one_program(pretrained):
@@ -61,7 +61,7 @@ def test_the_pure_function_says_the_same(pretrained):
     ids = jnp.asarray([p.tokenizer(row) for row in prompts]).reshape(6, -1)
     embeddings = p.model.apply(p.variables, ids, method="encode_text").reshape(2, 3, -1)
     ours = jax.jit(classifier_from_embeddings)(embeddings)
-    np.testing.assert_allclose(ours, text_classifier(p, ["dog", "cat"], TEMPLATES, cache=False), atol=2e-6)
+    np.testing.assert_allclose(ours, text_classifier(p, ["dog", "cat"], TEMPLATES, cache=False), atol=1e-5)
     gradient = jax.grad(lambda e: classifier_from_embeddings(e)[0, 0])(jnp.zeros_like(embeddings))
     assert np.isfinite(gradient).all()
 
@@ -69,10 +69,10 @@ def test_the_pure_function_says_the_same(pretrained):
 def test_templates_by_name_and_from_the_checkpoint(pretrained):
     p = pretrained("vit")
     single = by_loop(p, ["dog"], ["a photo of a {}."])
-    np.testing.assert_allclose(text_classifier(p, ["dog"], "single", cache=False), single, atol=2e-6)
+    np.testing.assert_allclose(text_classifier(p, ["dog"], "single", cache=False), single, atol=1e-5)
     advised = dataclasses.replace(p, reading=dataclasses.replace(p.reading, templates="single"))
-    np.testing.assert_allclose(text_classifier(advised, ["dog"], cache=False), single, atol=2e-6)
-    np.testing.assert_allclose(text_classifier(p, "dog", "a photo of a {}.", cache=False), single, atol=2e-6)
+    np.testing.assert_allclose(text_classifier(advised, ["dog"], cache=False), single, atol=1e-5)
+    np.testing.assert_allclose(text_classifier(p, "dog", "a photo of a {}.", cache=False), single, atol=1e-5)
     assert np.abs(text_classifier(p, ["dog"], cache=False) - single).max() > 1e-3  # the default is all 85
 
 
