@@ -47,7 +47,7 @@ def test_a_batch_spans_epochs_and_is_the_examples_augmented():
     config = config_of(batch_size=4, mode="supervised", augmentation=AugmentConfig())
     batch = train_batch(config, SOURCE, 1, devices=1, local=range(1))  # positions 4..7: the last is of epoch 1
     assert (batch["image"].shape, batch["image"].dtype) == ((1, 4, 32, 32, 3), np.uint8)
-    assert (batch["label"].shape, batch["label"].dtype) == ((1, 4, 32, 32), np.int32)
+    assert (batch["label"].shape, batch["label"].dtype) == ((1, 4, 32, 32), np.uint8)
     for place, position in enumerate(range(4, 8)):
         epoch, index = stream_example(config.seed, position, 7)
         assert epoch == position // 7
