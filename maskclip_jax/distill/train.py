@@ -77,8 +77,8 @@ def train_and_evaluate(
             undo.callback(abandon, workdir)
             if config.dtype == "bfloat16" and jax.default_backend() == "cpu":  # a run from elsewhere may go on here
                 raise UserError(
-                    "bfloat16 is for training on a GPU or TPU, but only CPUs are here, where it takes 1.7 times as long "
-                    "as float32: train with dtype=float32"
+                    "bfloat16 is for training on a GPU or TPU, but only CPUs are here, where it takes 1.7 times "
+                    "as long as float32: train with dtype=float32"
                 )
         teacher, frozen = load_teacher(config) if loaded is None else loaded
         keep_text(workdir, frozen.text)

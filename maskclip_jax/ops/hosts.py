@@ -64,9 +64,7 @@ def join_hosts(environment: Mapping[str, str] = os.environ, *, cluster: bool = F
     if count > 1:
         # Read when the CPU backend starts, and without effect on any other: CPU hosts talk through gloo.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(
-            environment["MASKCLIP_COORDINATOR"], count, index, heartbeat_timeout_seconds=SILENCE
-        )
+        jax.distributed.initialize(environment["MASKCLIP_COORDINATOR"], count, index, heartbeat_timeout_seconds=SILENCE)
 
 
 @contextlib.contextmanager

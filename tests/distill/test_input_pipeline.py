@@ -131,5 +131,7 @@ def test_one_line_for_data_that_do_not_fit():
         train_example(config_of(mode="supervised"), ArraySource(IMAGES), 0)
     with pytest.raises(UserError, match=r"annotation is 0\.\.1 or 255"):
         train_example(config_of(mode="supervised", classes=("dog", "cat")), SOURCE, 0)
+    with pytest.raises(UserError, match=r"annotation is 0\.\.4 or 255, but .* has -1"):
+        train_example(config_of(mode="supervised"), ArraySource(IMAGES, LABELS.astype(np.int16) - 1), 0)
     with pytest.raises(UserError, match="use 6 or 9"):
         train_batch(config_of(batch_size=8), SOURCE, 0, devices=3, local=range(3))
