@@ -83,25 +83,31 @@ def ending_together(folder: str | Path) -> Iterator[None]:
     # Nothing that an earlier run left there has this name.
     name = int(multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(4), np.uint32)[0]))
     words, over = Path(folder).expanduser() / f".ended-{name:08x}", threading.Event()
-    threading.Thread(target=_watch, args=(words, over), daemon=True).start()
+    leaving = threading.Lock()  # whoever takes it ends the process; the other thread waits for that
+    threading.Thread(target=_watch, args=(words, over, leaving), daemon=True).start()
     try:
         yield
     except StoppedTogether:
         raise
     except BaseException as error:
         line = _last_words(error)
-        over.set()  # before the others' answer to these words is taken for the cause
+        leaving.acquire()
         _leave_words(words, line)
         _exit(line)
     finally:
         over.set()
 
 
-def _watch(words: Path, over: threading.Event) -> None:
+def _watch(words: Path, over: threading.Event, leaving: threading.Lock) -> None:
     """Ends this host when another one's last words are there, whatever its main thread waits for."""
     while not over.wait(LOOK_EVERY):
         with contextlib.suppress(OSError, UnicodeError):
-            _exit(words.read_text(encoding="utf-8"))
+            line = words.read_text(encoding="utf-8")
+            leaving.acquire()
+            _say(line)
+            if is_first_host():  # JAX's coordinator: without it the others would be aborted before they have left
+                time.sleep(2 * TIME_TO_READ)
+            _exit(line)
 
 
 def _last_words(error: BaseException) -> str:
@@ -125,16 +131,21 @@ def _leave_words(words: Path, line: str) -> None:
         unfinished = words.with_name(f"{words.name}.{jax.process_index()}")
         unfinished.write_text(line, encoding="utf-8", errors="backslashreplace")
         unfinished.replace(words)
-        time.sleep(TIME_TO_READ)
+    _say(line)
+    time.sleep(TIME_TO_READ)
+    with contextlib.suppress(OSError):
         words.unlink(missing_ok=True)
         if made:
             words.parent.rmdir()
 
 
-def _exit(line: str) -> None:
+def _say(line: str) -> None:
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
         sys.stdout.flush()
+
+
+def _exit(line: str) -> None:
     os._exit(130 if line.startswith("stopped") else 2)
 
 
