@@ -10,6 +10,7 @@ teacher.model, teacher.prompt_denoising (a teacher's options have the names that
 The experiment file is executed as Python, with all your rights: run only files that you trust, as with any program.
 The same command goes on where it stopped; a folder of another config is refused. On several hosts, run it on every one,
 with MASKCLIP_COORDINATOR and its companions set, or --cluster where JAX finds the hosts by itself (TPU pods, Slurm).
+What ends one host ends all of them, with its message; Ctrl-C or SIGTERM on one is enough to stop and save.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from maskclip_jax.ops.hosts import is_first_host, join_hosts
+    from maskclip_jax.ops.hosts import ending_together, is_first_host, join_hosts
 
     join_hosts(cluster=args.cluster)  # before anything else touches JAX
 
     from maskclip_jax.distill.experiment import load_experiment
     from maskclip_jax.distill.train import train_and_evaluate
 
-    changes = args.set if args.method is None else [*args.set, f"teacher.method={args.method}"]
-    config = load_experiment(args.experiment, changes)
-    state = train_and_evaluate(config, args.out)
+    with ending_together(args.out):
+        changes = args.set if args.method is None else [*args.set, f"teacher.method={args.method}"]
+        config = load_experiment(args.experiment, changes)
+        state = train_and_evaluate(config, args.out)
     if is_first_host():
         print(f"{args.out} holds the student after {int(state.step)} steps")
         print(f"next: python run.py evaluate {config.eval_data or 'DATA'} --model {args.out}")

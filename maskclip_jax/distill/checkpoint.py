@@ -24,8 +24,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
 from maskclip_jax.checkpoints.orbax_io import quiet_orbax, remove_surely
-from maskclip_jax.data.sums import SUMS, damaged_files, read_sums, write_sums
-from maskclip_jax.data.whole_files import read_json, reason
+from maskclip_jax.data.sums import SUMS, damaged_files, read_sums, with_digest, write_sums
+from maskclip_jax.data.whole_files import read_json, reason, write_json
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import hosts
 
@@ -104,10 +104,11 @@ class Checkpoints:
         return self._best(self.steps)
 
     def _best(self, steps: Sequence[int]) -> int | None:
-        scored = [(score, step) for step in steps if (score := self._score(step)) is not None]
+        scored = [(score, step) for step in steps if (score := self.score(step)) is not None]
         return max(scored)[1] if scored else None
 
-    def _score(self, step: int) -> float | None:
+    def score(self, step: int) -> float | None:
+        """The score of a step's checkpoint, None where it has none."""
         if step not in self._scores:
             self._scores[step] = _stored_score(self.folder / f"{step:08d}")
         return self._scores[step]
@@ -119,16 +120,23 @@ class Checkpoints:
         return [step in kept for step in steps]
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
-        """Copies `state` and returns; writing goes on in the background.
+        """Copies `state` and returns; writing goes on in the background. Of scores see `set_score`.
 
         Args:
           step: optimiser steps taken.
           state: a pytree of arrays, the same on all devices.
-          score: mIoU in 0..1, if it was measured at this step; the best one's checkpoint is kept.
         """
         self._scores[step] = None if score is None or math.isnan(score) else float(score)
         with _writing(self.folder):
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+
+    def set_score(self, step: int, score: float) -> None:
+        """The score (mIoU in 0..1) of a checkpoint, which may be measured after it was saved; the best one is kept."""
+        self.wait()
+        self._scores[step] = None if math.isnan(score) else float(score)
+        path = self.folder / f"{step:08d}"
+        if jax.process_index() == 0 and (path / SUMS).exists():  # older checkpoints have none
+            write_json(path / SUMS, with_digest(read_sums(path) | {SCORE: self._scores[step]}))
 
     def wait(self) -> None:
         """Until everything is written."""

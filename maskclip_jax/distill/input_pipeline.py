@@ -90,7 +90,7 @@ def train_batch(
     devices: int | None = None,
     local: range | None = None,
 ) -> Batch:
-    """This host's share of the batch of an optimiser step (from 0), each array [local devices, b, …].
+    """This host's share of the batch of an optimiser step (from 0), each array uint8 [local devices, b, …].
 
     Args:
       devices: of all hosts (None: as JAX has them).
@@ -100,10 +100,8 @@ def train_batch(
     local = local_range() if local is None else local
     positions = device_positions(config, step, devices)[local.start : local.stop]
     examples = [train_example(config, source, int(position)) for position in positions.ravel()]
-    return {
-        name: np.stack([example[name] for example in examples]).reshape(*positions.shape, *examples[0][name].shape)
-        for name in examples[0]
-    }
+    stacked = {name: np.stack([e[name] for e in examples], dtype=np.uint8, casting="unsafe") for name in examples[0]}
+    return {name: array.reshape(*positions.shape, *array.shape[1:]) for name, array in stacked.items()}
 
 
 def train_batches(
@@ -132,7 +130,8 @@ def _annotation(config: DistillConfig, example: Any) -> Integer[np.ndarray, "H W
             f"mode {config.mode} (foreground {config.foreground}) needs annotation, but {example.name} has none: "
             "choose data with masks, or mode 'annotation-free' with foreground 'none'"
         )
-    wrong = example.labels[(example.labels >= config.num_classes) & (example.labels != IGNORE)]
+    unknown = (example.labels < 0) | (example.labels >= config.num_classes)
+    wrong = example.labels[unknown & (example.labels != IGNORE)]
     if wrong.size:
         raise UserError(
             f"annotation is 0..{config.num_classes - 1} or {IGNORE}, but {example.name} has {wrong[0]}: "

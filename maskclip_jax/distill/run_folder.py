@@ -53,6 +53,8 @@ def alone_in(workdir: Path) -> Iterator[None]:
 def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
     """Makes the folder this run's (True), or makes sure that it is already (False); all hosts call it.
 
+    A folder whose run never came to a step (it was killed before, or another host's data did not fit) is free again.
+
     Raises:
       UserError: it holds another config, something else, or (without `resume`) this run already.
     """
@@ -64,23 +66,26 @@ def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
             f"a run needs a folder, but {workdir} cannot be one ({error.strerror}): choose another"
         ) from error
     written = json_bytes(config.to_dict())
-    torn = CONFIG in content and _torn_config(workdir, written)
-    if CONFIG in content and not torn:
+    free = set(content) <= {CONFIG, TEXT, FOLDER} and not has_checkpoints(workdir)
+    torn = not free and CONFIG in content and _torn_config(workdir, written)
+    if not free and CONFIG in content and not torn:
         different = _differences(read_config(workdir).to_dict(), config.to_dict())
         if different:
             shown = "; ".join(f"{key}: {cut(old, 60)} there, {cut(new, 60)} now" for key, old, new in different[:4])
             raise UserError(f"{workdir} belongs to a run of another config ({shown}): choose another folder")
         if not resume:
             raise UserError(f"{workdir} holds this run already: resume it, or choose another folder")
-    elif content and CONFIG not in content:
+    elif not free and not torn:
         raise UserError(
             f"a run starts in an empty folder, but {workdir} holds {', '.join(content[:4])}: choose another"
         )
     hosts.wait_for_all("folder checked")  # no host writes before all have checked
-    if hosts.is_first_host() and (torn or CONFIG not in content):
+    if hosts.is_first_host() and (free or torn):
+        if free:
+            (workdir / TEXT).unlink(missing_ok=True)
         write_bytes(workdir / CONFIG, written)
     hosts.wait_for_all("folder claimed")
-    return CONFIG not in content
+    return free
 
 
 def _torn_config(workdir: Path, written: bytes) -> bool:

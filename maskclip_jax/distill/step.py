@@ -5,10 +5,11 @@ The modes differ in what the target is and in nothing else: `_target` makes it, 
     p_step = make_train_step(config, student, teacher)
     state, metrics = p_step(state, frozen, batch)
 
-`batch` holds, per local device (first axis): "image" uint8 [n, b, S, S, 3], augmented, not normalised; "label" int32
-[n, b, S, S], label values, 254 unlabelled, 255 ignored or padding; and, where `labels_from` is a folder, "pseudo" int32
-[n, b, S, S], the labels made before (255 where there are none). State and frozen arrays have no device axis: give them
-to `replicate` once, so that no step copies them.
+`batch` holds, per local device (first axis): "image" uint8 [n, b, S, S, 3], augmented, not normalised; "label" integers
+[n, b, S, S], label values, 254 unlabelled, 255 ignored or padding; where `labels_from` is a folder, "pseudo" integers
+[n, b, S, S], the labels made before (255 where there are none); and, if you like, "stop" float32 [n], which says to all
+hosts that one was asked to stop. State and frozen arrays have no device axis: give them to `replicate` once, so that no
+step copies them.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Tally(NamedTuple):
     right: Float[Array, ""]
     leaked: Float[Array, ""]
     pixels: Float[Array, ""]
+    stop: Float[Array, ""] | None = None  # not of pixels: it goes the same way
 
 
 def create_train_state(
@@ -107,11 +109,14 @@ def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | 
 
     Metrics are scalars over the global batch: loss; labelled, pseudo (shares of all pixels that have a loss,
     that are pseudo-labelled); accuracy (of the student on labelled pixels); learning_rate; phase (1 guided, 2
-    self-training); leaked (pixels of classes that must have no annotation: anything but 0 is an error).
+    self-training); leaked (pixels of classes that must have no annotation: anything but 0 is an error); and, where the
+    batch has "stop", its sum over all devices.
     """
 
     def train_step(state: TrainState, frozen: Frozen, batch: Mapping[str, Array]) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), jax.lax.axis_index(AXIS))
+        batch = {name: x if name in ("image", "stop") else x.astype(jnp.int32) for name, x in batch.items()}
+        stop = batch.pop("stop", None)
 
         def forward_backward(batch_stats: Any, part: Mapping[str, Array], index: Any) -> tuple[Any, Any, Tally]:
             target = _target(config, teacher, frozen, part, state.step)
@@ -133,7 +138,7 @@ def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | 
             return grads, batch_stats, tally
 
         grads, batch_stats, tally = _accumulate(forward_backward, state.batch_stats, batch, config.accumulate)
-        grads, tally = _over_all((grads, tally))
+        grads, tally = _over_all((grads, tally._replace(stop=stop)))
         count = jnp.maximum(tally.loss.count, 1)
         direction, opt_state = descent_direction(config).update(
             jax.tree.map(lambda g: g / count, grads), state.opt_state, state.params
@@ -142,7 +147,7 @@ def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | 
         params = optax.apply_updates(state.params, scaled_step(direction, rate, config))
         state_after = TrainState(state.step + 1, params, batch_stats, opt_state)
         guided = pseudo_labels.is_guided(state.step, config)
-        return state_after, {
+        metrics = {
             "loss": tally.loss.total / count,
             "labelled": tally.labelled / tally.pixels,
             "pseudo": tally.pseudo / tally.pixels,
@@ -151,6 +156,7 @@ def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | 
             "phase": jnp.where(guided, 1.0, 2.0),
             "leaked": tally.leaked,
         }
+        return state_after, metrics if stop is None else metrics | {"stop": tally.stop}
 
     return _over_devices(train_step, in_axes=(None, None, 0), out_axes=(None, None))
 

@@ -12,12 +12,12 @@ import math
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.data.whole_files import write_json
@@ -30,7 +30,6 @@ from maskclip_jax.distill.run_log import RunLog, StepMeans
 from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step, replicate
 from maskclip_jax.distill.teacher import Frozen, Teacher, load_teacher
 from maskclip_jax.errors import UserError
-from maskclip_jax.evaluate.encoder import Evaluation
 from maskclip_jax.evaluate.engine import known_labels
 from maskclip_jax.ops import hosts
 from maskclip_jax.students import create_student
@@ -47,8 +46,9 @@ def train_and_evaluate(
 ) -> TrainState:
     """Trains to `config.steps`, from the folder's last checkpoint where it has one.
 
-    Checkpoints are written every `checkpoint_every` steps, with every evaluation (so that the best one is kept), at
-    the end, and on Ctrl-C or SIGTERM.
+    Checkpoints are written every `checkpoint_every` steps, before every evaluation (whose score is entered into it, so
+    that the best one is kept), at the end, and on Ctrl-C or SIGTERM. On several hosts call this within
+    `hosts.ending_together(workdir)`, or what stops one of them leaves the others waiting.
 
     Args:
       config: the run.
@@ -62,8 +62,10 @@ def train_and_evaluate(
       The state after the last step, on all devices.
 
     Raises:
-      UserError: for data, folders and configs that cannot be used, and when the loss is no number any more.
-      KeyboardInterrupt: after Ctrl-C (SIGTERM), once the checkpoint is written. A second one stops at once.
+      UserError: for data, folders and configs that cannot be used, and when the loss is no number any more, which is
+        seen before the next checkpoint, and within `log_every` steps.
+      KeyboardInterrupt: after Ctrl-C (SIGTERM), once the checkpoint is written; of several hosts, one that gets it is
+        enough (`StoppedTogether`). A second one stops at once.
     """
     workdir = Path(os.path.expanduser(workdir))
     config.per_device(jax.device_count())
@@ -76,6 +78,11 @@ def train_and_evaluate(
         undo = stack.enter_context(contextlib.ExitStack())
         if claim(config, workdir, resume=resume):
             undo.callback(abandon, workdir)
+            if config.dtype == "bfloat16" and jax.default_backend() == "cpu":  # a run from elsewhere may go on here
+                raise UserError(
+                    "bfloat16 is for training on a GPU or TPU, but only CPUs are here, where it takes 1.7 times "
+                    "as long as float32: train with dtype=float32"
+                )
         teacher, frozen = load_teacher(config) if loaded is None else loaded
         keep_text(workdir, frozen.text)
         student = create_student(config.student_config)
@@ -88,7 +95,7 @@ def train_and_evaluate(
             state = create_train_state(config, student, frozen.text, jax.random.key(config.seed), clip=clip)
             state = replicate(state)
         state, frozen = hosts.local_view((state, frozen))
-        start = int(state.step)
+        start, several = int(state.step), jax.process_count() > 1
         batches = train_batches(config, source, start)
         first = list(itertools.islice(batches, 1))  # data that do not fit the config show here
         undo.pop_all()  # the run can begin: from here on its folder stays
@@ -96,9 +103,13 @@ def train_and_evaluate(
             log.say(_opening(config, source, start))
             run = _Run(config, workdir, checkpoints, log, frozen, heldout)
             with _StopSignal() as stop:
+                if start and run.is_to_be_evaluated(start) and checkpoints.score(start) is None:
+                    run.evaluate(start, state, stop)  # what stopped the run there left it out
                 for step, batch in enumerate(itertools.chain(first, batches), start + 1):
+                    if several:
+                        batch["stop"] = np.full(jax.local_device_count(), stop.requested, np.float32)
                     state, metrics = p_step(state, frozen, batch)
-                    run.after(step, state, metrics, stop.requested)
+                    run.after(step, state, metrics, stop)
             log.say(f"finished: {config.steps} steps, {workdir}")
     return state
 
@@ -118,34 +129,43 @@ class _Run:
         self.config, self.workdir, self.checkpoints, self.log = config, workdir, checkpoints, log
         self.frozen, self.heldout = frozen, heldout
         self.means = StepMeans()
-        self.pending: deque[tuple[int, Mapping[str, Any]]] = deque()
+        self.pending: list[tuple[int, Mapping[str, Any]]] = []  # steps whose metrics nobody has read
+        self.before: Mapping[str, Any] = {}  # metrics of the last step
 
-    def after(self, step: int, state: TrainState, metrics: Mapping[str, Any], stop: bool) -> None:
-        """Reads metrics one step late, so that the device never waits; logs, evaluates and saves when it is time."""
+    def is_to_be_evaluated(self, step: int) -> bool:
+        return self.heldout is not None and (step == self.config.steps or step % self.config.evaluate_every == 0)
+
+    def after(self, step: int, state: TrainState, metrics: Mapping[str, Any], asked: _StopSignal) -> None:
+        """Waits for the step before, so that the device never waits; reads metrics, saves, evaluates when it is time.
+
+        Several hosts stop at the same step without a word more: each says in its batch whether it was asked to, and
+        the sum, a metric like the loss, is read one step late.
+        """
         config, last = self.config, step == self.config.steps
+        before, self.before = jax.block_until_ready(self.before), metrics
+        stop = bool(before.get("stop", 0)) if "stop" in metrics else asked.requested
         self.pending.append((step, metrics))
         self.log.advance(step)
-        if jax.process_count() > 1:  # the hosts stop together, and agree on it only now and then
-            stop = step % config.log_every == 0 and hosts.any_host(stop)
-        evaluate = self.heldout is not None and (last or step % config.evaluate_every == 0)
+        evaluate = self.is_to_be_evaluated(step)
         save = last or stop or evaluate or step % config.checkpoint_every == 0
-        report = save or step % config.log_every == 0
-        while len(self.pending) > (0 if report else 1):
-            self._settle(*self.pending.popleft())
-        if report:
+        if save or step % config.log_every == 0:
+            for settled in jax.device_get(self.pending):
+                self._settle(*settled)
+            self.pending.clear()
             self.log.record(step, self.means.take())
-        score = self._evaluate(step, state).mean_iou if evaluate else None
         if save:
             if not is_finite(state):
                 raise UserError(self._not_finite(step, "a parameter"))
-            self.checkpoints.save(step, hosts.global_view(state), score)
+            self.checkpoints.save(step, hosts.global_view(state))
         if stop and not last:
             self.checkpoints.wait()
             self.log.say(f"stopped after step {step}, checkpoint written: run the same command again to go on")
-            raise KeyboardInterrupt
+            raise hosts.StoppedTogether
+        if evaluate:
+            self.evaluate(step, state, asked)
 
     def _settle(self, step: int, metrics: Mapping[str, Any]) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in metrics.items() if name != "stop"}
         if not math.isfinite(values["loss"]):
             raise UserError(self._not_finite(step, f"the loss ({values['loss']})"))
         if values["leaked"]:
@@ -164,9 +184,16 @@ class _Run:
             f"{self.config.learning_rate:g}); {kept}: use a lower learning_rate in a new folder"
         )
 
-    def _evaluate(self, step: int, state: TrainState) -> Evaluation:
+    def evaluate(self, step: int, state: TrainState, asked: _StopSignal) -> None:
+        """Scores of a step whose checkpoint is saved: whoever is asked to stop meanwhile can leave at once."""
+
+        def leave_if_asked(*_: int) -> None:
+            if asked.requested:
+                self.checkpoints.wait()
+                raise KeyboardInterrupt(f"in the evaluation after step {step}, checkpoint written")
+
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        scores = evaluate_student(self.config, variables, self.frozen.text, self.heldout)
+        scores = evaluate_student(self.config, variables, self.frozen.text, self.heldout, progress=leave_if_asked)
         values = scores.to_dict()
         if hosts.is_first_host():
             write_json(self.workdir / "scores.json", {"step": step} | values)
@@ -174,7 +201,7 @@ class _Run:
         self.log.record(step, named | {"per_class": list(values["per class"].values())}, kind="eval")
         harmonic = f", seen {named['seen']:.1f}, unseen {named['unseen']:.1f}" if scores.zero_shot is not None else ""
         self.log.say(f"step {step}: mIoU {values['mIoU']:.1f}{harmonic} on {scores.images} images")
-        return scores
+        self.checkpoints.set_score(step, scores.mean_iou)
 
 
 class _StopSignal:

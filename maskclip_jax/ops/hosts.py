@@ -1,15 +1,24 @@
-"""Several hosts, one program: how they find each other, what they agree on, and sums over all of them.
+"""Several hosts, one program: how they find each other and end together, what they agree on, sums over all of them.
 
 The same command runs on every host. Where SLURM, Open MPI or a TPU pod started it, JAX finds the rest; elsewhere
 three environment variables name it, on each host:
 
     MASKCLIP_COORDINATOR=10.0.0.1:1234  MASKCLIP_HOSTS=4  MASKCLIP_HOST=0   (to 3)
+
+A host that waits for another in a sum cannot be told in that sum that the other has failed. Within `ending_together`
+it reads so from a file that the failing one leaves in a folder that all see; of a host that was killed, JAX tells.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +29,12 @@ from jaxtyping import Int64
 from maskclip_jax.errors import UserError
 
 VARIABLES = ("MASKCLIP_COORDINATOR", "MASKCLIP_HOSTS", "MASKCLIP_HOST")
+SILENCE = 20  # seconds without a sign of life (JAX's own threads give it) after which a host counts as dead
+LOOK_EVERY, TIME_TO_READ = 1.0, 5.0  # seconds: between looks for a failed host's words, and how long they stay there
+
+
+class StoppedTogether(KeyboardInterrupt):
+    """A stop that all hosts take at the same step: nobody has to be told."""
 
 
 def join_hosts(environment: Mapping[str, str] = os.environ, *, cluster: bool = False) -> None:
@@ -35,7 +50,7 @@ def join_hosts(environment: Mapping[str, str] = os.environ, *, cluster: bool = F
     given = [name for name in VARIABLES if name in environment]
     if not given:
         if cluster:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE)
         return
     if len(given) != len(VARIABLES):
         missing = ", ".join(name for name in VARIABLES if name not in environment)
@@ -49,7 +64,89 @@ def join_hosts(environment: Mapping[str, str] = os.environ, *, cluster: bool = F
     if count > 1:
         # Read when the CPU backend starts, and without effect on any other: CPU hosts communicate through gloo.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(environment["MASKCLIP_COORDINATOR"], count, index)
+        jax.distributed.initialize(environment["MASKCLIP_COORDINATOR"], count, index, heartbeat_timeout_seconds=SILENCE)
+
+
+@contextlib.contextmanager
+def ending_together(folder: str | Path) -> Iterator[None]:
+    """Whatever ends one host within this block ends all of them, in seconds and with its words; all hosts enter it.
+
+    For programs, not for libraries: with several hosts, the *process* ends, with 2 (130 where it was interrupted), for
+    Python's own way out waits for the others. One host alone is left as it is; so is `StoppedTogether`.
+
+    Args:
+      folder: one that all hosts see. It need not exist, and is left as it was.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    # Nothing that an earlier run left there has this name.
+    name = int(multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(4), np.uint32)[0]))
+    words, over = Path(folder).expanduser() / f".ended-{name:08x}", threading.Event()
+    leaving = threading.Lock()  # whoever takes it ends the process; the other thread waits for that
+    threading.Thread(target=_watch, args=(words, over, leaving), daemon=True).start()
+    try:
+        yield
+    except StoppedTogether:
+        raise
+    except BaseException as error:
+        line = _last_words(error)
+        leaving.acquire()
+        _leave_words(words, line)
+        _exit(line)
+    finally:
+        over.set()
+
+
+def _watch(words: Path, over: threading.Event, leaving: threading.Lock) -> None:
+    """Ends this host when another one's last words are there, whatever its main thread waits for."""
+    while not over.wait(LOOK_EVERY):
+        with contextlib.suppress(OSError, UnicodeError):
+            line = words.read_text(encoding="utf-8")
+            leaving.acquire()
+            _say(line)
+            if is_first_host():  # JAX's coordinator: without it the others would be aborted before they have left
+                time.sleep(2 * TIME_TO_READ)
+            _exit(line)
+
+
+def _last_words(error: BaseException) -> str:
+    """What the hosts say of an error: a line; of one that is nobody's input the traceback is printed here too."""
+    text = " ".join(str(error).split())[:2000]
+    if isinstance(error, KeyboardInterrupt):
+        return f"stopped: host {jax.process_index()}: {text or 'interrupted'}: run the same command again to go on"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        text = f"the hosts work together, but another one is gone, or a device failed ({text[:300]}): start all again"
+    elif not isinstance(error, UserError | OSError):
+        traceback.print_exception(error)
+        text = f"{type(error).__name__}: {text}"
+    return f"error: host {jax.process_index()}: {text}"
+
+
+def _leave_words(words: Path, line: str) -> None:
+    """Puts the line where the others look, whole or not at all, and takes it back when they have had time to read."""
+    made = not words.parent.exists()
+    with contextlib.suppress(OSError):  # a folder that nobody can write to: the others miss this host's signs of life
+        words.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = words.with_name(f"{words.name}.{jax.process_index()}")
+        unfinished.write_text(line, encoding="utf-8", errors="backslashreplace")
+        unfinished.replace(words)
+    _say(line)
+    time.sleep(TIME_TO_READ)
+    with contextlib.suppress(OSError):
+        words.unlink(missing_ok=True)
+        if made:
+            words.parent.rmdir()
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+
+
+def _exit(line: str) -> None:
+    os._exit(130 if line.startswith("stopped") else 2)
 
 
 def is_first_host() -> bool:

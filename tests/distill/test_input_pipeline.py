@@ -46,7 +46,7 @@ def test_a_batch_spans_epochs_and_is_the_examples_augmented():
     config = config_of(batch_size=4, mode="supervised", augmentation=AugmentConfig())
     batch = train_batch(config, SOURCE, 1, devices=1, local=range(1))  # positions 4..7: the last is of epoch 1
     assert (batch["image"].shape, batch["image"].dtype) == ((1, 4, 32, 32, 3), np.uint8)
-    assert (batch["label"].shape, batch["label"].dtype) == ((1, 4, 32, 32), np.int32)
+    assert (batch["label"].shape, batch["label"].dtype) == ((1, 4, 32, 32), np.uint8)
     for place, position in enumerate(range(4, 8)):
         epoch, index = stream_example(config.seed, position, 7)
         assert epoch == position // 7
@@ -130,5 +130,7 @@ def test_one_line_for_data_that_do_not_fit():
         train_example(config_of(mode="supervised"), ArraySource(IMAGES), 0)
     with pytest.raises(UserError, match=r"annotation is 0\.\.1 or 255"):
         train_example(config_of(mode="supervised", classes=("dog", "cat")), SOURCE, 0)
+    with pytest.raises(UserError, match=r"annotation is 0\.\.4 or 255, but .* has -1"):
+        train_example(config_of(mode="supervised"), ArraySource(IMAGES, LABELS.astype(np.int16) - 1), 0)
     with pytest.raises(UserError, match="use 6 or 9"):
         train_batch(config_of(batch_size=8), SOURCE, 0, devices=3, local=range(3))

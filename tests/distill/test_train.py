@@ -1,6 +1,7 @@
 """The loop: what a run writes, exact resume after a crash and after Ctrl-C, and its one-line stops."""
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -9,17 +10,18 @@ import signal
 import jax
 import numpy as np
 import pytest
-from tiny_run import arrays_of, run_config, train, write_data
+from tiny_run import arrays_of, run_config, shared_step, train, write_data
 
 from maskclip_jax.cli import common, run_command
 from maskclip_jax.data.images import read_label_png
 from maskclip_jax.data.sources import open_source
 from maskclip_jax.distill import is_run
+from maskclip_jax.distill import train as loop
 from maskclip_jax.distill.checkpoint import Checkpoints
 from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.experiment import with_overrides
 from maskclip_jax.distill.predict import iter_student_segmentations
-from maskclip_jax.distill.run_folder import keep_text, load_student, read_config
+from maskclip_jax.distill.run_folder import claim, keep_text, load_student, read_config
 from maskclip_jax.distill.run_log import read_metrics
 from maskclip_jax.distill.train import train_and_evaluate
 from maskclip_jax.errors import UserError
@@ -168,6 +170,28 @@ def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(whole, tmp_path):
     same(arrays_of(train(config, tmp_path)), state)
 
 
+def test_sigterm_in_an_evaluation_loses_nothing(whole, tmp_path, monkeypatch):
+    """The checkpoint is there already; the run goes on with the evaluation, and its score is the checkpoint's."""
+    config, workdir, state = whole
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_student(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate_student", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="in the evaluation after step 4, checkpoint written"):
+            train(config, tmp_path)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert (checkpoints.latest, checkpoints.score(4)) == (4, None)
+    same(arrays_of(train(config, tmp_path)), state)
+    assert (tmp_path / "metrics.jsonl").read_text() == (workdir / "metrics.jsonl").read_text()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints, Checkpoints(workdir, read_only=True) as others:
+        assert checkpoints.best == others.best
+        assert [checkpoints.score(step) for step in (4, 8)] == [others.score(step) for step in (4, 8)]
+        assert checkpoints.score(8) is not None
+
+
 DAMAGES = {
     "zero bytes": lambda content: b"",
     "half": lambda content: content[: len(content) // 2],
@@ -275,17 +299,23 @@ def test_a_student_labels_a_corpus(whole, tmp_path):
     assert run_command([*arguments, "--features"]) == 2
 
 
-def test_a_loss_that_is_no_number_stops(whole, tmp_path):
+@pytest.mark.parametrize("log_every", [1, 8])
+def test_a_loss_that_is_no_number_stops(whole, tmp_path, log_every):
+    """However rarely metrics are read: before a checkpoint is written."""
     config, _, _ = whole
+    compiled = shared_step(config)
 
     def poisoned(compiled, state, frozen, batch):
         state = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
         return compiled(state, frozen, batch)
 
     wanted = r"the loss \(nan\) is not at step 7 .*the last good checkpoint is step 6 in .*lower learning_rate"
+    rarely = dataclasses.replace(config, log_every=log_every)
     with pytest.raises(UserError, match=wanted) as error:
-        train(config, tmp_path, wrap=failing_at(7, poisoned))
+        train(rarely, tmp_path, wrap=lambda _: failing_at(7, poisoned)(compiled))
     assert "\n" not in str(error.value)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest == 6
 
 
 def test_parameters_that_are_no_numbers_are_not_saved(whole, tmp_path):
@@ -328,6 +358,27 @@ def test_a_folder_belongs_to_one_run(whole, tmp_path):
         train_and_evaluate(config, tmp_path / "thesis.tex")
     with pytest.raises(UserError, match="cannot be read"):
         read_config(tmp_path)
+
+
+def test_a_run_that_never_came_to_a_step_leaves_its_folder_free(whole, tmp_path):
+    """As another host does, whose fault it was not."""
+    config, workdir, _ = whole
+    other = dataclasses.replace(config, seed=5)
+    assert claim(other, tmp_path, resume=True)
+    (tmp_path / "text.npy").write_bytes((workdir / "text.npy").read_bytes())
+    assert claim(config, tmp_path, resume=True)
+    assert read_config(tmp_path) == config
+    assert not (tmp_path / "text.npy").exists()
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"another config \(seed: 0 there, 5 now"):
+        claim(other, tmp_path, resume=True)
+
+
+def test_bfloat16_on_a_cpu_is_refused(whole, tmp_path):
+    slow = dataclasses.replace(whole[0], dtype="bfloat16")
+    with pytest.raises(UserError, match=r"bfloat16 is for training on a GPU or TPU, .* train with dtype=float32"):
+        train_and_evaluate(slow, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_teacher_is_noticed(whole):

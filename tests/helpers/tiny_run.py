@@ -100,7 +100,8 @@ def child_environment(cache: Path, devices: int = 1) -> dict[str, str]:
 
 def main(config: str, workdir: str, out: str) -> None:
     hosts.join_hosts()
-    state = train(DistillConfig.from_dict(json.loads(Path(config).read_text())), Path(workdir))
+    with hosts.ending_together(workdir):
+        state = train(DistillConfig.from_dict(json.loads(Path(config).read_text())), Path(workdir))
     if hosts.is_first_host():
         np.savez(out, **arrays_of(state))
 
