@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
             scores = evaluate_student(trained.config, trained.variables, trained.text, source, **asked, **step)
             about = {"checkpoint": trained.step, "chosen": trained.chosen}
             scores = scores._replace(protocol=scores.protocol | about)
-        elif any(getattr(args, o) for o in ("protocol", "synonyms", "probability_scale", "pamr")):
+        elif any(getattr(args, o) for o in ("protocol", "synonyms", "probability", "probability_scale", "pamr")):
             from maskclip_jax.evaluate.segmented import evaluate_protocol
 
             classes = _classes(args)

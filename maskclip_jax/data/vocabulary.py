@@ -23,6 +23,17 @@ from maskclip_jax.data.names import as_classes as as_classes
 from maskclip_jax.data.names import read_list, shown
 from maskclip_jax.errors import UserError
 
+TCL_TEMPLATES = (  # Cha et al., CVPR 2023
+    "itap of a {}.",
+    "a bad photo of a {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+    "a photo of many {}.",
+    "a photo of {}s.",
+)
 _FILE_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".yaml", ".yml", ".names", ".lst")
 _MOST_BYTES = 2**24  # of a class file
 _BENCHMARKS = ("voc20", "context59", "coco-stuff171", "ade20k150", "cityscapes19", "scenes66", "pascal_voc20")
@@ -126,14 +137,15 @@ def prompt_templates(kind: Any = "maskclip") -> tuple[str, ...]:
     """Sentences with one `{}` for the class name.
 
     Args:
-      kind: "imagenet" (CLIP's 80), "scene" (5, "there is a {} in the scene."), "maskclip" (all 85, as published) or
-        "single" ("a photo of a {}.").
+      kind: "imagenet" (CLIP's 80), "scene" (5, "there is a {} in the scene."), "maskclip" (all 85, as published),
+        "tcl" (9, which TIPSv2's scores are made with) or "single" ("a photo of a {}.").
     """
     templates = tuple(_data()["prompt_templates"])
     kinds = {
         "imagenet": templates[:80],
         "scene": templates[80:],
         "maskclip": templates,
+        "tcl": TCL_TEMPLATES,
         "single": ("a photo of a {}.",),
     }
     if not isinstance(kind, str) or kind not in kinds:

@@ -18,7 +18,7 @@ from maskclip_jax.data.augment import UNLABELLED
 from maskclip_jax.data.images import IGNORE
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.refine import Scores, to_probabilities
+from maskclip_jax.segment.refine import Scale, Scores, to_probabilities
 
 
 def training_annotation(
@@ -74,7 +74,7 @@ def best_candidate(
     scores: Scores,
     candidates: Sequence[int],
     *,
-    scale: ArrayLike = 1.0,
+    scale: Scale = 1.0,
     threshold: ArrayLike | None = None,
 ) -> Int[Array, "B H W"]:
     """Scores of the candidate classes alone -> the best one's label, or 255 where it is less probable than `threshold`.

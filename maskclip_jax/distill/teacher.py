@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from maskclip_jax.checkpoints.load import load_clip
@@ -23,7 +23,7 @@ from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.ops.matmul import full_precision
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.grid import cells_of_image, pixel_matrix
-from maskclip_jax.segment.refine import Scores, dense_features, predict_scores, probability_scale
+from maskclip_jax.segment.refine import Scale, Scores, dense_features, predict_scores, probability_scale
 from maskclip_jax.students.layers import apply_separable
 
 
@@ -43,6 +43,7 @@ class Teacher:
       mean, std: of its images, per RGB channel in units of 0..1.
       denoising, smoothing: thresholds; None is off.
       method: how the tower's last blocks are read.
+      probability: "softmax", or "sigmoid" of a model that was trained with one.
     """
 
     model: CLIP
@@ -51,6 +52,7 @@ class Teacher:
     denoising: float | None = None
     smoothing: float | None = None
     method: DenseMethod = MASKCLIP
+    probability: str = "softmax"
 
     def features(self, variables: Any, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
         """Dense features of unit norm, at the teacher's own grid (of the padded image)."""
@@ -63,7 +65,7 @@ class Teacher:
         Their values are [B, H, W, K].
         """
         padded, grid = self._prepared(images)
-        refinement = {"denoising": self.denoising, "smoothing": self.smoothing}
+        refinement = {"denoising": self.denoising, "smoothing": self.smoothing, "scale": self.scale(variables)}
         scores = predict_scores(self.model, variables, padded, classifier, grid=grid, method=self.method, **refinement)
         config, sizes = self.model.config, images.shape[1:3]
         matrices = (
@@ -72,9 +74,9 @@ class Teacher:
         )
         return scores._replace(values=apply_separable(scores.values, *matrices))
 
-    def scale(self, variables: Any) -> ArrayLike:
+    def scale(self, variables: Any) -> Scale:
         """What scores are multiplied by before a softmax (when they are not smoothed probabilities already)."""
-        return probability_scale(self.model, variables)
+        return probability_scale(self.model, variables, self.probability)
 
     def _prepared(self, images: UInt8[Array, "B H W 3"]) -> tuple[Float[Array, "B Hp Wp 3"], Int[Array, "B 2"] | None]:
         """Normalised, padded to the tower's multiple with zeros, and the valid grid (None when nothing is padded)."""
@@ -124,11 +126,11 @@ def teacher_from(
         config.teacher.prompt_denoising,
         config.teacher.key_smoothing,
         dense_method(config.teacher.method, pretrained.config),
+        config.teacher.probability,
     )
     return teacher, Frozen(variables, text)
 
 
 def image_tower(variables: Any) -> Any:
     """`variables` without the text tower, which no step needs."""
-    params = variables["params"]
-    return {**variables, "params": {"visual": params["visual"], "logit_scale": params["logit_scale"]}}
+    return {**variables, "params": {name: x for name, x in variables["params"].items() if name != "text"}}

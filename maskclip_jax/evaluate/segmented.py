@@ -26,6 +26,7 @@ from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.ops.hosts import sum_over_hosts
 from maskclip_jax.segment.options import BACKGROUND, FIELDS, Options, with_overrides
 from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
+from maskclip_jax.segment.refine import Sigmoid
 
 
 def evaluate_protocol(
@@ -74,7 +75,7 @@ def evaluate_protocol(
     protocol |= {
         "short side": settings.preprocess.short_side,
         "within": settings.preprocess.within,
-        "probability scale": round(float(settings.scale), 3),
+        "probability scale": _rounded(settings.scale),
         "method": options.method if isinstance(options.method, str) else dataclasses.asdict(options.method),
         "fidelity": dataclasses.asdict(pretrained.config.fidelity),
     }
@@ -92,3 +93,10 @@ def evaluate_protocol(
     for result in iter_segmentations(images(), settings, report):
         total += confusion_matrix(waiting.popleft(), result.labels, len(names), ignored_label(len(names)))
     return scored(sum_over_hosts(total), names, unseen, len(source), protocol)
+
+
+def _rounded(scale: Any) -> Any:
+    """The softmax's scale, or the sigmoid's two numbers, for a record."""
+    if isinstance(scale, Sigmoid):
+        return {"scale": round(float(scale.scale), 3), "bias": round(float(scale.bias), 3)}
+    return round(float(scale), 3)

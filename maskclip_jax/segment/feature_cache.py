@@ -25,7 +25,7 @@ from maskclip_jax.ops import round_up
 from maskclip_jax.segment.grid import batch_size_for, bucket_shapes, grid_scores, padded_batch, plan_batches
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels
 from maskclip_jax.segment.predict import Segmentation, segmentation_of
-from maskclip_jax.segment.refine import DROPPED, cosines, dense_features, grid_confidence
+from maskclip_jax.segment.refine import DROPPED, Scale, cosines, dense_features, grid_confidence
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.windows import Plan, laid_out, plan_windows, refine_windows, window_crops
 
@@ -146,7 +146,7 @@ def _maps(
         first = type(scores[0])(np.asarray(scores[0].values)[0])
         found = grid_scores(first, kept.original, settings, size)
     else:
-        found = laid_out(scores, kept.plan._replace(original=size or kept.original), config)
+        found = laid_out(scores, kept.plan._replace(original=size or kept.original), settings)
     values = np.array(found.scores.values)
     values[..., words:] = DROPPED  # smoothed, they would be zero, and some class may be below that
     classes = np.asarray([*word_class, *[0] * (columns - words)], np.int32)
@@ -172,7 +172,7 @@ def _logits(
     sizes: Int[Array, "B 2"],
     classifier: Float[Array, "C E"],
     words: ArrayLike,
-    scale: ArrayLike,
+    scale: Scale,
     *,
     config: CLIPConfig,
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B C"]]:

@@ -36,7 +36,7 @@ class Options:
     """How images are read; checked when it is made (UserError, one line)."""
 
     templates: Any = _option(
-        None, "maskclip (85), imagenet (80), scene (5), single, or a template with {}", type="text"
+        None, "maskclip (85), imagenet (80), scene (5), tcl (9), single, or a template with {}", type="text"
     )
     short_side: int | None = _option(None, "pixels the short side is resized to (long side at most 2048)", type="count")
     within: Sequence[int] | None = _option(
@@ -63,6 +63,12 @@ class Options:
     probability_scale: float | int | None = _option(
         None, "what cosines are multiplied by before a softmax (the model's own)", type="number", metavar="S"
     )
+    probability: str = _option(
+        "softmax",
+        "classes compete, or (SigLIP) each is judged by itself: masks may overlap, or none be there",
+        choices=("softmax", "sigmoid"),
+    )
+    window_mean: str = _option("logits", "what windows that overlap average", choices=("logits", "probabilities"))
     pamr: int = _option(0, "steps that pull masks to the image's edges (paper: 10); slow", type="integer", metavar="N")
     scales: Sequence[float | int] = _option(
         (1.0,), "sizes whose probabilities are averaged (1.0); slow", type="number", nargs="+"
@@ -74,12 +80,14 @@ class Options:
 
     def __post_init__(self):
         from maskclip_jax.data.preprocess import check_size  # only here: --help needs neither NumPy nor JAX
+        from maskclip_jax.data.schema import check_choices
         from maskclip_jax.encoders.dense import check_method
 
         if isinstance(self.key_smoothing, bool):
             object.__setattr__(self, "key_smoothing", 1.0 if self.key_smoothing else None)
         if self.synonyms not in ("mean", "max"):
             raise UserError(f"synonyms are taken by their 'mean' or their 'max', not {self.synonyms!r}: choose one")
+        check_choices(self, {"probability": ("softmax", "sigmoid"), "window_mean": ("logits", "probabilities")})
         check_method(self.method)
         if not _is_whole(self.pamr, 0) or self.pamr > MOST_PAMR:
             raise UserError(f"PAMR takes 0 to {MOST_PAMR} steps, a whole number, but {cut(self.pamr)} came: try 10")

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Float32, Int, Integer, UInt8
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
 from maskclip_jax.segment.grid import GridScores
-from maskclip_jax.segment.refine import Probabilities, Scores, to_probabilities
+from maskclip_jax.segment.refine import Probabilities, Scale, Scores, Sigmoid, probabilities, to_probabilities
 from maskclip_jax.segment.settings import PredictionSettings
 
 CELLS = 24  # along each axis of a tile
@@ -57,7 +57,7 @@ def label_pixels(
     columns: Float32[np.ndarray, "W w"],
     word_class: Int[np.ndarray, " C"],
     *,
-    scale: ArrayLike = 1.0,
+    scale: Scale = 1.0,
     least: ArrayLike = 0.0,
     synonyms: str = "mean",
     with_probabilities: bool = False,
@@ -69,7 +69,7 @@ def label_pixels(
       rows, columns: upsampling matrices of the two axes.
       word_class: the class that each word belongs to. A class's probability is the sum of its words', or with
         `synonyms="max"` the largest of them.
-      scale: of the softmax that makes logits probabilities.
+      scale: of the softmax that makes logits probabilities, or a `Sigmoid` (a class then has its best word's).
       least: pixels whose class is less probable than this become class 0 (and keep the confidence they had).
       with_probabilities: also return the probability of every class, the one large array.
     """
@@ -142,9 +142,10 @@ def _label_tile(
 
 
 def best_class(
-    scores: Scores, word_class: Int[Array, " C"], scale: ArrayLike, least: ArrayLike, *, synonyms: str, classes: int
+    scores: Scores, word_class: Int[Array, " C"], scale: Scale, least: ArrayLike, *, synonyms: str, classes: int
 ) -> tuple[Int[Array, "H W"], Float[Array, "H W"], Float[Array, "H W K"] | None]:
     """The class of every pixel's best word, its probability, and (for `classes` of them) every class's; traced."""
+    synonyms = "max" if isinstance(scale, Sigmoid) else synonyms  # words that are judged one by one do not add up
     with jax.default_matmul_precision("highest"):
         labels = word_class[scores.values.argmax(axis=-1)]
         words = to_probabilities(scores, scale)
@@ -190,7 +191,7 @@ def every_pixel(
     for index, image in enumerate(images):
         parts = [_pixel_scores(results[index], flipped) for flipped, results in found]
         if len(parts) > 1:
-            parts = [np.asarray(_probabilities(part, settings.scale)) for part in parts]
+            parts = [np.asarray(probabilities(part, settings.scale)) for part in parts]
             parts = [Probabilities(sum(parts) / len(parts))]
         yield index, _labelled(parts[0], image, settings)
 
@@ -201,9 +202,6 @@ def _pixel_scores(found: GridScores, flipped: bool) -> Scores:
     across = np.tensordot(found.scores.values.astype(np.float32), columns, axes=(1, 1))  # [h, C, W]
     values = np.tensordot(found.rows, across, axes=(1, 0)).swapaxes(1, 2)
     return found.scores._replace(values=np.ascontiguousarray(values))
-
-
-_probabilities = jax.jit(to_probabilities)
 
 
 def _labelled(scores: Scores, image: UInt8[np.ndarray, "H W 3"], settings: PredictionSettings) -> PixelMaps:

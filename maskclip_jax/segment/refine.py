@@ -21,6 +21,7 @@ from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
 from maskclip_jax.encoders.layers import valid_mask
 from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.errors import UserError
 from maskclip_jax.ops.matmul import in_full_precision
 
 Arrays = Array | np.ndarray
@@ -39,13 +40,26 @@ class Probabilities(NamedTuple):
     values: Float[Arrays, "*b C"]
 
 
+class Sigmoid(NamedTuple):
+    """In a softmax scale's place: each class is judged by itself, with `sigmoid(scale · cosine + bias)`, as SigLIP is
+    trained. Classes may then overlap, or none be there."""
+
+    scale: ArrayLike
+    bias: ArrayLike
+
+
 Scores = Logits | Probabilities  # whatever the kind, values are upsampled alike, and the largest entry is the answer
+Scale = ArrayLike | Sigmoid  # how logits become probabilities; either may be traced
 
 
-def to_probabilities(scores: Scores, scale: ArrayLike) -> Float[Array, "*b C"]:
-    """The one place that knows how scores become probabilities: a softmax of `scale` times logits; smoothed
-    probabilities, cosines being what they are, are clipped at zero and divided by their sum (all alike where nothing is
-    left)."""
+def to_probabilities(scores: Scores, scale: Scale) -> Float[Array, "*b C"]:
+    """The one place that knows how scores become probabilities: a softmax of `scale` times logits (or the sigmoid);
+    smoothed probabilities, cosines being what they are, are clipped at zero and divided by their sum (all alike where
+    nothing is left), or where classes are judged one by one, clipped to 0..1."""
+    if isinstance(scale, Sigmoid):
+        if isinstance(scores, Logits):
+            return jax.nn.sigmoid(scale.scale * scores.values + scale.bias)
+        return jnp.clip(scores.values, 0, 1)
     if isinstance(scores, Logits):
         return jax.nn.softmax(scale * scores.values, axis=-1)
     positive = jnp.maximum(scores.values, 0)
@@ -53,10 +67,24 @@ def to_probabilities(scores: Scores, scale: ArrayLike) -> Float[Array, "*b C"]:
     return jnp.where(total > 0, positive / jnp.where(total > 0, total, 1), 1 / positive.shape[-1])
 
 
-def probability_scale(model: CLIP, variables: Any) -> ArrayLike:
-    """What logits are multiplied by before the softmax: the model's own scale, or the fidelity's constant."""
-    fixed = model.config.fidelity.probability_scale
-    return jnp.exp(variables["params"]["logit_scale"]) if fixed is None else fixed
+probabilities = jax.jit(to_probabilities)
+
+
+def probability_scale(model: CLIP, variables: Any, probability: str = "softmax", fixed: float | None = None) -> Scale:
+    """What logits are multiplied by before the softmax: `fixed`, the fidelity's constant, or the model's own scale.
+
+    `probability="sigmoid"` adds the model's bias (`Sigmoid`). Raises UserError for a model that has none.
+    """
+    params, fixed = variables["params"], fixed or model.config.fidelity.probability_scale
+    scale = jnp.exp(params["logit_scale"]) if fixed is None else fixed
+    if probability == "softmax":
+        return scale
+    if "logit_bias" not in params:
+        raise UserError(
+            "a sigmoid needs a model that was trained with one (SigLIP), whose logits have a bias, got one without: "
+            "leave --probability out"
+        )
+    return Sigmoid(scale, params["logit_bias"])
 
 
 class DenseLogits(NamedTuple):
@@ -114,14 +142,15 @@ def predict_scores(
     *,
     grid: Int[Arrays, "B 2"] | None = None,
     method: DenseMethod = MASKCLIP,
-    scale: ArrayLike | None = None,
+    scale: Scale | None = None,
     denoising: ArrayLike | None = None,
     smoothing: ArrayLike | None = None,
 ) -> Scores:
     """What is upsampled and whose largest entry is the answer: logits, or with smoothing, probabilities [B, h, w, C].
 
     Args:
-      scale: of the softmax; None is `probability_scale(model, variables)`. This and both thresholds may be traced.
+      scale: of the softmax, or a `Sigmoid`; None is `probability_scale(model, variables)`. This and both thresholds may
+        be traced.
       denoising: threshold of `prompt_denoising`; None is off.
       smoothing: threshold of `key_smoothing`; None is off.
       The others are those of `dense_logits`; the habits are those of `model.config.fidelity`.
@@ -137,7 +166,7 @@ def predict_probabilities(
     images: Float[Arrays, "B H W 3"],
     classifier: Float[Arrays, "C E"],
     *,
-    scale: ArrayLike | None = None,
+    scale: Scale | None = None,
     **options: Any,
 ) -> Float[Array, "B h w C"]:
     """`predict_scores` (and its options) as probabilities that sum to one at every position of the grid."""
@@ -150,7 +179,7 @@ def refined(
     keys: Float[Arrays, "B L D"] | None,
     config: CLIPConfig,
     *,
-    scale: ArrayLike,
+    scale: Scale,
     denoising: ArrayLike | None = None,
     smoothing: ArrayLike | None = None,
     grid: Int[Arrays, "B 2"] | None = None,
@@ -176,7 +205,7 @@ def refined(
 
 
 def grid_confidence(
-    logits: Float[Array, "B h w C"], grid: Int[Arrays, "B 2"] | None, config: CLIPConfig, scale: ArrayLike
+    logits: Float[Array, "B h w C"], grid: Int[Arrays, "B 2"] | None, config: CLIPConfig, scale: Scale
 ) -> Float[Array, "B C"]:
     """`class_confidence` over a padded grid."""
     flat = logits.reshape(logits.shape[0], -1, logits.shape[-1])
@@ -192,7 +221,7 @@ def flat_mask(grid: Int[Arrays, "B 2"] | None, shape: tuple[int, int], config: C
 def prompt_denoising(
     logits: Float[Arrays, "B L C"],
     *,
-    scale: ArrayLike,
+    scale: Scale,
     threshold: ArrayLike,
     all_denoised: Literal["keep_best", "drop_all"] = "keep_best",
     valid: Bool[Arrays, "B L"] | None = None,
@@ -212,7 +241,7 @@ def prompt_denoising(
 
 
 def class_confidence(
-    logits: Float[Arrays, "B L C"], *, scale: ArrayLike, valid: Bool[Arrays, "B L"] | None = None
+    logits: Float[Arrays, "B L C"], *, scale: Scale, valid: Bool[Arrays, "B L"] | None = None
 ) -> Float[Array, "B C"]:
     """The largest probability that each class reaches in each image, `max_i softmax(scale · logits)_ic`."""
     probabilities = to_probabilities(Logits(in_full_precision(jnp.asarray(logits))), scale)

@@ -19,6 +19,7 @@ from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import Classes, named_classes, text_classifier
 from maskclip_jax.segment.options import BACKGROUND, Options, with_overrides
+from maskclip_jax.segment.refine import Sigmoid, probability_scale
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class PredictionSettings:
       classifier: [words, E], on the device.
       names: classes to display.
       word_class: the class of each of the classifier's words.
-      scale: what logits are multiplied by before a softmax.
+      scale: what logits are multiplied by before a softmax, or a `Sigmoid`.
       method: how the last blocks are read.
       times: an image is resized to this many times the size that `preprocess` gives (of several views).
     """
@@ -43,7 +44,7 @@ class PredictionSettings:
     classifier: Any
     names: tuple[str, ...]
     word_class: tuple[int, ...]
-    scale: np.float32
+    scale: np.float32 | Sigmoid
     method: DenseMethod
     times: float = 1.0
 
@@ -53,7 +54,7 @@ class PredictionSettings:
         return self.model.config
 
     @property
-    def refinement(self) -> dict[str, np.float32 | None]:
+    def refinement(self) -> dict[str, Any]:
         """The scale of the softmax, and the thresholds of prompt denoising and key smoothing; None is off."""
         o = self.options
         return {"scale": self.scale, "denoising": _single(o.prompt_denoising), "smoothing": _single(o.key_smoothing)}
@@ -104,13 +105,10 @@ def prediction_settings(
             f"a classifier has a row for each of the {wanted[0]} words (background first) and {wanted[1]} columns, "
             f"but {list(classifier.shape)} came: make it with text_classifier"
         )
-    scale = o.probability_scale or pretrained.config.fidelity.probability_scale
-    if scale is None:
-        scale = np.exp(np.asarray(pretrained.variables["params"]["logit_scale"]))
+    scale = probability_scale(pretrained.model, pretrained.variables, o.probability, o.probability_scale)
+    scale = jax.tree.map(np.float32, scale)
     variables, rows = jax.device_put((pretrained.variables, classifier))
-    return PredictionSettings(
-        o, pretrained.model, variables, preprocess, rows, names, word_class, np.float32(scale), method
-    )
+    return PredictionSettings(o, pretrained.model, variables, preprocess, rows, names, word_class, scale, method)
 
 
 def _single(value: float | None) -> np.float32 | None:

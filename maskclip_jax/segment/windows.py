@@ -32,7 +32,15 @@ from maskclip_jax.segment.grid import (
     plan_batches,
     run_batches,
 )
-from maskclip_jax.segment.refine import Logits, Scores, dense_logits, grid_confidence, refined
+from maskclip_jax.segment.refine import (
+    Logits,
+    Probabilities,
+    Scores,
+    dense_logits,
+    grid_confidence,
+    probabilities,
+    refined,
+)
 from maskclip_jax.segment.settings import PredictionSettings
 
 MOST_WINDOWS = 4096  # of one image: 512×683 pixels at a stride of 10
@@ -179,11 +187,14 @@ def _stitched(windows: list[WindowLogits], plan: Plan, size: int, settings: Pred
         scores.append(
             refine_windows(logits, keys, confidence, sizes, settings.refinement, config=settings.config),
         )
-    return laid_out(scores, plan, settings.config)
+    return laid_out(scores, plan, settings)
 
 
-def laid_out(batches: Sequence[Scores], plan: Plan, config: CLIPConfig) -> GridScores:
+def laid_out(batches: Sequence[Scores], plan: Plan, settings: PredictionSettings) -> GridScores:
     """The windows of one image, in batches with padding, as one grid with its matrices to the original pixels."""
+    config = settings.config
+    if settings.options.window_mean == "probabilities":
+        batches = [Probabilities(probabilities(scores, settings.scale)) for scores in batches]
     h, w = cells_of_image(config, plan.window)
     values = np.concatenate([np.asarray(scores.values)[:, :h, :w] for scores in batches])[: plan.count]
     together = side_by_side(values, len(plan.rows.starts), len(plan.columns.starts))
