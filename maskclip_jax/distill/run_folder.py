@@ -66,9 +66,10 @@ def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
             f"a run needs a folder, but {workdir} cannot be one ({error.strerror}): choose another"
         ) from error
     written = json_bytes(config.to_dict())
-    free = set(content) <= {CONFIG, TEXT, FOLDER} and not has_checkpoints(workdir)
-    torn = not free and CONFIG in content and _torn_config(workdir, written)
-    if not free and CONFIG in content and not torn:
+    ours = CONFIG in content and not _anothers_config(workdir)
+    free = set(content) <= {CONFIG, TEXT, FOLDER} and not has_checkpoints(workdir) and (ours or CONFIG not in content)
+    torn = not free and ours and _torn_config(workdir, written)
+    if not free and ours and not torn:
         different = _differences(read_config(workdir).to_dict(), config.to_dict())
         if different:
             shown = "; ".join(f"{key}: {cut(old, 60)} there, {cut(new, 60)} now" for key, old, new in different[:4])
@@ -86,6 +87,15 @@ def claim(config: DistillConfig, workdir: Path, *, resume: bool) -> bool:
         write_bytes(workdir / CONFIG, written)
     hosts.wait_for_all("folder claimed")
     return free
+
+
+def _anothers_config(workdir: Path) -> bool:
+    """Whether config.json is whole and no run's: a checkpoint's, for instance."""
+    try:
+        content = read_json(workdir / CONFIG)
+    except UserError:
+        return False  # damaged: `_torn_config` decides
+    return not (isinstance(content, dict) and {"classes", "student"} <= content.keys())
 
 
 def _torn_config(workdir: Path, written: bytes) -> bool:

@@ -402,8 +402,20 @@ def test_data_that_do_not_fit_give_the_folder_back(tmp_path):
     """Which is seen when the first batch is made: the corrected command would else be another config's."""
     np.savez(tmp_path / "a.npz", images=np.zeros((4, 40, 44, 3), np.uint8), labels=np.full((4, 40, 44), 9, np.uint8))
     with pytest.raises(UserError, match=r"annotation is 0.* or 255, but .* has 9"):
-        train(run_config(tmp_path / "a.npz"), tmp_path / "run")
+        train(run_config(tmp_path / "a.npz", eval_data=""), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_anothers_config_is_left_alone(tmp_path):
+    """A CLIP's folder, as Hugging Face has it: it too holds a config.json."""
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip"}')
+    for others in ((), ("model.safetensors",)):
+        for name in others:
+            (tmp_path / "clip" / name).touch()
+        with pytest.raises(UserError, match=r"starts in an empty folder, but .* holds config\.json"):
+            train(run_config(write_data(tmp_path)), tmp_path / "clip")
+        assert (tmp_path / "clip" / "config.json").read_text() == '{"model_type": "clip"}'
 
 
 @pytest.mark.parametrize("there", [False, True])
