@@ -86,6 +86,28 @@ def arrays_of(state) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
 
 
+def failing_at(step, action):
+    """A compiled step that calls `action` instead of its `step`-th call."""
+
+    def wrap(compiled):
+        calls = 0
+
+        def p_step(*arguments):
+            nonlocal calls
+            calls += 1
+            return action(compiled, *arguments) if calls == step else compiled(*arguments)
+
+        return p_step
+
+    return wrap
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
 def child_environment(cache: Path, devices: int = 1) -> dict[str, str]:
     """For a process that runs this file. The compile cache makes the second child start fast."""
     return os.environ | {
@@ -100,8 +122,12 @@ def child_environment(cache: Path, devices: int = 1) -> dict[str, str]:
 
 def main(config: str, workdir: str, out: str) -> None:
     hosts.join_hosts()
-    with hosts.ending_together(workdir):
-        state = train(DistillConfig.from_dict(json.loads(Path(config).read_text())), Path(workdir))
+    try:
+        with hosts.ending_together(workdir):
+            state = train(DistillConfig.from_dict(json.loads(Path(config).read_text())), Path(workdir))
+    except hosts.StoppedTogether:
+        print("StoppedTogether")
+        sys.exit(130)  # as the command line does
     if hosts.is_first_host():
         np.savez(out, **arrays_of(state))
 
