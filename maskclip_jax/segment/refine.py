@@ -70,7 +70,9 @@ def to_probabilities(scores: Scores, scale: Scale) -> Float[Array, "*b C"]:
 probabilities = jax.jit(to_probabilities)
 
 
-def probability_scale(model: CLIP, variables: Any, probability: str = "softmax", fixed: float | None = None) -> Scale:
+def probability_scale(
+    model: CLIP, variables: Any, probability: str = "softmax", fixed: float | int | None = None
+) -> Scale:
     """What logits are multiplied by before the softmax: `fixed`, the fidelity's constant, or the model's own scale.
 
     `probability="sigmoid"` adds the model's bias (`Sigmoid`). Raises UserError for a model that has none.
