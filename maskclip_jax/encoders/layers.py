@@ -10,7 +10,6 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from maskclip_jax.encoders.config import TextConfig, ViTConfig
-from maskclip_jax.encoders.positions import valid_mask as valid_mask
 from maskclip_jax.ops.matmul import attend as attend
 from maskclip_jax.ops.matmul import full_precision, in_full_precision, product
 from maskclip_jax.ops.module import LayerNorm, Module

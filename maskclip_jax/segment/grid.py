@@ -23,7 +23,15 @@ from maskclip_jax.data.preprocess import Preprocess, upsample_matrix
 from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
 from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
 from maskclip_jax.encoders.model import CLIP
-from maskclip_jax.segment.refine import Scores, cosines, dense_features, refined, to_probabilities
+from maskclip_jax.segment.refine import (
+    Scores,
+    Sigmoid,
+    class_probabilities,
+    cosines,
+    dense_features,
+    refined,
+    to_probabilities,
+)
 from maskclip_jax.segment.settings import PredictionSettings
 
 _ATTENTION_BYTES = 2**30  # of one layer's attention matrices in float32
@@ -207,9 +215,10 @@ def _score_batch(
     scores = refined(cosines(features, classifier), keys, model.config, grid=grid, **refinement)
     classes = probabilities = None
     if top_k:
-        words = to_probabilities(scores, refinement["scale"])
-        of_class = jax.nn.one_hot(np.array(word_class), max(word_class) + 1)
-        probabilities, classes = jax.lax.top_k(jnp.einsum("bhwc,ck->bhwk", words, of_class, precision="highest"), top_k)
+        scale = refinement["scale"]
+        words, best = to_probabilities(scores, scale), isinstance(scale, Sigmoid)
+        all_classes = class_probabilities(words, np.array(word_class), max(word_class) + 1, best=best)
+        probabilities, classes = jax.lax.top_k(all_classes, top_k)
     return CellResults(scores, classes, probabilities, features.astype(jnp.bfloat16) if with_features else None)
 
 

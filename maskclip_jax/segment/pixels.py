@@ -22,7 +22,15 @@ from jaxtyping import Array, Float, Float32, Int, Integer, UInt8
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
 from maskclip_jax.segment.grid import GridScores
-from maskclip_jax.segment.refine import Probabilities, Scale, Scores, Sigmoid, probabilities, to_probabilities
+from maskclip_jax.segment.refine import (
+    Probabilities,
+    Scale,
+    Scores,
+    Sigmoid,
+    class_probabilities,
+    probabilities,
+    to_probabilities,
+)
 from maskclip_jax.segment.settings import PredictionSettings
 
 CELLS = 24  # along each axis of a tile
@@ -145,21 +153,14 @@ def best_class(
     scores: Scores, word_class: Int[Array, " C"], scale: Scale, least: ArrayLike, *, synonyms: str, classes: int
 ) -> tuple[Int[Array, "H W"], Float[Array, "H W"], Float[Array, "H W K"] | None]:
     """The class of every pixel's best word, its probability, and (for `classes` of them) every class's; traced."""
-    synonyms = "max" if isinstance(scale, Sigmoid) else synonyms  # words that are judged one by one do not add up
+    best = synonyms == "max" or isinstance(scale, Sigmoid)  # words that are judged one by one do not add up
     with jax.default_matmul_precision("highest"):
         labels = word_class[scores.values.argmax(axis=-1)]
         words = to_probabilities(scores, scale)
         own = jnp.where(word_class == labels[..., None], words, 0)
-        confidence = own.max(axis=-1) if synonyms == "max" else own.sum(axis=-1)
+        confidence = own.max(axis=-1) if best else own.sum(axis=-1)
         labels = jnp.where(confidence < least, 0, labels)
-        if not classes:
-            probabilities = None
-        elif synonyms == "max":
-            largest = jax.ops.segment_max(jnp.moveaxis(words, -1, 0), word_class, classes)
-            probabilities = jnp.moveaxis(jnp.maximum(largest, 0), 0, -1)  # a class without words has none
-        else:
-            probabilities = words @ jax.nn.one_hot(word_class, classes)
-    return labels, confidence, probabilities
+    return labels, confidence, class_probabilities(words, word_class, classes, best=best) if classes else None
 
 
 def needs_every_pixel(settings: PredictionSettings) -> bool:

@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
-from maskclip_jax.encoders.layers import valid_mask
 from maskclip_jax.encoders.model import CLIP
+from maskclip_jax.encoders.positions import valid_mask
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops.matmul import in_full_precision
 
@@ -65,6 +65,16 @@ def to_probabilities(scores: Scores, scale: Scale) -> Float[Array, "*b C"]:
     positive = jnp.maximum(scores.values, 0)
     total = positive.sum(axis=-1, keepdims=True)
     return jnp.where(total > 0, positive / jnp.where(total > 0, total, 1), 1 / positive.shape[-1])
+
+
+def class_probabilities(
+    words: Float[Array, "*b C"], word_class: Int[Arrays, " C"], classes: int, *, best: bool
+) -> Float[Array, "*b K"]:
+    """Probabilities of words -> of `classes` classes: the sum over a class's words, or the `best` of them."""
+    if best:
+        largest = jax.ops.segment_max(jnp.moveaxis(words, -1, 0), word_class, classes)
+        return jnp.moveaxis(jnp.maximum(largest, 0), 0, -1)  # a class without words has none
+    return jnp.einsum("...c,ck->...k", words, jax.nn.one_hot(word_class, classes), precision="highest")
 
 
 probabilities = jax.jit(to_probabilities)
