@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import jax
 
 from maskclip_jax.cli.common import complain
-from maskclip_jax.data.whole_files import cache_folder, write_json
+from maskclip_jax.cli.process import program_settings
+from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,7 +251,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 def keep_programs() -> None:
     """Compiled programs are kept on disk: cells that differ in data alone, and later runs, compile nothing."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    for name, value in program_settings().items():
+        jax.config.update(name, str(value) if isinstance(value, Path) else value)
 
 
 def main(experiment: ModuleType) -> None:

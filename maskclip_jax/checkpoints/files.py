@@ -45,7 +45,7 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
         return _read_shards(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"weights are a file of {', '.join(SUFFIXES)}, but {path} came: give one of these")
+        raise UserError(f"weights are a file of {', '.join(SUFFIXES)}, got {path}: give one of these")
     with _opened(path) as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
@@ -106,7 +106,7 @@ class Shards(Mapping):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every name's shape, without reading its array."""
-        known = {id(file): shapes_of(file) for file in self._files.values()}
+        known = {id(file): array_shapes(file) for file in self._files.values()}
         return {key: known[id(file)][key] for key, file in self._files.items()}
 
     def __iter__(self) -> Iterator[str]:
@@ -116,7 +116,7 @@ class Shards(Mapping):
         return len(self._files)
 
 
-def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def array_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every name's shape, from the file's header where there is one."""
     known = getattr(arrays, "shapes", None)
     if known is not None:

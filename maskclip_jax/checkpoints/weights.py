@@ -33,21 +33,21 @@ def naming_of(names: Iterable[str]) -> Naming:
             return naming
     if any(".trunk." in name or name.startswith(("trunk.", "patch_embed.")) for name in names):
         raise UserError(
-            "a checkpoint has OpenAI's architecture (or transformers' of it), but an image tower of timm came "
+            "a checkpoint has OpenAI's architecture (or transformers' of it), got an image tower of timm "
             f"({_some(sorted(n for n in names if 'trunk.' in n or 'patch_embed.' in n))}): that cannot be read, "
             "give another model"
         )
     came = _some(sorted(names)) if names else "nothing"
     raise UserError(
         f"a checkpoint has OpenAI's names ({SIGNATURE['openai']}), transformers' ({SIGNATURE['hf']}) or Google's "
-        f"({SIGNATURE['big_vision']}), but {came} came: give a whole model, both towers"
+        f"({SIGNATURE['big_vision']}), got {came}: give a whole model, both towers"
     )
 
 
 def plain_names(arrays: Arrays) -> dict[str, str]:
     """Plain OpenAI or HF name -> the key it has in `arrays`: without wrappers' prefixes and open_clip's `text.`."""
     if not all(isinstance(key, str) for key in arrays):
-        raise UserError("weights are named by text, but other keys came: give a state dict")
+        raise UserError("weights are named by text, got other keys: give a state dict")
     names = {key: _WRAPPERS.sub("", key) for key in arrays}
     while names and all(name.startswith(_PARALLEL) for name in names.values()):
         names = {key: name.removeprefix(_PARALLEL) for key, name in names.items()}
@@ -78,7 +78,7 @@ def to_variables(
     names = plain_names(arrays)
     naming = naming_of(names)
     if naming != "openai" and not hasattr(config.vision, "patch_size"):
-        raise UserError(f"a ResNet has OpenAI's names, but {naming} names came: the config belongs to other weights")
+        raise UserError(f"a ResNet has OpenAI's names, got {naming} names: the config belongs to other weights")
     check_depth(config, len(names))
     wanted = abstract_variables(config)
     table = {entry.key: entry for entry in entries(config, naming, towers)}
@@ -122,7 +122,7 @@ def check_scale(logit_scale: Any) -> None:
     if not abs(value) <= MOST_SCALE:  # NaN too
         remedy = f"store log({value:g}) = {np.log(value):.4g}" if value > 0 else "take the original file"
         raise UserError(
-            f"logit_scale is a logarithm, at most {MOST_SCALE:g} (OpenAI's is 4.605), but {value:g} came, perhaps "
+            f"logit_scale is a logarithm, at most {MOST_SCALE:g} (OpenAI's is 4.605), got {value:g}, perhaps "
             f"saved after exp: {remedy}"
         )
 

@@ -168,7 +168,7 @@ class DenseMethod:
         if self.attention not in ATTENTIONS:
             raise UserError(f"an attention is one of {', '.join(ATTENTIONS)}, not {self.attention!r}: choose one")
         if self.blocks < 1 or self.sigma <= 0:
-            raise UserError(f"blocks is at least 1 and sigma above 0, but {self.blocks} and {self.sigma} came")
+            raise UserError(f"blocks is at least 1 and sigma above 0, got {self.blocks} and {self.sigma}")
 
 
 MASKCLIP = DenseMethod()
@@ -210,9 +210,9 @@ def check_method(method: str | DenseMethod) -> None:
 def check_blocks(method: DenseMethod, vision: object) -> None:
     """Raises UserError where a ViT has fewer blocks than the method reads."""
     if isinstance(vision, ViTConfig) and vision.head == "map" and method.blocks > 1:
-        raise UserError(f"a pooling head (SigLIP) is read as one block, but {method.blocks} came: use 1")
+        raise UserError(f"a pooling head (SigLIP) is read as one block, got {method.blocks}: use 1")
     if isinstance(vision, ViTConfig) and method.blocks > vision.layers:
-        raise UserError(f"the tower has {vision.layers} blocks, but the last {method.blocks} came: use fewer")
+        raise UserError(f"the tower has {vision.layers} blocks, got the last {method.blocks}: use fewer")
 
 
 def _unit(x: Heads) -> Heads:

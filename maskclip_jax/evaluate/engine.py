@@ -123,7 +123,7 @@ def prepared(
 def check_amount(classes: int) -> None:
     """Raises UserError where there are too many classes for a confusion matrix."""
     if classes > MOST_CLASSES:
-        raise UserError(f"at most {MOST_CLASSES:,} classes are scored, but {classes:,} came: score them in parts")
+        raise UserError(f"at most {MOST_CLASSES:,} classes are scored, got {classes:,}: score them in parts")
 
 
 def known_labels(example: Example, classes: int) -> Integer[np.ndarray, "H W"]:
