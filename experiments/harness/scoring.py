@@ -24,8 +24,8 @@ from maskclip_jax.distill import is_run
 from maskclip_jax.distill.checkpoint import FOLDER
 from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.experiment import load_experiment
-from maskclip_jax.distill.run_folder import load_student
 from maskclip_jax.distill.run_log import read_metrics
+from maskclip_jax.distill.student_folder import load_student
 from maskclip_jax.distill.train import train_and_evaluate
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.encoder import evaluate_teacher, teacher_reader

@@ -5,7 +5,7 @@
     python run.py evaluate scenes --model runs/scenes
 
 DATA is "scenes" (the 64 that ship), a folder with images/ and labels/, an .npz, a folder of .npy, a .zip!split, or
-"tfds:NAME?split=…". --model is a CLIP, as in `segment`, or the folder of a run of `distill`. Every score comes with its
+"tfds:NAME?split=…". --model is a CLIP, or a student, as in `segment`. Every score comes with its
 protocol: a number without it means nothing.
 """
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from maskclip_jax.data.sources import open_source
     from maskclip_jax.data.whole_files import write_json
-    from maskclip_jax.distill import is_run
+    from maskclip_jax.distill import is_student
     from maskclip_jax.distill.evaluation import evaluate_student
     from maskclip_jax.evaluate.encoder import beyond_counting, evaluate_teacher
     from maskclip_jax.evaluate.segmented import evaluate_protocol
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         common.output_file(args.out, (args.data, args.data.rpartition("!")[0], args.model))
     with common.progress("evaluating", len(source)) as report:
         step = {"progress": lambda done, total: report(done)}
-        if is_run(args.model):
+        if is_student(args.model):
             views = ("scales", "flip", "batch_size")
             common.refuse_for_students(args, views, ("classes",))
             trained = common.load_run(args)

@@ -29,7 +29,7 @@ LOOKAHEAD = 64  # images whose sizes are looked at together, at most
 
 
 class TrainedStudent(NamedTuple):
-    """A student out of a run's folder: `student.apply(variables, images, text)` gives logits."""
+    """A student as `load_student` has it: `student.apply(variables, images, text)` gives logits."""
 
     config: DistillConfig
     student: Student
@@ -37,6 +37,7 @@ class TrainedStudent(NamedTuple):
     text: Float[np.ndarray, "C E"]
     step: int
     chosen: str = ""  # how the step was chosen, in words
+    scores: dict[str, Any] | None = None  # of this step, where it was evaluated: `Evaluation.to_dict()`
 
     @property
     def origin(self) -> str:
