@@ -1,13 +1,13 @@
 """S, how alike an image's patches are to a second, image-only backbone, and two ways to sharpen CLIP's features by it.
 
-    proxyclip       softmax(γ (S − β S̄)), negatives left out, as the last attention     Lan et al., ECCV 2024, equations 6-8
-    clip_dinoiser   f′_i = Σ_j S_ij f_j / Σ_j S_ij over S_ij ≥ 0.2                      Wysoczańska et al., ECCV 2024, equation 3
+    proxyclip       softmax(γ (S − β S̄)), negatives left out, as the last attention   Lan et al., ECCV 2024, section 3.3
+    clip_dinoiser   f′_i = Σ_j S_ij f_j / Σ_j S_ij over S_ij ≥ 0.2                    Wysoczańska et al., ECCV 2024
 
 S_ij is the cosine of two patches' tokens. Both are matrices [B, L, L] whose rows sum to one: `mixed` applies them,
-ProxyCLIP's to the values of CLIP's last block (before its output projection, without residual and MLP), CLIP-DINOiser's to
-the projected features before they are normalised. With a backbone to which every patch is like itself alone, both are
-the identity. Pure functions, safe under `jit`, `vmap` and `grad`; `grid` says how many rows and columns of each image in
-a padded batch are valid, and padding changes nothing (LPOSS, which spreads scores: `propagation.py`).
+ProxyCLIP's to the values of CLIP's last block (before its output projection, without residual and MLP),
+CLIP-DINOiser's to the projected features before they are normalised. With a backbone to which every patch is like
+itself alone, both are the identity. Pure functions, safe under `jit`, `vmap` and `grad`; `grid` says how many rows and
+columns of each image in a padded batch are valid, and padding changes nothing (LPOSS spreads scores: `propagation.py`).
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def proxy_attention(
     beta: ArrayLike = 1.2,
     gamma: ArrayLike = 3.0,
 ) -> Float[Array, "B L L"]:
-    """ProxyCLIP's attention: softmax over j of `γ (S_ij − β S̄)` where that is not negative (S̄: the image's mean of S).
+    """ProxyCLIP's attention: softmax over j of `γ (S_ij − β S̄)` where that is not negative (S̄: the image's mean).
 
-    Where nothing is left, in an image whose patches are all alike, a patch looks at itself, which is what the mask leaves
-    last (the authors' code divides by zero there). `beta` and `gamma` may be traced.
+    Where nothing is left, in an image whose patches are all alike, a patch looks at itself, which is what the mask
+    leaves last (the authors' code divides by zero there). `beta` and `gamma` may be traced.
     """
     s, valid = similarity(tokens, grid)
     count = valid.sum(axis=-1)[:, None, None]
@@ -75,8 +75,8 @@ def pooling_weights(
 ) -> Float[Array, "B L L"]:
     """CLIP-DINOiser's weights: S where it is at least `threshold`, divided by its sum over j.
 
-    A patch is always like itself, so that padding (whose rows are zero) alone has no weights. The learned variant is the same
-    with `convolved` tokens of CLIP's own.
+    A patch is always like itself: padding alone has no weights. The learned variant is the same with `convolved` tokens
+    of CLIP's own.
     """
     s, _ = similarity(tokens, grid)
     s = jnp.where(s < threshold, 0, s)
@@ -118,8 +118,8 @@ def marked_background(
 
     Args:
       probabilities: class 0 is the background.
-      foreground: its probability; FOUND's, or `sigmoid(u · bkg_decoder.weight + bkg_decoder.bias)` of the tokens of `convolved`
-        at length one.
+      foreground: its probability; FOUND's, or `sigmoid(u · bkg_decoder.weight + bkg_decoder.bias)` of the tokens that
+        `convolved` takes, at length one.
       sure: the paper's δ.
     """
     p = jnp.asarray(probabilities)
@@ -134,7 +134,7 @@ def resampled(
     grid: Int[Arrays, "B 2"] | None = None,
     to: Int[Arrays, "B 2"] | None = None,
 ) -> Float[Array, "B H W D"]:
-    """Tokens or values of one grid on another, bilinear (half-pixel centres, no antialias), as ProxyCLIP brings them together.
+    """Tokens or values of one grid on another, bilinear (half-pixel centres, no antialias), as ProxyCLIP does.
 
     Args:
       shape: rows and columns of the padded result.

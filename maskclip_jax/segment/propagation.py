@@ -1,9 +1,9 @@
 """LPOSS: scores that spread over a graph of patches, and LPOSS+ over one of pixels (Stojnić et al., CVPR 2025).
 
-Both solve `(I − α D^-½ W D^-½) Ŷ = Y` for every class by itself, by ten steps of conjugate gradients as the authors' code
-does. W joins each patch to those that are most like it to a second backbone (`affinity.py`), and each pixel to those
-around it by their colours. Between patches W is a matrix [L, L], a head's share of what an attention layer takes; pixels
-have `(2 radius + 1)²` weights each, so that memory grows linearly with them.
+Both solve `(I − α D^-½ W D^-½) Ŷ = Y` for every class by itself, by ten steps of conjugate gradients as the authors'
+code does. W joins each patch to those that are most like it to a second backbone (`affinity.py`), and each pixel to
+those around it by their colours. Between patches W is a matrix [L, L], one head's share of what an attention layer
+takes; pixels have `(2 radius + 1)²` weights each, so that memory grows linearly with them.
 
 Pure functions, safe under `jit`, `vmap` and `grad` (the gradient is that of the solution: it is as exact as that is).
 """
@@ -46,7 +46,7 @@ def lposs(
     iterations: int = 10,
     tolerance: float = 1e-6,
 ) -> Float[Array, "B h w C"]:
-    """LPOSS, equations 3-6: `W_ij = S_ij^γ exp(−σ ‖x_i − x_j‖^power)` where j is one of i's nearest by S, plus the same
+    """LPOSS: `W_ij = S_ij^γ exp(−σ ‖x_i − x_j‖^power)` where j is one of i's nearest by S, plus the same
     from j to i; nothing from i to itself, nothing negative.
 
     Args:
@@ -66,7 +66,7 @@ def lposs(
     apart = jnp.asarray(_distances((h, w)), s.dtype) * cell
     kept = jnp.where(valid[:, None], s, -jnp.inf)
     least = jax.lax.top_k(kept, min(neighbours, h * w))[0][..., -1:]
-    weight = _power(jnp.maximum(s, 0), gamma) * jnp.exp(-sigma * _power(apart, power))
+    weight = _power(jnp.maximum(s, 0), gamma) * jnp.exp(-jnp.asarray(sigma, s.dtype) * _power(apart, power))
     weight = jnp.where((kept >= least) & valid[..., None] & ~jnp.eye(h * w, dtype=bool), weight, 0)
     weight = weight + weight.swapaxes(1, 2)
 
@@ -92,8 +92,9 @@ def lposs_pixels(
     tolerance: float = 1e-6,
     size: Int[Arrays, " 2"] | None = None,
 ) -> Float[Array, "H W C"]:
-    """LPOSS+, equation 7: scores of pixels, spread by `W_ij = exp(−‖c_i − c_j‖ / τ)` to those within `radius` along both
-    axes; c are CIELAB colours divided by (100, 128, 128).
+    """LPOSS+: scores of pixels, spread by `W_ij = exp(−‖c_i − c_j‖ / τ)` to those within `radius` along both axes.
+
+    Colours c are CIELAB, divided by (100, 128, 128).
 
     Args:
       scores: of every pixel; classes do not mix.
@@ -131,12 +132,12 @@ def lab(image: Float[Arrays, "*b 3"]) -> Float[Array, "*b 3"]:
 
 def _propagated(
     spread: Callable[[Array], Array],
-    y: Float[Array, "C *n"],
-    degree: Float[Array, "*n"],
+    y: Float[Array, " C *n"],
+    degree: Float[Array, " *n"],
     alpha: ArrayLike,
     iterations: int,
     tolerance: float,
-) -> Float[Array, "C *n"]:
+) -> Float[Array, " C *n"]:
     """`(1 − α) (I − α D^-½ W D^-½)^-1 y` of every class; `spread` multiplies one class's nodes by W."""
     alone = degree <= 0
     root = jnp.where(alone, 1, jax.lax.rsqrt(jnp.where(alone, 1, degree)))

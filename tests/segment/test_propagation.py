@@ -154,9 +154,7 @@ def test_gradients_are_finite_and_right(kind):
         mix = mix * (np.indices((3, 4))[:, None] < PARTS.T[:, :, None, None]).all(axis=0)[..., None]
     value_and_grad = jax.jit(jax.value_and_grad(lambda *x: (solve(*x) * mix).sum(), argnums=(0, 1)))
     gradient = value_and_grad(*inputs)[1]
-    after, before = (
-        value_and_grad(*(x + s * m for x, m in zip(inputs, move, strict=True)))[0] for s in (1e-6, -1e-6)
-    )
+    after, before = (value_and_grad(*(x + s * m for x, m in zip(inputs, move, strict=True)))[0] for s in (1e-6, -1e-6))
     along = sum((g * m).sum() for g, m in zip(gradient, move, strict=True))
     np.testing.assert_allclose(along, (after - before) / 2e-6, rtol=1e-6)
     assert all(np.isfinite(g).all() for g in value_and_grad(*flat)[1])
