@@ -27,7 +27,10 @@ _VIT = {
     "patch_size": SIDE,
     "class_tokens": schema.whole(0, 64),
     "class_position": schema.FLAG,
-    "position_filter": schema.one_of("bicubic", "bilinear"),
+    "positions": schema.one_of("learned", "rotary"),
+    "rotary_period": schema.number(1e-3, 1e9),
+    "position_filter": schema.one_of("bicubic", "bicubic_antialias", "bilinear"),
+    "biases": schema.one_of("qkv", "qv", "q", "k", "v", "qk", "kv", ""),
     "patch_bias": schema.FLAG,
     "ln_pre": schema.FLAG,
     "head": schema.one_of("projection", "map", "none"),
@@ -68,6 +71,11 @@ def checked(config: CLIPConfig, where: str) -> CLIPConfig:
         raise UserError(
             f"{where}: towers without a projection meet in their own width, got {widths} and {config.embed_dim}: "
             "take the original file"
+        )
+    if not resnet and v.positions == "rotary" and (v.class_position or v.width // v.heads % 4):
+        raise UserError(
+            f"{where}: rotary positions take heads of a multiple of 4 and no table, but a width of {v.width} in "
+            f"{v.heads} heads came: take the original file"
         )
     if not resnet and v.class_tokens < (v.class_position or v.head != "map"):
         raise UserError(f"{where}: a tower has a class token or a pooling head, got neither: take the original file")

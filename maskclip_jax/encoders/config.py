@@ -88,15 +88,18 @@ class Fidelity:
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """A Vision Transformer: CLIP's by default, SigLIP's, TIPS' or DINOv2's by its fields.
+    """A Vision Transformer: CLIP's by default, SigLIP's, TIPS' or a DINO's by its fields.
 
     Fields beyond the usual sizes:
       image_size: the square side (pixels) its position embeddings were trained at.
       activation: of the MLPs; "gelu_tanh" is GELU by way of tanh, "swiglu" multiplies two layers of `mlp_width`.
       class_tokens: tokens in front of the patches; those after the first have no position (registers).
       class_position: the position table's first row belongs to the class token.
-      position_filter: how the table is resized: "bicubic" as PyTorch's `interpolate`, or "bilinear", antialiased where
-        it shrinks, as `jax.image.resize`.
+      positions: a "learned" table, or "rotary": queries and keys are turned by row and column (DINOv3).
+      rotary_period: of the slowest turn, in half image sides.
+      position_filter: how the table is resized: "bicubic" as PyTorch's `interpolate`, "bicubic_antialias" as that with
+        `antialias`, or "bilinear", antialiased where it shrinks, as `jax.image.resize`.
+      biases: which of the "qkv" projections have a bias.
       patch_bias: the patch embedding has a bias.
       ln_pre: a layer norm in front of the blocks.
       layer_scale: a factor per channel behind every attention and MLP.
@@ -113,10 +116,13 @@ class ViTConfig:
     layer_norm_eps: float = 1e-5
     class_tokens: int = 1
     class_position: bool = True
-    position_filter: Literal["bicubic", "bilinear"] = "bicubic"
+    positions: Literal["learned", "rotary"] = "learned"
+    rotary_period: float = 100.0
+    position_filter: Literal["bicubic", "bicubic_antialias", "bilinear"] = "bicubic"
     patch_bias: bool = False
     ln_pre: bool = True
     layer_scale: bool = False
+    biases: str = "qkv"
     head: Literal["projection", "map", "none"] = "projection"
 
     @property
@@ -185,6 +191,7 @@ class TextConfig:
 _GOOGLE: dict[str, Any] = {"layer_norm_eps": 1e-6, "class_position": False, "patch_bias": True, "ln_pre": False}
 SIGLIP_VIT = _GOOGLE | {"activation": "gelu_tanh", "class_tokens": 0, "head": "map"}
 TIPS_VIT = _GOOGLE | {"activation": "gelu_tanh", "class_tokens": 2, "position_filter": "bilinear", "head": "none"}
+DINO_VIT = {"patch_bias": True, "ln_pre": False, "head": "none"}
 SIGLIP_TEXT: dict[str, Any] = {"activation": "gelu_tanh", "layer_norm_eps": 1e-6}
 SIGLIP_TEXT |= {"pool": "last", "causal": False, "head": "linear"}
 TIPS_TEXT: dict[str, Any] = {"activation": "relu", "layer_norm_eps": 1e-6}

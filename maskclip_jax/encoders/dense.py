@@ -13,6 +13,10 @@ the rest of the block (residual, MLP, how many blocks) are switches of `DenseMet
     naclip         softmax(k kᵀ s + ω), no residual, no MLP    Hajimiri et al., WACV 2025
     clip_surgery   softmax(v vᵀ s), 6 blocks, no MLP           Li et al., 2023
     gem            self-self attention of q, k and v, 6 blocks, no MLP   Bousselham et al., CVPR 2024
+    resclip_rcs    2 (0.6 naclip's + 0.4 C), no residual, no MLP; C is the mean of softmax(q kᵀ s) in blocks 6 to 9:
+                   ResCLIP's cross-correlation (Yang et al., CVPR 2025), without its feedback by a first segmentation
+    sc_clip        ½ softmax(3 (S − S̄)₊) + ½ softmax(k kᵀ s), S the cosines of block 9's patches; see `calibrated.py`
+                   (Bai et al., 2024)
 
 A pooling head (SigLIP) is one attention behind the last block, with an MLP and without a residual: the methods read it
 by its own projections, each token a query, and blocks are left as they were trained.
@@ -29,10 +33,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from maskclip_jax.encoders import calibrated as calibrated_tokens
 from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
 from maskclip_jax.encoders.layers import attend
 from maskclip_jax.errors import UserError
-from maskclip_jax.ops.matmul import in_full_precision
+from maskclip_jax.ops.matmul import attention_matrix, in_full_precision
 
 Heads = Float[Array, "B T N d"]
 POOL_SHARPNESS = 8  # CLIP Surgery: an attention pool's values are normalised, and their scale is this much larger
@@ -46,12 +51,18 @@ class Around(NamedTuple):
       mask: True where a token is image (class tokens included), of shape [B, 1, 1, T]; None: all are.
       norm: mean length of the tokens that q, k and v were made from, per image [B] (GEM's temperature).
       sigma: width of NACLIP's Gaussian, in patches.
+      middle: mean attention of middle blocks, where the method asks for it.
+      share: how much of ResCLIP's attention that is.
+      affinity: what of the patches is alike, where the method asks for it; T is then rows · columns.
     """
 
     shape: tuple[int, int]
     mask: Bool[Array, "B 1 1 T"] | None = None
     norm: Float[Array, " B"] | None = None
     sigma: float = 5.0
+    middle: Float[Array, "B N T T"] | None = None
+    share: float = 0.4
+    affinity: Float[Array, "B T T"] | None = None
 
 
 def value(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
@@ -92,11 +103,25 @@ def pool_value_value(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
 
 def key_key_gaussian(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
     """NACLIP: key-key attention with a Gaussian bias towards near patches."""
-    scores = jnp.einsum("bqnd,bknd->bnqk", k * k.shape[-1] ** -0.5, k)
-    scores = in_full_precision(scores) + gaussian_neighbourhood(around.shape, around.sigma, k.shape[1])
+    return _mixed(_near_keys(k, around), v)
+
+
+def key_key_gaussian_middle(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """ResCLIP's residual cross-correlation self-attention: NACLIP's, mixed with what middle blocks look at."""
+    assert around.middle is not None
+    return _mixed(2 * ((1 - around.share) * _near_keys(k, around) + around.share * around.middle), v)
+
+
+def calibrated(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """SC-CLIP: half by which patches are alike (more than two are on the mean), half by their keys."""
+    assert around.affinity is not None
+    alike, both = around.affinity, None
     if around.mask is not None:
-        scores = jnp.where(around.mask, scores, jnp.finfo(scores.dtype).min)
-    return jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+        both = around.mask[:, 0] & around.mask[:, 0].swapaxes(1, 2)
+    above = 3 * (alike - alike.mean(axis=(1, 2), keepdims=True, where=both))
+    seen = above >= 0 if both is None else both & (above >= 0)
+    above = jax.nn.softmax(jnp.where(seen, above, jnp.finfo(above.dtype).min), axis=-1)
+    return _mixed((above[:, None] + attention_matrix(k, k, around.mask)) / 2, v)
 
 
 def gem(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
@@ -127,6 +152,14 @@ def gaussian_neighbourhood(shape: tuple[int, int], sigma: float, tokens: int) ->
     return np.pad(np.kron(*along), ((first, 0), (first, 0))).astype(np.float32)
 
 
+def _near_keys(k: Heads, around: Around) -> Float[Array, "B N T T"]:
+    return attention_matrix(k, k, around.mask, gaussian_neighbourhood(around.shape, around.sigma, k.shape[1]))
+
+
+def _mixed(weights: Float[Array, "B N T T"], v: Heads) -> Heads:
+    return jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
+
+
 ATTENTIONS: dict[str, Callable[[Heads, Heads, Heads, Around], Heads]] = {
     "value": value,
     "qk": query_key,
@@ -136,7 +169,12 @@ ATTENTIONS: dict[str, Callable[[Heads, Heads, Heads, Around], Heads]] = {
     "vv": value_value,
     "kk+gaussian": key_key_gaussian,
     "gem": gem,
+    "kk+gaussian+middle": key_key_gaussian_middle,
+    "calibrated": calibrated,
 }
+# What is asked of earlier blocks: whose attention is averaged, whose tokens are kept. Counted from 1, of twelve.
+MAPS: dict[str, tuple[int, ...]] = {"kk+gaussian+middle": (6, 7, 8, 9)}
+KEPT: dict[str, tuple[int, ...]] = {"calibrated": calibrated_tokens.BLOCKS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +188,7 @@ class DenseMethod:
       blocks: how many of the last blocks are read this way, on a path of their own beside the tower as it was trained,
         whose tokens go on making q, k and v.
       sigma: of "kk+gaussian", in patches.
+      share: of the middle blocks' attention in "kk+gaussian+middle", 0..1 (its paper: 0.2 to 0.6, by data set).
 
     A ResNet has one attention (its pool), without residual or MLP: there only `attention` and `sigma` count. A pooling
     head has no residual and is one block.
@@ -163,12 +202,29 @@ class DenseMethod:
     mlp: bool = True
     blocks: int = 1
     sigma: float | int = 5.0
+    share: float | int = 0.4
 
     def __post_init__(self):
         if self.attention not in ATTENTIONS:
             raise UserError(f"an attention is one of {', '.join(ATTENTIONS)}, not {self.attention!r}: choose one")
         if self.blocks < 1 or self.sigma <= 0:
             raise UserError(f"blocks is at least 1 and sigma above 0, got {self.blocks} and {self.sigma}")
+        if not 0 <= self.share <= 1:
+            raise UserError(f"a share of attention is 0 to 1, got {self.share}: try 0.4")
+        if self.earlier and self.blocks > 1:
+            raise UserError(f"{self.attention!r} reads the last block alone, got {self.blocks}: use 1")
+
+    @property
+    def earlier(self) -> bool:
+        """Whether it asks for tokens or attention of earlier blocks, which a ResNet's pool does not have."""
+        return self.attention in MAPS or self.attention in KEPT
+
+    def asked(self, blocks: int, layers: int) -> tuple[dict[int, int], dict[int, int]]:
+        """The `MAPS` and `KEPT` of this method -> blocks of a tower of so many `layers`, the first `blocks` of which
+        are walked. A tower of less than twelve is asked at the same fractions of its depth."""
+        place = lambda n: min(max(1, n if layers > 12 else round(n * layers / 12)), blocks)  # noqa: E731
+        maps, kept = ({n: place(n) for n in table.get(self.attention, ())} for table in (MAPS, KEPT))
+        return maps, kept
 
 
 MASKCLIP = DenseMethod()
@@ -181,6 +237,8 @@ METHODS = {
     "naclip": DenseMethod("kk+gaussian", residual=False, mlp=False),
     "clip_surgery": DenseMethod("vv", mlp=False, blocks=6),
     "gem": DenseMethod("gem", mlp=False, blocks=6),
+    "resclip_rcs": DenseMethod("kk+gaussian+middle", residual=False, mlp=False),
+    "sc_clip": DenseMethod("calibrated", residual=False, mlp=False),
 }
 
 
@@ -195,6 +253,7 @@ def dense_method(method: str | DenseMethod, config: CLIPConfig) -> DenseMethod:
         check_blocks(method, config.vision)
         return method
     preset = METHODS[method]
+    check_blocks(dataclasses.replace(preset, blocks=1), config.vision)
     if isinstance(config.vision, ViTConfig) and preset.blocks > 1:
         most = 1 if config.vision.head == "map" else max(1, config.vision.layers // 2)
         preset = dataclasses.replace(preset, blocks=min(preset.blocks, most))
@@ -208,7 +267,12 @@ def check_method(method: str | DenseMethod) -> None:
 
 
 def check_blocks(method: DenseMethod, vision: object) -> None:
-    """Raises UserError where a ViT has fewer blocks than the method reads."""
+    """Raises UserError where a tower has fewer blocks than the method reads, or no earlier ones to ask."""
+    if method.earlier and (not isinstance(vision, ViTConfig) or vision.layers < 2):
+        methods = ", ".join(name for name, preset in METHODS.items() if not preset.earlier)
+        raise UserError(
+            f"{method.attention!r} asks a ViT's earlier blocks, which this tower does not have: take one of {methods}"
+        )
     if isinstance(vision, ViTConfig) and vision.head == "map" and method.blocks > 1:
         raise UserError(f"a pooling head (SigLIP) is read as one block, got {method.blocks}: use 1")
     if isinstance(vision, ViTConfig) and method.blocks > vision.layers:

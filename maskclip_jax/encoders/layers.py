@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,9 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from maskclip_jax.encoders.config import TextConfig, ViTConfig
+from maskclip_jax.encoders.positions import Rotation, rotated
 from maskclip_jax.ops.matmul import attend as attend
-from maskclip_jax.ops.matmul import full_precision, in_full_precision, product
+from maskclip_jax.ops.matmul import attention_matrix, full_precision, in_full_precision, product
 from maskclip_jax.ops.module import LayerNorm, Module
 
 Dtype = jnp.dtype | type
@@ -64,24 +67,40 @@ class Attention(nn.Module):
     width: int
     heads: int
     dtype: Dtype = jnp.float32
+    biases: str = "qkv"  # the projections that have one
 
     def setup(self):
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(self.width, dtype=self.dtype) for _ in range(4))
+        linear = functools.partial(Linear, self.width, dtype=self.dtype)
+        self.q_proj, self.k_proj, self.v_proj = (linear(use_bias=name in self.biases) for name in "qkv")
+        self.out_proj = linear()
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         mask: Bool[Array, "#B 1 #Q T"] | None = None,
         queries: Float[Array, "B Q D"] | None = None,
+        rotation: Rotation | None = None,
     ) -> Float[Array, "B Q D"]:
         """`mask` is True where a query (third axis) may look at a key (fourth axis); other `queries` may ask `x`."""
-        q, k, v = self.q_proj(x if queries is None else queries), self.k_proj(x), self.v_proj(x)
-        return self.out_proj(self._merge(attend(self._split(q), self._split(k), self._split(v), mask)))
+        q, k = self.queries_keys(x, queries, rotation)
+        return self.out_proj(self._merge(attend(q, k, self._split(self.v_proj(x)), mask)))
 
-    def read(self, x: Float[Array, "B T D"], attention: Callable[[Array, Array, Array], Array]) -> tuple[Array, Array]:
+    def queries_keys(
+        self, x: Float[Array, "B T D"], queries: Float[Array, "B Q D"] | None = None, rotation: Rotation | None = None
+    ) -> tuple[Float[Array, "B Q N d"], Float[Array, "B T N d"]]:
+        """Heads of queries and keys, turned by their places where the tower does so."""
+        q, k = self._split(self.q_proj(x if queries is None else queries)), self._split(self.k_proj(x))
+        return (q, k) if rotation is None else (rotated(q, rotation), rotated(k, rotation))
+
+    def read(
+        self,
+        x: Float[Array, "B T D"],
+        attention: Callable[[Array, Array, Array], Array],
+        rotation: Rotation | None = None,
+    ) -> tuple[Array, Array]:
         """What comes out when `attention` (of q, k, v, each [B, T, N, d]) replaces the softmax; and the keys."""
-        q, k, v = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(self._merge(attention(*map(self._split, (q, k, v))))), k
+        q, k = self.queries_keys(x, rotation=rotation)
+        return self.out_proj(self._merge(attention(q, k, self._split(self.v_proj(x))))), self.k_proj(x)
 
     def value(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """`W_o (W_v x + b_v) + b_o`: what attention would give if every token looked only at itself (equation 4)."""
@@ -119,13 +138,21 @@ class Block(Module):
     def setup(self):
         c = self.config
         self.ln_1, self.ln_2 = (layer_norm(c.layer_norm_eps, self.dtype) for _ in range(2))
-        self.attn = Attention(c.width, c.heads, self.dtype)
+        self.attn = Attention(c.width, c.heads, self.dtype, getattr(c, "biases", "qkv"))
         self.mlp = MLP(c.width, c.mlp_width, c.activation, self.dtype)
         if c.layer_scale:
             self.ls_1, self.ls_2 = (self.param(f"ls_{i}", nn.initializers.ones, (c.width,)) for i in (1, 2))
 
-    def __call__(self, x: Float[Array, "B T D"], mask: Array | None = None) -> Float[Array, "B T D"]:
-        return self._add_mlp(x + self._scaled(self.attn(self.ln_1(x), mask)))
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Array | None = None, rotation: Rotation | None = None
+    ) -> Float[Array, "B T D"]:
+        return self._add_mlp(x + self._scaled(self.attn(self.ln_1(x), mask, rotation=rotation)))
+
+    def matrix(
+        self, x: Float[Array, "B T D"], mask: Array | None = None, rotation: Rotation | None = None
+    ) -> Float[Array, "B N T T"]:
+        """The attention of the block as it was trained: which token looks at which."""
+        return attention_matrix(*self.attn.queries_keys(self.ln_1(x), rotation=rotation), mask)
 
     def dense(
         self, x: Float[Array, "B L D"], keys: str, folded: dict | None
@@ -146,13 +173,14 @@ class Block(Module):
         residual: bool,
         mlp: bool,
         keys: str,
+        rotation: Rotation | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
         """One block of a reading that runs on a path beside the tower, and the keys; `attention` takes tokens, q, k, v.
 
         q, k and v come from the tower's own tokens `x`; residual and MLP, where kept, act on the path.
         """
         y = self.ln_1(x)
-        z, k = self.attn.read(y, lambda q, k, v: attention(y, q, k, v))
+        z, k = self.attn.read(y, lambda q, k, v: attention(y, q, k, v), rotation)
         z = self._scaled(z)
         z = beside + z if residual else z
         return self._add_mlp(z) if mlp else z, self.attn.out_proj(k) if keys == "out_proj" else k
@@ -178,6 +206,20 @@ def apply_folded(folded: dict, x: Float[Array, "*batch i"], dtype: Dtype) -> Flo
     return product(x, folded["kernel"], dtype) + folded["bias"].astype(dtype)
 
 
+class Walk(NamedTuple):
+    """What `Transformer.walk` brings: the last tokens, those asked for by their block's number, and a mean attention.
+
+    Fields:
+      tokens: behind the last of the blocks.
+      kept: number of a block, from 1 -> the tokens behind it.
+      attention: the mean of the asked blocks' matrices, None where none was asked.
+    """
+
+    tokens: Float[Array, "B T D"]
+    kept: dict[int, Float[Array, "B T D"]]
+    attention: Float[Array, "B N T T"] | None
+
+
 class Transformer(nn.Module):
     """`resblocks_0 … resblocks_{n-1}`; the last block can be left to the caller."""
 
@@ -187,18 +229,40 @@ class Transformer(nn.Module):
     def setup(self):
         self.resblocks = [Block(self.config, self.dtype) for _ in range(self.config.layers)]
 
-    def __call__(self, x: Float[Array, "B T D"], mask: Array | None = None) -> Float[Array, "B T D"]:
-        return self.last(self.penultimate(x, mask), mask)
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Array | None = None, rotation: Rotation | None = None
+    ) -> Float[Array, "B T D"]:
+        return self.walk(x, mask, rotation, self.config.layers).tokens
 
-    def penultimate(self, x: Float[Array, "B T D"], mask: Array | None = None) -> Float[Array, "B T D"]:
-        """All blocks but the last."""
-        for block in self.resblocks[:-1]:
-            x = block(x, mask)
-        return x
+    def walk(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Array | None = None,
+        rotation: Rotation | None = None,
+        blocks: int = -1,
+        keep: Collection[int] = (),
+        maps: Sequence[int] = (),
+    ) -> Walk:
+        """So many first `blocks` (-1: all but the last), and what a reading asks of them on the way.
 
-    def last(self, x: Float[Array, "B T D"], mask: Array | None = None) -> Float[Array, "B T D"]:
+        `keep` and `maps` are numbers of blocks, from 1: whose tokens are kept, whose attention is averaged (twice what
+        comes twice).
+        """
+        kept, attention = {}, None
+        for i, block in enumerate(self.resblocks[:blocks], 1):
+            if i in maps:
+                matrix = block.matrix(x, mask, rotation) * (maps.count(i) / len(maps))
+                attention = matrix if attention is None else attention + matrix
+            x = block(x, mask, rotation)
+            if i in keep:
+                kept[i] = x
+        return Walk(x, kept, attention)
+
+    def last(
+        self, x: Float[Array, "B T D"], mask: Array | None = None, rotation: Rotation | None = None
+    ) -> Float[Array, "B T D"]:
         """The last block with its attention as trained."""
-        return self.resblocks[-1](x, mask)
+        return self.resblocks[-1](x, mask, rotation)
 
     def last_dense(self, x: Float[Array, "B L D"], keys: str, folded: dict | None) -> tuple[Array, Array]:
         """The last block, read through its values."""

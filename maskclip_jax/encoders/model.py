@@ -82,6 +82,7 @@ class CLIP(Module):
         mlp: bool = True,
         blocks: int = 1,
         sigma: float | int = 5.0,
+        share: float | int = 0.4,
     ) -> DenseFeatures:
         """Features of every position through the last layer's values alone (paper, section 3.1, equation 4).
 
@@ -90,17 +91,28 @@ class CLIP(Module):
           grid: when images of different sizes share a padded batch, each one's valid rows and columns in units of
             `config.multiple` pixels; `config.cells` says what features these have. What lies beyond changes nothing
             inside, and comes out meaningless.
-          attention, residual, mlp, blocks, sigma: another reading of the last blocks, as `DenseMethod` has them;
+          attention, residual, mlp, blocks, sigma, share: another reading of the last blocks, as `DenseMethod` has them;
             `**dataclasses.asdict(dense_method("sclip", config))` is a published one.
 
         Returns:
           features [B, h, w, E] of unit norm and keys [B, h·w, D]. Under `jit`, what is not used is not computed.
         """
-        method = DenseMethod(attention, residual, mlp, blocks, sigma)
+        method = DenseMethod(attention, residual, mlp, blocks, sigma, share)
         features, keys = self.visual.dense(images, grid, method)
         features = in_full_precision(features)
         norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
         return DenseFeatures(features / jnp.maximum(norm, 1e-12), keys)
+
+    def encode_tokens(
+        self, images: Float[Array, "B H W 3"], *, grid: Int[Array, "B 2"] | None = None
+    ) -> Float[Array, "B h w D"]:
+        """Every patch as the image tower leaves it: behind the last layer norm, without class tokens, of any norm.
+
+        A ViT's alone; arguments as in `encode_dense`. Beyond an image's valid size they are finite and mean nothing.
+        """
+        if not isinstance(self.config.vision, ViTConfig):
+            raise UserError("tokens are a ViT's, but this image tower is a ResNet: take another model")
+        return self.visual.tokens(images, grid)
 
 
 def fold(config: CLIPConfig, variables: dict) -> dict:

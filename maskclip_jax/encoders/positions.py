@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +28,7 @@ def resize_positions(
     """
     h, w = shape
     grid = jnp.asarray([[h, w]] if grid is None else grid, full_precision(table.dtype))
-    matrix = {"bicubic": cubic_matrix, "bilinear": linear_matrix}[position_filter]
+    matrix = {"bicubic": cubic_matrix, "bicubic_antialias": keys_matrix, "bilinear": linear_matrix}[position_filter]
     rows = jax.vmap(lambda n: matrix(trained, n, h))(grid[:, 0])
     columns = jax.vmap(lambda n: matrix(trained, n, w))(grid[:, 1])
     square = table.reshape(trained, trained, -1)
@@ -54,12 +57,55 @@ def cubic_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, 
 
 
 def linear_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, "rows n_in"]:
-    """The same as `jax.image.resize(…, "bilinear")` does it: a triangle, widened where it shrinks, renormalised at the
-    border."""
+    """The same as `jax.image.resize(…, "bilinear")` does it: a triangle."""
+    return _antialiased(lambda d: jnp.maximum(1 - d, 0), n_in, n_out, rows)
+
+
+def keys_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, "rows n_in"]:
+    """The same as `F.interpolate(bicubic, antialias=True)` and `jax.image.resize(…, "bicubic")`: Keys' cubic, a = -0.5."""
+
+    def cubic(d: Array) -> Array:
+        return jnp.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, jnp.where(d < 2, ((2.5 - 0.5 * d) * d - 4) * d + 2, 0))
+
+    return _antialiased(cubic, n_in, n_out, rows)
+
+
+def _antialiased(kernel: Callable[[Array], Array], n_in: int, n_out: Array, rows: int) -> Float[Array, "rows n_in"]:
+    """A filter that is widened where it shrinks, and renormalised at the border."""
     x = (jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5
-    distance = jnp.abs(x[:, None] - jnp.arange(n_in)) / jnp.maximum(n_in / n_out, 1)
-    weight = jnp.maximum(1 - distance, 0)
-    return weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)  # no weight at all: a row beyond the image
+    weight = kernel(jnp.abs(x[:, None] - jnp.arange(n_in)) / jnp.maximum(n_in / n_out, 1))
+    total = weight.sum(axis=1, keepdims=True)
+    return weight / jnp.where(jnp.abs(total) < 1e-6, 1, total)  # no weight at all: a row beyond the image
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines that queries and keys are turned by (RoPE; Su et al., 2021): [B or 1, T, 1, d] each."""
+
+    cos: Float[Array, "#B T 1 d"]
+    sin: Float[Array, "#B T 1 d"]
+
+
+def axial_rotation(
+    grid: Int[Array, "B 2"] | None, shape: tuple[int, int], first: int, width: int, period: float
+) -> Rotation:
+    """DINOv3's: patches by their row and column in -1..1, half of the `width` of a head each; `first` tokens are not
+    turned. `grid` and `shape` as in `resize_positions`."""
+    sizes = jnp.asarray([shape] if grid is None else grid, jnp.float32)
+    frequency = 2 * np.pi / np.float32(period) ** np.arange(0, 1, 4 / width, dtype=np.float32)
+    angles = []
+    for axis, n in enumerate(shape):
+        place = 2 * (jnp.arange(n) + 0.5) / sizes[:, axis, None] - 1
+        angles.append(jnp.expand_dims(place[..., None] * frequency, 2 - axis))
+    both = jnp.concatenate(jnp.broadcast_arrays(*angles), axis=-1).reshape(len(sizes), -1, width // 2)
+    both = jnp.pad(jnp.tile(both, 2), ((0, 0), (first, 0), (0, 0)))[:, :, None]
+    return Rotation(jnp.cos(both), jnp.sin(both))
+
+
+def rotated(x: Float[Array, "B T N d"], rotation: Rotation) -> Float[Array, "B T N d"]:
+    """`x`, whose first and second half are the planes' two axes, turned."""
+    one, two = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-two, one], axis=-1)
+    return (x * rotation.cos + turned * rotation.sin).astype(x.dtype)
 
 
 def sinusoids(length: int, width: int) -> Float64[np.ndarray, "T D"]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from maskclip_jax.encoders.calibrated import self_calibrated
 from maskclip_jax.encoders.config import Fidelity, ViTConfig
 from maskclip_jax.encoders.dense import ATTENTIONS, MASKCLIP, Around, DenseMethod, check_blocks, mean_length
 from maskclip_jax.encoders.layers import Dtype, PoolingHead, Transformer, layer_norm
-from maskclip_jax.encoders.positions import resize_positions, valid_mask
+from maskclip_jax.encoders.positions import Rotation, axial_rotation, resize_positions, valid_mask
 from maskclip_jax.ops.matmul import full_precision, product
 from maskclip_jax.ops.module import Module
 
@@ -37,7 +39,9 @@ class VisionTransformer(Module):
             self.class_embedding = self.param("class_embedding", normal, (c.width,))
         if c.class_tokens > 1:
             self.registers = self.param("registers", normal, (c.class_tokens - 1, c.width))
-        self.positional_embedding = self.param("positional_embedding", normal, (c.grid**2 + c.class_position, c.width))
+        if c.positions == "learned":
+            places = c.grid**2 + c.class_position
+            self.positional_embedding = self.param("positional_embedding", normal, (places, c.width))
         if c.ln_pre:
             self.ln_pre = layer_norm(eps, self.dtype)
         self.transformer = Transformer(blocks, self.dtype)
@@ -56,8 +60,9 @@ class VisionTransformer(Module):
         """
         out = {}
         x = out["embedded"] = self._embed(images, None, keep)
-        x = out["penultimate"] = self.transformer.penultimate(x)
-        x = out["last"] = self.transformer.last(x)
+        rotation = self._rotation(None, self._grid(images))
+        x = out["penultimate"] = self.transformer.walk(x, None, rotation).tokens
+        x = out["last"] = self.transformer.last(x, None, rotation)
         return self.head(self.ln_post(x)) if self.config.head == "map" else self._project(x[:, 0]), out
 
     def dense(
@@ -68,42 +73,67 @@ class VisionTransformer(Module):
     ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
         """Projected features of every patch (not normalised) and the last attention's keys; see `CLIP.encode_dense`."""
         shape, first = self._grid(images), self.config.class_tokens
-        mask = valid_mask(grid, shape)
-        if mask is not None:  # class tokens see, and are seen by, every valid patch
-            mask = jnp.pad(mask.reshape(mask.shape[0], -1), ((0, 0), (first, 0)), constant_values=True)[:, None, None]
-        x = self._embed(images, grid)
+        x, mask, rotation = self._embed(images, grid), self._mask(grid, shape), self._rotation(grid, shape)
         folded = self.get_variable("folded", "value") if self.has_variable("folded", "value") else None
         if method != MASKCLIP:
-            z, keys = self._read(x, mask, shape, method)
+            z, keys = self._read(x, mask, rotation, shape, method)
         elif self.config.head == "map":
-            z, keys = self.head.dense(self.ln_post(self.transformer(x, mask)), folded)
+            z, keys = self.head.dense(self.ln_post(self.transformer(x, mask, rotation)), folded)
         else:  # class tokens end here: nothing below looks from one token to another
-            x = self.transformer.penultimate(x, mask)
+            x = self.transformer.walk(x, mask, rotation).tokens
             z, keys = self.transformer.last_dense(x[:, first:], self.fidelity.keys, folded)
         z = z if self.config.head == "map" else self._project(z)
         return z.reshape(z.shape[0], *shape, -1), keys
 
+    def tokens(self, images: Float[Array, "B H W 3"], grid: Int[Array, "B 2"] | None) -> Float[Array, "B h w D"]:
+        """Every patch behind all blocks and the last layer norm; see `CLIP.encode_tokens`."""
+        shape = self._grid(images)
+        x = self.transformer(self._embed(images, grid), self._mask(grid, shape), self._rotation(grid, shape))
+        return self.ln_post(x[:, self.config.class_tokens :]).reshape(len(x), *shape, -1)
+
     def _read(
-        self, x: Float[Array, "B T D"], mask: Array | None, shape: tuple[int, int], method: DenseMethod
+        self,
+        x: Float[Array, "B T D"],
+        mask: Array | None,
+        rotation: Rotation | None,
+        shape: tuple[int, int],
+        method: DenseMethod,
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
         """The last attention by another method, class tokens dropped: a pooling head's, or that of the last
         `method.blocks` blocks, on a path beside the tower."""
         check_blocks(method, self.config)
+        c, first, pooled = self.config, self.config.class_tokens, self.config.head == "map"
+        walked = c.layers if pooled else c.layers - method.blocks
+        maps, kept = method.asked(walked, c.layers)
+        walk = self.transformer.walk(x, mask, rotation, walked, tuple(kept.values()), tuple(maps.values()))
+        x, last = walk.tokens, self.transformer.resblocks[walked:]
+        switches = {"residual": method.residual, "mlp": method.mlp, "keys": self.fidelity.keys}
 
-        def attention(tokens: Array, q: Array, k: Array, v: Array) -> Array:
-            around = Around(shape, mask, mean_length(tokens, mask), method.sigma)
+        def attention(tokens: Array, q: Array, k: Array, v: Array, mask: Array | None = mask, **found: Array) -> Array:
+            around = Around(shape, mask, mean_length(tokens, mask), method.sigma, walk.attention, method.share, **found)
             return ATTENTIONS[method.attention](q, k, v, around)
 
-        if self.config.head == "map":
-            return self.head.read(self.ln_post(self.transformer(x, mask)), attention, mlp=method.mlp)
-        blocks, first = self.transformer.resblocks, self.config.layers - method.blocks
-        for block in blocks[:first]:
-            x = block(x, mask)
-        path, switches = x, {"residual": method.residual, "mlp": method.mlp, "keys": self.fidelity.keys}
-        for block in blocks[first:]:
-            path, keys = block.read(x, path, attention, **switches)
-            x = block(x, mask) if block is not blocks[-1] else x
-        return path[:, self.config.class_tokens :], keys[:, self.config.class_tokens :]
+        def patches_alone(patches: Array, affinity: Array) -> Array:
+            seen = None if mask is None else mask[..., first:]
+            look = functools.partial(attention, mask=seen, affinity=affinity)
+            if pooled:
+                return self.head.read(self.ln_post(patches), look, mlp=method.mlp)[0]
+            turn = None if rotation is None else Rotation(*(part[:, first:] for part in rotation))
+            return last[0].read(patches, patches, look, **switches, rotation=turn)[0]
+
+        if kept:
+            valid = None if mask is None else mask[:, 0, 0, first:]
+            earlier = {n: walk.kept[i] for n, i in kept.items()}
+            path = self_calibrated(x, earlier, patches_alone, shape, valid)
+            own = self.ln_post(x) if pooled else x[:, first:]
+            return path, (self.head.dense(own, None) if pooled else last[0].dense(own, self.fidelity.keys, None))[1]
+        if pooled:
+            return self.head.read(self.ln_post(x), attention, mlp=method.mlp)
+        path = x
+        for block in last:
+            path, keys = block.read(x, path, attention, **switches, rotation=rotation)
+            x = block(x, mask, rotation) if block is not last[-1] else x
+        return path[:, first:], keys[:, first:]
 
     def _project(self, x: Array) -> Array:
         x = self.ln_post(x)
@@ -111,6 +141,13 @@ class VisionTransformer(Module):
 
     def _grid(self, images: Array) -> tuple[int, int]:
         return images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size
+
+    def _mask(self, grid: Array | None, shape: tuple[int, int]) -> Array | None:
+        """[B, 1, 1, T]: class tokens see, and are seen by, every valid patch."""
+        mask, first = valid_mask(grid, shape), self.config.class_tokens
+        if mask is None:
+            return None
+        return jnp.pad(mask.reshape(len(mask), -1), ((0, 0), (first, 0)), constant_values=True)[:, None, None]
 
     def _embed(self, images: Array, grid: Array | None, keep: Array | None = None) -> Array:
         c, (h, w) = self.config, self._grid(images)
@@ -120,7 +157,8 @@ class VisionTransformer(Module):
         x = product(patches, self.conv1.reshape(-1, c.width), self.dtype)
         if c.patch_bias:
             x = x + self.conv1_bias.astype(self.dtype)
-        x = x + self._positions(grid, (h, w)).astype(self.dtype)
+        if c.positions == "learned":
+            x = x + self._positions(grid, (h, w)).astype(self.dtype)
         if keep is not None:
             x = jnp.take_along_axis(x, keep[..., None], axis=1)
         if c.class_tokens:
@@ -129,6 +167,12 @@ class VisionTransformer(Module):
             tokens = jnp.broadcast_to(tokens.astype(self.dtype), (batch, *tokens.shape))
             x = jnp.concatenate([tokens, x], axis=1)
         return self.ln_pre(x).astype(self.dtype) if c.ln_pre else x
+
+    def _rotation(self, grid: Array | None, shape: tuple[int, int]) -> Rotation | None:
+        c = self.config
+        if c.positions != "rotary":
+            return None
+        return axial_rotation(grid, shape, c.class_tokens, c.width // c.heads, c.rotary_period)
 
     def _positions(self, grid: Array | None, shape: tuple[int, int]) -> Float[Array, "#B L D"]:
         """The patches' position embeddings, for each image's valid size."""

@@ -67,11 +67,21 @@ def attend(
     """Softmax attention, the softmax in full precision; `mask` is True where a query may look at a key."""
     if jax.default_backend() == "cpu" and q.shape[1] * k.shape[1] >= _HEAD_BY_HEAD:
         return _attend_by_head(q, k, v, mask).astype(v.dtype)
+    return jnp.einsum("bnqk,bknd->bqnd", attention_matrix(q, k, mask).astype(v.dtype), v)
+
+
+def attention_matrix(
+    q: Float[Array, "B Q N d"],
+    k: Float[Array, "B K N d"],
+    mask: Bool[Array, "#B 1 #Q K"] | None = None,
+    bias: Float[Array | np.ndarray, "#Q K"] | None = None,
+) -> Float[Array, "B N Q K"]:
+    """softmax(q kᵀ s + bias) in full precision; arguments as in `attend`."""
     scores = in_full_precision(jnp.einsum("bqnd,bknd->bnqk", q * q.shape[-1] ** -0.5, k))
+    scores = scores if bias is None else scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bnqk,bknd->bqnd", weights, v)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def _attend_by_head(q: Array, k: Array, v: Array, mask: Array | None) -> Array:

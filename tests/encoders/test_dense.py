@@ -12,7 +12,7 @@ from tower_by_definition import by_definition, heads_of, linear, variables_of, v
 from maskclip_jax.checkpoints import architecture
 from maskclip_jax.encoders import dense
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, ViTConfig
-from maskclip_jax.encoders.dense import ATTENTIONS, METHODS, Around, DenseMethod, dense_method
+from maskclip_jax.encoders.dense import ATTENTIONS, KEPT, MAPS, METHODS, Around, DenseMethod, dense_method
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.encoders.resnet import AttentionPool
 from maskclip_jax.errors import UserError
@@ -33,20 +33,22 @@ def test_formulas(name):
     rng = np.random.default_rng(0)
     tokens = 1 + SHAPE[0] * SHAPE[1]
     q, k, v = (rng.normal(size=(2, tokens, 3, 4)) for _ in range(3))
-    norm = np.array([1.7, 3.1])
+    norm, middle, alike = np.array([1.7, 3.1]), rng.random((2, 3, tokens, tokens)), rng.normal(size=(2, tokens, tokens))
     function = ATTENTIONS.get(name, dense.pool_value_value)
-    around = Around(SHAPE, None, jnp.asarray(norm, jnp.float32), SIGMA)
+    found = (jnp.asarray(x, jnp.float32) for x in (norm, middle, alike))
+    around = Around(SHAPE, None, next(found), SIGMA, next(found), 0.3, next(found))
     ours = jax.jit(lambda *qkv: function(*qkv, around))(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
     for b in range(2):
         for n in range(3):
             one = (x[b, :, n] for x in (q, k, v))
-            expected = by_definition(name, *one, shape=SHAPE, sigma=SIGMA, norm=norm[b])
+            around = {"shape": SHAPE, "sigma": SIGMA, "norm": norm[b], "middle": middle[b, n], "share": 0.3}
+            expected = by_definition(name, *one, alike=alike[b], **around)
             np.testing.assert_allclose(ours[b, :, n], expected, atol=1e-5)
 
 
 def test_gradients_are_finite():
     q = jax.random.normal(jax.random.key(0), (1, 7, 2, 4))
-    around = Around(SHAPE, None, jnp.ones(1), SIGMA)
+    around = Around(SHAPE, None, jnp.ones(1), SIGMA, jnp.ones((1, 2, 7, 7)), 0.4, jnp.eye(7)[None])
     for function in (*ATTENTIONS.values(), dense.pool_value_value):
         gradient = jax.grad(lambda x, f=function: jnp.square(f(x, 2 * x, x.at[0, 0].set(0), around)).sum())(q)
         assert np.isfinite(gradient).all(), function.__name__
@@ -69,6 +71,7 @@ READINGS = {name: dense_method(name, VIT) for name in METHODS} | {
     "values of 2 blocks": DenseMethod("value", mlp=False, blocks=2),
     "a narrow Gaussian": DenseMethod("kk+gaussian", sigma=0.5),
     "no residual": DenseMethod("kk", residual=False),
+    "as the middle looks": DenseMethod("kk+gaussian+middle", share=1.0),
 }
 
 
@@ -100,7 +103,7 @@ def test_clip_is_the_unmodified_last_layer():
     np.testing.assert_allclose(np.asarray(found).reshape(naive.shape), naive, atol=1e-5)  # presets differ by 1e-3
 
 
-@pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name not in ("value", "qk")])
+@pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name not in ("value", "qk", *MAPS, *KEPT)])
 def test_attention_pool_of_a_resnet(attention):
     """q, k and v of all positions, their mean first; for CLIP Surgery's "vv" with positions, and with its own rule."""
     c, variables = RESNET.vision, variables_of(RESNET)["params"]["visual"]["attnpool"]
@@ -150,11 +153,18 @@ def test_the_general_path_agrees_with_the_fast_one():
     np.testing.assert_allclose(slow.features, fast.features, atol=1e-5)
 
 
+def with_layers(layers):
+    return dataclasses.replace(VIT, vision=dataclasses.replace(VIT.vision, layers=layers))
+
+
 def test_presets_follow_the_tower():
     assert dense_method("gem", VIT).blocks == 2  # half of four
-    deep = dataclasses.replace(VIT, vision=dataclasses.replace(VIT.vision, layers=12))
+    deep = with_layers(12)
     assert [dense_method(name, deep).blocks for name in ("gem", "clip_surgery", "sclip")] == [6, 6, 1]
     assert dense_method("maskclip", RESNET) == DenseMethod()
+    asked = {n: METHODS["resclip_rcs"].asked(n - 1, n)[0] for n in (2, 4, 12, 24)}
+    assert [list(maps.values()) for maps in asked.values()] == [[1] * 4, [2, 2, 3, 3], [6, 7, 8, 9], [6, 7, 8, 9]]
+    assert max(METHODS["sc_clip"].asked(11, 12)[1].values()) == 10
 
 
 @pytest.mark.parametrize(
@@ -164,6 +174,10 @@ def test_presets_follow_the_tower():
         (lambda: DenseMethod("kq"), "value, qk, qq"),
         (lambda: DenseMethod(blocks=0), "at least 1"),
         (lambda: DenseMethod(sigma=0), "sigma above 0"),
+        (lambda: DenseMethod(share=1.5), "share of attention is 0 to 1"),
+        (lambda: DenseMethod("calibrated", blocks=2), "reads the last block alone"),
+        (lambda: dense_method("sc_clip", RESNET), "asks a ViT's earlier blocks"),
+        (lambda: dense_method("resclip_rcs", with_layers(1)), "asks a ViT's earlier blocks"),
         (lambda: dense_method(DenseMethod("qq", blocks=6), VIT), "has 4 blocks"),
     ],
 )
