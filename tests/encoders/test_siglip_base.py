@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from make_siglip_base import CONFIG, drawn, inputs, strided
@@ -55,7 +56,7 @@ def test_siglip_at_base_size():
             agree(f"{shape}/pooled", pooled, golden[f"{shape}/pooled"])
             if shape == "square":
                 square = pooled
-        text = CLIP(config).apply(variables, ids.astype(np.int32), method="encode_text")
+        text = CLIP(config).apply(variables, jnp.asarray(ids, jnp.int32), method="encode_text")
         agree("text", unit(text), golden["text"])
         scale, bias = (np.asarray(variables["params"][f"logit_{name}"]) for name in ("scale", "bias"))
         agree("logits", np.exp(scale) * unit(np.asarray(square)) @ unit(text).T + bias, golden["logits"])
