@@ -9,8 +9,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from flax.traverse_util import flatten_dict
 
+from maskclip_jax.checkpoints.msgpack_files import read_msgpack
 from maskclip_jax.checkpoints.npz import NpzFile
 from maskclip_jax.checkpoints.torch_files import TorchFile
 from maskclip_jax.data import schema
@@ -52,7 +52,7 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
     if suffix in (".safetensors", ".npz"):
         return SafetensorsFile(path) if suffix == ".safetensors" else NpzFile(path)
-    return _read_msgpack(path) if suffix == ".msgpack" else TorchFile(path)
+    return read_msgpack(path) if suffix == ".msgpack" else TorchFile(path)
 
 
 class SafetensorsFile(Mapping):
@@ -145,17 +145,6 @@ def _read_shards(index: Path) -> Shards:
     # Arrays the index does not name must not pass unseen: they count as unknown in the two-sided check.
     unnamed = {key: file for file in opened.values() for key in file if key not in where}
     return Shards({key: opened[name] for key, name in where.items()} | unnamed)
-
-
-def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
-    from flax.serialization import msgpack_restore
-
-    try:
-        tree = msgpack_restore(path.read_bytes())
-        flat = flatten_dict(tree, sep=".")
-    except Exception as error:  # msgpack has its own exceptions, and a wrong file can trip any step of the decoding
-        raise UserError(f"{path} is not a whole Flax msgpack file: copy or download it again") from error
-    return {key.removeprefix("params."): value for key, value in flat.items()}
 
 
 def _opened(path: Path):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from maskclip_jax.checkpoints.memory import as_float32
 from maskclip_jax.checkpoints.names import IGNORED, SIGNATURE, Entry, Naming, Tower, entries
 from maskclip_jax.checkpoints.names import abstract_variables as abstract_variables
 from maskclip_jax.data.whole_files import cut
@@ -89,7 +90,7 @@ def to_variables(
     for name, entry in table.items():
         if name not in names:
             continue
-        array = np.asarray(arrays[names[name]])
+        array = np.asanyarray(arrays[names[name]])
         shapes = [wanted[path].shape for path in entry.paths]
         try:
             with np.errstate(all="ignore"):  # of a temperature that is none: seen below
@@ -100,7 +101,7 @@ def to_variables(
             misshapen.append(f"{cut(name, 80)} {_size(array.shape)}, not {_size(_their_shape(entry, shapes))}")
         elif not misshapen and not left_over and not missing:
             with np.errstate(all="ignore"):  # what overflows is infinite, and refused as such
-                numbers = [np.require(part, np.float32, "C") for part in parts if _is_floating(array.dtype)]
+                numbers = [as_float32(part) for part in parts if _is_floating(array.dtype)]
             if reason := why_unusable(name, array.dtype, numbers):
                 unusable.append(f"{cut(name, 80)} {reason}")
             for path, part in zip(entry.paths, numbers, strict=True) if not unusable else ():
@@ -163,7 +164,7 @@ def why_unusable(name: str, dtype: np.dtype, numbers: Sequence[np.ndarray]) -> s
     """Why the numbers of an array are no weights: of an integer type, not finite, a negative variance; None if not."""
     if not _is_floating(dtype):
         return f"is of type {dtype}"
-    if not all(np.isfinite(part).all() for part in numbers):
+    if not all(np.isfinite((part.min(), part.max())).all() for part in numbers if part.size):  # no array of answers
         return "holds NaN or infinity"
     negative = name.endswith("running_var") and numbers[0].min(initial=0) < 0
     return "is a negative variance" if negative else None
