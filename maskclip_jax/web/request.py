@@ -18,13 +18,15 @@ LONGEST_WORD = 200  # characters
 LONGEST_TEMPLATE = 300
 LONGEST_TEXT = 1000  # of any other field
 MOST_PIXELS = 4096  # of a window's side or stride
+MOST_PAMR = 50  # steps
+MOST_SCALES = 4
 
 
 # what the page offers, and the method of `Options` that each is
 METHODS = {"maskclip": "maskclip", "naive": "clip"} | {name: name for name in dense.METHODS}
 ASKED = (
     *("method", "prompt_denoising", "key_smoothing", "window", "stride", "background", "background_threshold"),
-    "templates",
+    *("templates", "pamr", "scales", "flip"),
 )
 
 
@@ -80,6 +82,17 @@ def read_request(body: bytes) -> SegmentRequest:
         _checked(fields, name, (int, float), "a number above 0 and up to 1")
         if abs(fields.get(name, 0)) > MOST_PIXELS:  # 10^400 is a whole number in JSON, and no float
             raise UserError(f"{name} is a number above 0 and up to 1, got {_kind(fields[name])}: change it")
+    _checked(fields, "pamr", int, "a whole number of steps")
+    _checked(fields, "scales", list, "a list of sizes")
+    for scale in fields.get("scales", ()):
+        _checked({"a size": scale}, "a size", (int, float), "a number")
+    if not isinstance(fields.get("flip", False), bool):
+        raise UserError(f"flip is true or false, got {_kind(fields['flip'])}: change it or leave it out")
+    if fields.get("pamr", 0) > MOST_PAMR or len(fields.get("scales", ())) > MOST_SCALES:
+        raise UserError(
+            f"the page takes at most {MOST_PAMR} steps of PAMR and {MOST_SCALES} sizes: use fewer, or "
+            "`python run.py segment`"
+        )
     if (method := fields.get("method", "maskclip")) not in METHODS:
         raise UserError(f"a method is one of {', '.join(METHODS)}, got {method!r}: choose one")
     classes, background = _words(fields["classes"]), fields.get("background")

@@ -46,7 +46,7 @@ MOST_WAITING = 64  # requests in the queue; the next one is refused
 BODIES = 4  # bodies of the largest size in memory at once, finished or not
 LONGEST_ERROR = 400  # characters
 PAGE = {"/": "index.html"} | {
-    f"/{name}": name for name in ("page.js", "drawing.js", "legend.js", "words.js", "page.css")
+    f"/{name}": name for name in ("page.js", "compare.js", "drawing.js", "legend.js", "words.js", "page.css")
 }
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 HEADERS = {  # nothing from outside is loaded, and nobody else's page may frame this one
@@ -258,6 +258,7 @@ def choices(session: Session, most_upload: int) -> dict[str, Any]:
     return {
         "models": list(session.models.names),
         "methods": list(METHODS),
+        "students": session.models.students(),
         "scenes": list(scene_names()),
         "class_sets": {name: words for name, words in sets.items() if len(words) < MOST_CLASSES},
         "prompt_denoising": session.models.recommended_denoising(session.models.names[0]),
