@@ -22,12 +22,14 @@ def test_logits_of_a_padded_batch_are_those_of_each_image_alone(head, stem, stri
         config = dataclasses.replace(STUDENT, head=head, stem=stem, output_stride=stride, rates=None, dtype="float64")
         student, text = create_student(config), np.eye(config.width)[:5]
         rng = np.random.default_rng(0)
-        images = rng.normal(size=(3, 64, 72, 3))
-        variables = drawn(shapes_of(student, jnp.asarray(images), jnp.asarray(text)))
-        logits = jax.jit(lambda sizes: student.apply(variables, images, text, sizes=sizes))
-        padded, unmasked = (np.asarray(logits(sizes)) for sizes in (SIZES, np.full_like(SIZES, (64, 72))))
+        images, text = jnp.asarray(rng.normal(size=(3, 64, 72, 3))), jnp.asarray(text)
+        variables = drawn(shapes_of(student, images, text))
+        logits = jax.jit(lambda *arrays, sizes=None: student.apply(*arrays, sizes=sizes))
+        padded, unmasked = (
+            np.asarray(logits(variables, images, text, sizes=sizes)) for sizes in (SIZES, np.full_like(SIZES, (64, 72)))
+        )
         rows, columns = map(config.cells, SIZES[0].tolist())
-        alone = np.asarray(jax.jit(student.apply)(variables, images[:1, :45, :61], text))[0]
+        alone = np.asarray(logits(variables, images[:1, :45, :61], text))[0]
         assert alone.shape[:2] == (rows, columns)
         assert padded.shape[1:3] == tuple(map(config.cells, (64, 72)))
         assert np.ptp(alone) > 0.1
