@@ -36,25 +36,27 @@ class Case(NamedTuple):
 
 
 def random_clip(name: str, dtype: str) -> tuple[CLIP, Any]:
-    """One of OpenAI's architectures with random weights of the real shapes, value path folded as `load_clip` does."""
+    """The image tower of one of OpenAI's architectures with random weights of the real shapes, value path folded as
+    `load_clip` does. Each array exists once, as after loading."""
     model = CLIP(variant(name), jnp.dtype(dtype))
-    return model, jax.tree.map(jnp.asarray, fold(model.config, random_variables(model)))
+    return model, fold(model.config, random_variables(model))
 
 
 def random_variables(model: CLIP) -> Any:
     side = model.config.vision.image_size
     shapes = shapes_of(model, jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
+    shapes = {**shapes, "params": {name: shape for name, shape in shapes["params"].items() if name != "text"}}
     rng = np.random.default_rng(0)
 
-    def draw(path: Any, leaf: Any) -> np.ndarray:
+    def draw(path: Any, leaf: Any) -> jax.Array:
         name = path[-1].key
         if name == "logit_scale":
-            return np.float32(np.log(100))
-        if name in ("scale", "var"):
-            return np.ones(leaf.shape, np.float32)
-        if name in ("bias", "mean"):
-            return np.zeros(leaf.shape, np.float32)
-        return rng.standard_normal(leaf.shape, np.float32) / np.sqrt(max(1, np.prod(leaf.shape[:-1])), dtype=np.float32)
+            return jnp.float32(np.log(100))
+        if name in ("scale", "var", "bias", "mean"):
+            return jnp.full(leaf.shape, float(name in ("scale", "var")))
+        drawn = rng.standard_normal(leaf.shape, np.float32)
+        drawn /= np.sqrt(max(1, np.prod(leaf.shape[:-1])), dtype=np.float32)
+        return jax.device_put(drawn)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -82,7 +84,6 @@ def compiled(function: Callable, *args: Any) -> tuple[Callable[[], None], dict[s
 def dense(model: str = "ViT-B/16", batch: int = 1, size: int = 512, dtype: str = "float32") -> Case:
     """MaskCLIP's dense logits for a batch of square images: the whole image tower, and the classifier."""
     clip, variables = random_clip(model, dtype)
-    variables = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "text"}}
     images = jnp.asarray(np.random.default_rng(2).standard_normal((batch, size, size, 3), np.float32))
     text = jnp.asarray(unit_rows(CLASSES, clip.config.embed_dim))
     run, facts = compiled(lambda v, x, t: dense_logits(clip, v, x, t).logits, variables, images, text)
