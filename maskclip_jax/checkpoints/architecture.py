@@ -190,6 +190,8 @@ def check_model_type(config: Mapping[str, Any]) -> None:
     if came in MODEL_TYPES:
         return
     other = f" ({_OTHERS[came]})" if isinstance(came, str) and came in _OTHERS else ""
+    if came is None and isinstance(config.get("architecture"), str):
+        other = f" (timm's {cut(config['architecture'], 60)})"
     raise UserError(
         f"config.json must be of model_type {', '.join(map(repr, MODEL_TYPES))}, not {cut(repr(came), 60)}{other}: "
         "only these architectures are read"
