@@ -33,7 +33,16 @@ from experiments.harness.records import (
     settings_from,
     with_errors,
 )
-from experiments.tables import ablations, annotation_free, fine_grained, robustness, successors, transforms, zero_shot
+from experiments.tables import (
+    ablations,
+    annotation_free,
+    encoders,
+    fine_grained,
+    robustness,
+    successors,
+    transforms,
+    zero_shot,
+)
 from maskclip_jax.cli.common import output_folder, progress
 from maskclip_jax.data.whole_files import atomic_path
 
@@ -44,6 +53,7 @@ EXPERIMENTS: tuple[ModuleType, ...] = (
     fine_grained,
     ablations,
     successors,
+    encoders,
     transforms,
 )
 README = Path(__file__).with_name("README.md")

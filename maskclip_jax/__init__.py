@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from maskclip_jax.checkpoints.load import load_clip as load_clip
     from maskclip_jax.checkpoints.pretrained import Pretrained as Pretrained
-    from maskclip_jax.distill.run_folder import load_student as load_student
+    from maskclip_jax.distill.student_folder import load_student as load_student
     from maskclip_jax.encoders.config import Fidelity as Fidelity
     from maskclip_jax.errors import UserError as UserError
     from maskclip_jax.segment.options import Options as Options
     from maskclip_jax.segment.predict import Segmentation as Segmentation
     from maskclip_jax.segment.predict import segment_images as segment_images
+    from maskclip_jax.version import __version__ as __version__
 
 _HOMES = {
     "Fidelity": "encoders.config",
@@ -31,7 +32,8 @@ _HOMES = {
     "Options": "segment.options",
     "Segmentation": "segment.predict",
     "segment_images": "segment.predict",
-    "load_student": "distill.run_folder",
+    "__version__": "version",
+    "load_student": "distill.student_folder",
 }
 _MODULES = ("checkpoints", "data", "encoders", "errors", "evaluate", "ops", "segment", "visualize")
 

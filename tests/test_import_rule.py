@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # Every folder of the library, and the two files beside them; `label` and `evaluate` stand side by side.
 ORDER = (
     *(
-        ("errors",),
+        ("errors", "version"),
         ("ops",),
         ("data",),
         ("encoders", "visualize"),

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import jax
 
 from maskclip_jax.cli.common import complain
-from maskclip_jax.data.whole_files import cache_folder, write_json
+from maskclip_jax.cli.process import program_settings
+from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ class Settings:
       train: train the students that are missing (an hour or more each).
       results: folder of the records.
       fresh: compute again what is recorded.
-      only: parts of keys; other cells stay as they are. () is all.
+      only: keys, or parts of keys; other cells stay as they are. () is all.
     """
 
     scale: str = "embedded"
@@ -138,7 +139,8 @@ def find(settings: Settings, experiment: ModuleType) -> list[Found]:
 def run(settings: Settings, experiment: ModuleType) -> list[Found]:
     """Computes what is missing, writing every result as soon as it is there; Ctrl-C loses one cell at most."""
     found = find(settings, experiment)
-    todo = [f.cell for f in found if _wanted(settings, f)]
+    chosen = _chosen(settings, [f.cell.key for f in found])
+    todo = [f.cell for f in found if f.cell.key in chosen and (settings.fresh or f.record is None)]
     if settings.scale == "full" and not settings.only:
         todo = []  # hours each, and none of it is here: asked for by name
     began, done = time.monotonic(), 0
@@ -158,9 +160,10 @@ def run(settings: Settings, experiment: ModuleType) -> list[Found]:
     return find(settings, experiment)
 
 
-def _wanted(settings: Settings, found: Found) -> bool:
-    chosen = not settings.only or any(part in found.cell.key for part in settings.only)
-    return chosen and (settings.fresh or found.record is None)
+def _chosen(settings: Settings, keys: list[str]) -> set[str]:
+    """The keys that `only` names, each a whole key or (where it is none) a part of several."""
+    parts = [part for part in settings.only if part not in keys]
+    return {key for key in keys if not settings.only or key in settings.only or any(part in key for part in parts)}
 
 
 def _write(settings: Settings, name: str, cell: Cell, scores: dict[str, Any], seconds: float) -> None:
@@ -232,7 +235,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", action="store_true", help="train the students that are missing: hours")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--fresh", action="store_true", help="compute again what is recorded")
-    parser.add_argument("--only", nargs="+", default=[], metavar="KEY", help="cells whose keys hold one of these")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="KEY", help="cells of these keys, or whose keys hold one"
+    )
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
@@ -250,7 +255,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 def keep_programs() -> None:
     """Compiled programs are kept on disk: cells that differ in data alone, and later runs, compile nothing."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    for name, value in program_settings().items():
+        jax.config.update(name, str(value) if isinstance(value, Path) else value)
 
 
 def main(experiment: ModuleType) -> None:

@@ -24,12 +24,13 @@ from maskclip_jax.distill import is_run
 from maskclip_jax.distill.checkpoint import FOLDER
 from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.experiment import load_experiment
-from maskclip_jax.distill.run_folder import load_student
 from maskclip_jax.distill.run_log import read_metrics
+from maskclip_jax.distill.student_folder import load_student
 from maskclip_jax.distill.train import train_and_evaluate
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.encoder import evaluate_teacher, teacher_reader
 from maskclip_jax.evaluate.engine import Counter
+from maskclip_jax.evaluate.segmented import evaluate_protocol
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.predict import segment_images
@@ -56,6 +57,7 @@ DATASETS = {
     "context59": DataSet("data/context59/val", "context59", _WITHIN),
     "context60": DataSet("data/context60/val", "context59", _WITHIN),  # the background is class 0: zero-shot
     "cocostuff171": DataSet("data/cocostuff171/val", "coco-stuff171", _CAPPED),
+    "ade150": DataSet("data/ade150/val", "ade20k150"),
 }
 CHECKPOINTS = {
     "r50": "timm/resnet50_clip.openai",
@@ -158,6 +160,35 @@ def teacher_cell(
         return percent(found)
 
     return Cell(key, config, compute, published)
+
+
+def protocol_cell(
+    key: str,
+    model: str,
+    data: str,
+    count: int | None,
+    options: dict[str, Any],
+    load: Callable[[str], tuple[Pretrained, np.ndarray | None]] = lambda model: (pretrained(model), None),
+) -> Cell:
+    """mIoU of the masks that `segment_images` makes with these options, windows, PAMR and all.
+
+    Args:
+      load: the model's name -> the model, and the classifier's rows (None: made from the words).
+    """
+    config = {"model": model, "data": data, "count": count, "options": options, "inputs": inputs_of(model)}
+
+    def compute() -> dict[str, Any]:
+        source, classes = open_data(data, count), class_set(DATASETS[data].classes)
+        clip, rows = load(model)
+        with progress(key, len(source)) as report:
+            return percent(
+                evaluate_protocol(
+                    clip, source, classes=classes, classifier=rows, batch_size=20, **options,
+                    progress=lambda done, total: report(done),
+                )
+            )  # fmt: skip
+
+    return Cell(key, config, compute)
 
 
 @functools.lru_cache(maxsize=2)  # cells that differ in their images share their programs

@@ -20,20 +20,14 @@ import numpy as np
 
 from experiments.harness import records
 from experiments.harness.figures import Figure, sheet
-from experiments.harness.records import Cell, Found, Settings, beside, percent, score, table
+from experiments.harness.records import Cell, Found, Settings, beside, score, table
 from experiments.harness.scoring import (
     CHECKPOINTS,
-    DATASETS,
-    inputs_of,
-    open_data,
-    pretrained,
+    protocol_cell,
     recommended_denoising,
     scenes_sheet,
 )
-from maskclip_jax.cli.common import progress
-from maskclip_jax.data.vocabulary import class_set
 from maskclip_jax.encoders.dense import METHODS
-from maskclip_jax.evaluate.segmented import evaluate_protocol
 from maskclip_jax.segment.protocols import PROTOCOLS, protocol_options
 
 NAME = "successors"
@@ -78,7 +72,7 @@ def cells(settings: Settings) -> list[Cell]:
     if settings.scale == "full":
         for i, data in enumerate(FULL):
             for row, published in PUBLISHED.items():
-                made = _cell(f"{data}/{row}", CHECKPOINTS["vit_b16"], data, None, full_options(row))
+                made = protocol_cell(f"{data}/{row}", CHECKPOINTS["vit_b16"], data, None, full_options(row))
                 found.append(made._replace(published=published[i]))
         return found
     count = settings.scenes(SCENES)
@@ -86,24 +80,8 @@ def cells(settings: Settings) -> list[Cell]:
         for method in methods_of(short):
             for name in READINGS:
                 options = {"method": method} | reading_options(name, model)
-                found.append(_cell(f"{short}/{method}/{name}", model, "scenes", count, options))
+                found.append(protocol_cell(f"{short}/{method}/{name}", model, "scenes", count, options))
     return found
-
-
-def _cell(key: str, model: str, data: str, count: int | None, options: dict[str, Any]) -> Cell:
-    config = {"model": model, "data": data, "count": count, "options": options, "inputs": inputs_of(model)}
-
-    def compute() -> dict[str, Any]:
-        source, classes = open_data(data, count), class_set(DATASETS[data].classes)
-        with progress(key, len(source)) as report:
-            return percent(
-                evaluate_protocol(
-                    pretrained(model), source, classes=classes, batch_size=20, **options,
-                    progress=lambda done, total: report(done),
-                )
-            )  # fmt: skip
-
-    return Cell(key, config, compute)
 
 
 def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:

@@ -51,7 +51,7 @@ from maskclip_jax.data.images import write_label_png
 from maskclip_jax.data.vocabulary import SCENE_CLASSES, SCENE_STUFF, class_palette
 from maskclip_jax.data.whole_files import atomic_path, write_json
 from maskclip_jax.distill.evaluation import student_reader
-from maskclip_jax.distill.run_folder import load_student
+from maskclip_jax.distill.student_folder import load_student
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.encoder import teacher_reader
 from maskclip_jax.evaluate.engine import Reader

@@ -58,18 +58,18 @@ def checked(config: CLIPConfig, where: str) -> CLIPConfig:
     for name, width, heads in (("image", 32 * v.width if resnet else v.width, v.heads), ("text", t.width, t.heads)):
         if not heads or width % heads:
             raise UserError(
-                f"{where}: the {name} tower's width is a multiple of its heads, but {width} and {heads} came: "
+                f"{where}: the {name} tower's width is a multiple of its heads, got {width} and {heads}: "
                 "take the original file"
             )
     patch = 32 if resnet else v.patch_size
     if not 0 < patch <= v.image_size:
-        raise UserError(f"{where}: an image has at least a patch, {patch}, but {v.image_size} came: take the original")
+        raise UserError(f"{where}: an image has at least a patch, {patch}, got {v.image_size}: take the original")
     if not all((config.embed_dim, t.vocab_size, t.layers, *(v.layers if resnet else (v.layers,)))):
-        raise UserError(f"{where}: a tower has layers and a width, but a zero came: check the weights")
+        raise UserError(f"{where}: a tower has layers and a width, got a zero: check the weights")
     widths = [v.width] * (getattr(v, "head", "projection") != "projection") + [t.width] * (t.head == "none")
     if any(width != config.embed_dim for width in widths) and t != NO_TEXT:
         raise UserError(
-            f"{where}: towers without a projection meet in their own width, but {widths} and {config.embed_dim} came: "
+            f"{where}: towers without a projection meet in their own width, got {widths} and {config.embed_dim}: "
             "take the original file"
         )
     if not resnet and v.positions == "rotary" and (v.class_position or v.width // v.heads % 4):
@@ -78,9 +78,7 @@ def checked(config: CLIPConfig, where: str) -> CLIPConfig:
             f"{v.heads} heads came: take the original file"
         )
     if not resnet and v.class_tokens < (v.class_position or v.head != "map"):
-        raise UserError(
-            f"{where}: a tower has a class token or a pooling head, but neither came: take the original file"
-        )
+        raise UserError(f"{where}: a tower has a class token or a pooling head, got neither: take the original file")
     return config
 
 

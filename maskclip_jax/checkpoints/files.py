@@ -9,8 +9,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from flax.traverse_util import flatten_dict
 
+from maskclip_jax.checkpoints.msgpack_files import read_msgpack
 from maskclip_jax.checkpoints.npz import NpzFile
 from maskclip_jax.checkpoints.torch_files import TorchFile
 from maskclip_jax.data import schema
@@ -45,14 +45,14 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
         return _read_shards(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"weights are a file of {', '.join(SUFFIXES)}, but {path} came: give one of these")
+        raise UserError(f"weights are a file of {', '.join(SUFFIXES)}, got {path}: give one of these")
     with _opened(path) as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
     if suffix in (".safetensors", ".npz"):
         return SafetensorsFile(path) if suffix == ".safetensors" else NpzFile(path)
-    return _read_msgpack(path) if suffix == ".msgpack" else TorchFile(path)
+    return read_msgpack(path) if suffix == ".msgpack" else TorchFile(path)
 
 
 class SafetensorsFile(Mapping):
@@ -106,7 +106,7 @@ class Shards(Mapping):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every name's shape, without reading its array."""
-        known = {id(file): shapes_of(file) for file in self._files.values()}
+        known = {id(file): array_shapes(file) for file in self._files.values()}
         return {key: known[id(file)][key] for key, file in self._files.items()}
 
     def __iter__(self) -> Iterator[str]:
@@ -116,7 +116,7 @@ class Shards(Mapping):
         return len(self._files)
 
 
-def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def array_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every name's shape, from the file's header where there is one."""
     known = getattr(arrays, "shapes", None)
     if known is not None:
@@ -145,17 +145,6 @@ def _read_shards(index: Path) -> Shards:
     # Arrays the index does not name must not pass unseen: they count as unknown in the two-sided check.
     unnamed = {key: file for file in opened.values() for key in file if key not in where}
     return Shards({key: opened[name] for key, name in where.items()} | unnamed)
-
-
-def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
-    from flax.serialization import msgpack_restore
-
-    try:
-        tree = msgpack_restore(path.read_bytes())
-        flat = flatten_dict(tree, sep=".")
-    except Exception as error:  # msgpack has its own exceptions, and a wrong file can trip any step of the decoding
-        raise UserError(f"{path} is not a whole Flax msgpack file: copy or download it again") from error
-    return {key.removeprefix("params."): value for key, value in flat.items()}
 
 
 def _opened(path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskclip_jax.checkpoints import architecture, dino, google
-from maskclip_jax.checkpoints.files import read_arrays, shapes_of
+from maskclip_jax.checkpoints.files import array_shapes, read_arrays
 from maskclip_jax.checkpoints.pretrained import Reading
 from maskclip_jax.checkpoints.tokenizer import MissingTokenizer, load_tokenizer, openai_tokenizer
 from maskclip_jax.checkpoints.torch_files import TorchFile
@@ -66,9 +66,9 @@ def from_mapping(arrays: Mapping[str, Any]) -> Parts:
     if (found := _google(arrays, None)) is not None:
         return found
     if naming_of(names) != "openai":
-        raise UserError("a mapping has OpenAI's names, but transformers' came: give the folder with its config.json")
+        raise UserError("a mapping has OpenAI's names, got transformers': give the folder with its config.json")
     if all(name.startswith("visual.") or name == "logit_scale" for name in names):
-        shapes = shapes_of(arrays)
+        shapes = array_shapes(arrays)
         vision, embed_dim = architecture.vision_from_shapes({name: shapes[key] for name, key in names.items()})
         missing = MissingTokenizer("a mapping of arrays", NO_TEXT)
         return Parts(arrays, CLIPConfig(vision, NO_TEXT, embed_dim), missing, OPENAI, Reading())
@@ -149,7 +149,7 @@ def _google(arrays: Mapping[str, Any], folder: Path | None) -> Parts | None:
     naming = naming_of(plain_names(arrays))
     if naming not in google.NAMINGS:
         return None
-    config = google.from_shapes(shapes_of(arrays), naming)
+    config = google.from_shapes(array_shapes(arrays), naming)
     preprocess = google.preprocess(config)
     if folder is None:
         return Parts(arrays, config, MissingTokenizer("a mapping of arrays", config.text), preprocess, Reading())
@@ -171,7 +171,7 @@ def _parts(arrays: Mapping[str, Any], config: CLIPConfig, folder: Path, preproce
 
 def _from_arrays(arrays: Mapping[str, Any], name: str) -> tuple[CLIPConfig, str | None]:
     """The architecture, and a note where its activation is only assumed: no array's shape tells it."""
-    shapes = shapes_of(arrays)
+    shapes = array_shapes(arrays)
     config = architecture.from_shapes({plain: shapes[key] for plain, key in plain_names(arrays).items()})
     known = arrays.activation if isinstance(arrays, TorchFile) else None
     if known is not None:

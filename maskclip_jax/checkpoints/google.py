@@ -13,7 +13,7 @@ from typing import Any
 
 from maskclip_jax.checkpoints.architecture import Shapes, count
 from maskclip_jax.checkpoints.config_rules import checked
-from maskclip_jax.checkpoints.files import Shards, read_arrays, shapes_of
+from maskclip_jax.checkpoints.files import Shards, array_shapes, read_arrays
 from maskclip_jax.checkpoints.names import SIGNATURE, Naming
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.whole_files import cut
@@ -51,7 +51,7 @@ class Renamed(Mapping):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every name's shape, without reading its array."""
-        known = shapes_of(self._arrays)
+        known = array_shapes(self._arrays)
         return {key: known[theirs][0 if i is None else 1 :] for key, (theirs, i) in self._names.items()}
 
 
@@ -105,7 +105,7 @@ def plain(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
         kept.pop("temperature")
     if "temperature_contrastive" in kept and "token_embedding.weight" in kept:
         kept["temperature"] = kept.pop("temperature_contrastive")
-    out, shapes = {}, shapes_of(arrays)
+    out, shapes = {}, array_shapes(arrays)
     for name, key in kept.items():
         scanned = _SCANNED.fullmatch(name)
         if scanned is None:
@@ -204,7 +204,7 @@ def _flax_sizes(shapes: Shapes, blocks: str) -> tuple[int, int, int]:
 def _side(positions: int) -> int:
     side = round(positions**0.5)
     if side < 1 or side**2 != positions:
-        raise UserError(f"position embeddings are of a square grid, but {positions} came: check the weights")
+        raise UserError(f"position embeddings are of a square grid, got {positions}: check the weights")
     return side
 
 

@@ -192,7 +192,7 @@ def _located(source: str | Path, backbone: bool) -> Path:
         return download(str(source), backbone=backbone)
     raise UserError(
         f"a model is {', '.join(EMBEDDED)}, a hub id (owner/name), or a folder or file that exists, "
-        f"but {cut(repr(str(source)), 120)} came: check the spelling"
+        f"got {cut(repr(str(source)), 120)}: check the spelling"
     )
 
 

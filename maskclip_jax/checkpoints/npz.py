@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from maskclip_jax.checkpoints.memory import read_whole
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
@@ -55,7 +56,7 @@ class NpzFile(Mapping):
                 return self._mapped(array, member)
             with self._zip.open(member) as file:
                 file.read(array.start)
-                data = np.frombuffer(file.read(array.dtype.itemsize * math.prod(array.shape)), array.dtype)
+                data = read_whole(file, array.dtype.itemsize * math.prod(array.shape)).view(array.dtype)
             return data.reshape(array.shape, order=array.order)  # pyright: ignore[reportArgumentType]: "C" or "F"
         except Exception as error:  # as above
             reason = cut(str(error), 80)

@@ -129,9 +129,7 @@ def from_open_clip(model_cfg: Mapping[str, Any]) -> CLIPConfig:
     activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     stem = 32 if isinstance(v["layers"], tuple) else 1
     if stem * v["width"] < v["head_width"]:
-        raise UserError(
-            f"vision_cfg: head_width is at most the width, but {v['head_width']} came: take the original file"
-        )
+        raise UserError(f"vision_cfg: head_width is at most the width, got {v['head_width']}: take the original file")
     heads = stem * v["width"] // v["head_width"]
     if isinstance(v["layers"], tuple):
         vision = ResNetConfig(v["image_size"], v["width"], v["layers"], heads)

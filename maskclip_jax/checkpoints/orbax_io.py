@@ -69,7 +69,7 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
     if (fidelity.image_statistics, fidelity.image_resize) != ("checkpoint", "checkpoint"):
         raise UserError("a checkpoint is converted with its own image statistics: load it with fidelity='clip'")
     if not pretrained.config.has_text:
-        raise UserError("a checkpoint is converted whole, but an image tower alone came: load both towers")
+        raise UserError("a checkpoint is converted whole, got an image tower alone: load both towers")
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # short, and ASCII for tensorstore, whatever `path` is
     try:
         temporary.mkdir(parents=True)

@@ -57,7 +57,7 @@ class Tokenizer:
     def __call__(self, prompts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
         """Token ids of every prompt. Raises UserError for a single string or for anything but strings."""
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise UserError(f"prompts are a list of strings, but {cut(prompts, 60)} came: write ['a photo of a cat']")
+            raise UserError(f"prompts are a list of strings, got {cut(prompts, 60)}: write ['a photo of a cat']")
         out = np.full((len(prompts), self.context_length), self.pad_id, np.int32)
         for row, ids in zip(out, self._encode(list(prompts)), strict=True):
             if len(ids) > self.context_length:
@@ -150,13 +150,9 @@ class OwnTokenizer:
         ids, most = np.asarray(self._function(prompts)), self._text.vocab_size
         shape = (len(prompts), self._text.context_length)
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or len(ids) != shape[0] or ids.shape[1] > shape[1]:
-            raise UserError(
-                f"a tokenizer gives whole numbers [{shape[0]}, {shape[1]}], but {ids.dtype} {ids.shape} came"
-            )
+            raise UserError(f"a tokenizer gives whole numbers [{shape[0]}, {shape[1]}], got {ids.dtype} {ids.shape}")
         if ids.size and not 0 <= ids.min() <= ids.max() < most:
-            raise UserError(
-                f"the text tower knows {most} tokens, but ids {ids.min()} to {ids.max()} came: take its own"
-            )
+            raise UserError(f"the text tower knows {most} tokens, got ids {ids.min()} to {ids.max()}: take its own")
         return ids.astype(np.int32)
 
 

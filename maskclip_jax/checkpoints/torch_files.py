@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from maskclip_jax.checkpoints.memory import let_go, read_whole
 from maskclip_jax.checkpoints.pickles import Machine, Storage, Tensor, Thing
 from maskclip_jax.errors import UserError
 
@@ -117,11 +118,12 @@ class TorchFile(Mapping):
         member = place.member
         if place.start is None:
             assert self._archive is not None
-            return np.frombuffer(self._archive.inflate(member, place.size), np.uint8)
+            return self._archive.inflate(member, place.size)
         data = np.memmap(self._path, np.uint8, "r", place.start, (place.size,))
         if member is not None and member.CRC and place.start not in self._checked:  # 0: written without checksums
             if zlib.crc32(data) != member.CRC:
                 raise UserError(f"{self._path} is damaged in {member.filename}: {_AGAIN}")
+            let_go(data)
             self._checked.add(place.start)
         return data
 
@@ -138,7 +140,7 @@ class _Archive:
             raise UserError("it is a zip without a data.pkl, not PyTorch's: give the weights themselves")
         self._root = pickles[0].removesuffix("data.pkl")
         order = self._members.get(f"{self._root}byteorder")
-        self.order = ">" if order is not None and self.inflate(order, 16).strip() == b"big" else "<"
+        self.order = ">" if order is not None and self.inflate(order, 16).tobytes().strip() == b"big" else "<"
 
     def pickle(self) -> io.BytesIO:
         return io.BytesIO(self.inflate(self._members[f"{self._root}data.pkl"], _PICKLE_BYTES))
@@ -170,8 +172,8 @@ class _Archive:
                 raise UserError(f"its data/{storage.key[:40]} is cut: {_AGAIN}")
         return Place(start, size, member)
 
-    def inflate(self, member: zipfile.ZipInfo, limit: int) -> bytes:
-        """A member's bytes. Raises UserError when they are more than `limit`."""
+    def inflate(self, member: zipfile.ZipInfo, limit: int) -> np.ndarray:
+        """A member's bytes [n]. Raises UserError when they are more than `limit`."""
         if member.file_size > limit:
             raise UserError(
                 f"its {member.filename[:40]} has {member.file_size} bytes, over {limit}: give plain weights"
@@ -179,7 +181,7 @@ class _Archive:
         if not member.CRC:  # written without checksums
             member.CRC = None  # pyright: ignore[reportAttributeAccessIssue]: what zipfile takes for unknown
         with zipfile.ZipFile(self._path) as archive, archive.open(member) as file:
-            return file.read(member.file_size)
+            return read_whole(file, member.file_size)
 
 
 def _read_legacy(file: io.BytesIO, file_size: int) -> tuple[Any, dict[str, Place]]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from maskclip_jax.checkpoints.memory import as_float32
 from maskclip_jax.checkpoints.names import IGNORED, SIGNATURE, Entry, Naming, Tower, entries
 from maskclip_jax.checkpoints.names import abstract_variables as abstract_variables
 from maskclip_jax.data.whole_files import cut
@@ -33,21 +34,21 @@ def naming_of(names: Iterable[str]) -> Naming:
             return naming
     if any(".trunk." in name or name.startswith(("trunk.", "patch_embed.")) for name in names):
         raise UserError(
-            "a checkpoint has OpenAI's architecture (or transformers' of it), but an image tower of timm came "
+            "a checkpoint has OpenAI's architecture (or transformers' of it), got an image tower of timm "
             f"({_some(sorted(n for n in names if 'trunk.' in n or 'patch_embed.' in n))}): that cannot be read, "
             "give another model"
         )
     came = _some(sorted(names)) if names else "nothing"
     raise UserError(
         f"a checkpoint has OpenAI's names ({SIGNATURE['openai']}), transformers' ({SIGNATURE['hf']}) or Google's "
-        f"({SIGNATURE['big_vision']}), but {came} came: give a whole model, both towers"
+        f"({SIGNATURE['big_vision']}), got {came}: give a whole model, both towers"
     )
 
 
 def plain_names(arrays: Arrays) -> dict[str, str]:
     """Plain OpenAI or HF name -> the key it has in `arrays`: without wrappers' prefixes and open_clip's `text.`."""
     if not all(isinstance(key, str) for key in arrays):
-        raise UserError("weights are named by text, but other keys came: give a state dict")
+        raise UserError("weights are named by text, got other keys: give a state dict")
     names = {key: _WRAPPERS.sub("", key) for key in arrays}
     while names and all(name.startswith(_PARALLEL) for name in names.values()):
         names = {key: name.removeprefix(_PARALLEL) for key, name in names.items()}
@@ -78,7 +79,7 @@ def to_variables(
     names = plain_names(arrays)
     naming = naming_of(names)
     if naming != "openai" and not hasattr(config.vision, "patch_size"):
-        raise UserError(f"a ResNet has OpenAI's names, but {naming} names came: the config belongs to other weights")
+        raise UserError(f"a ResNet has OpenAI's names, got {naming} names: the config belongs to other weights")
     check_depth(config, len(names))
     wanted = abstract_variables(config)
     table = {entry.key: entry for entry in entries(config, naming, towers)}
@@ -89,7 +90,7 @@ def to_variables(
     for name, entry in table.items():
         if name not in names:
             continue
-        array = np.asarray(arrays[names[name]])
+        array = np.asanyarray(arrays[names[name]])
         shapes = [wanted[path].shape for path in entry.paths]
         try:
             with np.errstate(all="ignore"):  # of a temperature that is none: seen below
@@ -100,7 +101,7 @@ def to_variables(
             misshapen.append(f"{cut(name, 80)} {_size(array.shape)}, not {_size(_their_shape(entry, shapes))}")
         elif not misshapen and not left_over and not missing:
             with np.errstate(all="ignore"):  # what overflows is infinite, and refused as such
-                numbers = [np.require(part, np.float32, "C") for part in parts if _is_floating(array.dtype)]
+                numbers = [as_float32(part) for part in parts if _is_floating(array.dtype)]
             if reason := why_unusable(name, array.dtype, numbers):
                 unusable.append(f"{cut(name, 80)} {reason}")
             for path, part in zip(entry.paths, numbers, strict=True) if not unusable else ():
@@ -122,7 +123,7 @@ def check_scale(logit_scale: Any) -> None:
     if not abs(value) <= MOST_SCALE:  # NaN too
         remedy = f"store log({value:g}) = {np.log(value):.4g}" if value > 0 else "take the original file"
         raise UserError(
-            f"logit_scale is a logarithm, at most {MOST_SCALE:g} (OpenAI's is 4.605), but {value:g} came, perhaps "
+            f"logit_scale is a logarithm, at most {MOST_SCALE:g} (OpenAI's is 4.605), got {value:g}, perhaps "
             f"saved after exp: {remedy}"
         )
 
@@ -163,7 +164,7 @@ def why_unusable(name: str, dtype: np.dtype, numbers: Sequence[np.ndarray]) -> s
     """Why the numbers of an array are no weights: of an integer type, not finite, a negative variance; None if not."""
     if not _is_floating(dtype):
         return f"is of type {dtype}"
-    if not all(np.isfinite(part).all() for part in numbers):
+    if not all(np.isfinite((part.min(), part.max())).all() for part in numbers if part.size):  # no array of answers
         return "holds NaN or infinity"
     negative = name.endswith("running_var") and numbers[0].min(initial=0) < 0
     return "is a negative variance" if negative else None

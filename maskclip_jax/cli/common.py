@@ -55,9 +55,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="embedded", help="embedded, embedded-vit, a hub id, or a checkpoint's folder or file"
     )
-    parser.add_argument(
-        "--checkpoint", type=checkpoint, metavar="WHICH", help="of a run: latest (default), a step, or best (eval data)"
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument("--fidelity", choices=("clip", "released"), default="clip", help="whose habits to follow")
     parser.add_argument("--tokenizer", help="folder, hub id or .model file of a tokenizer, where a checkpoint has none")
     parser.add_argument(
@@ -66,6 +64,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dense-stride", type=int, choices=(8, 16, 32), help="where a ResNet is read out")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="what the towers compute in"
+    )
+
+
+def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", type=checkpoint, metavar="WHICH", help="of a run: latest (default), a step, or best (eval data)"
     )
 
 
@@ -79,8 +83,8 @@ def checkpoint(text: str) -> str | int:
 
 
 def load_run(args: argparse.Namespace):
-    """The `TrainedStudent` of a run's folder, `--model`; prints which checkpoint it is and how it was chosen."""
-    from maskclip_jax.distill.run_folder import load_student
+    """The `TrainedStudent` that `--model` is; prints which checkpoint it is and how it was chosen."""
+    from maskclip_jax.distill.student_folder import load_student
 
     trained = load_student(args.model, args.checkpoint or "latest")
     print(trained.origin)
@@ -100,7 +104,7 @@ def load_model(args: argparse.Namespace):
     from maskclip_jax.checkpoints.load import load_clip
 
     if getattr(args, "checkpoint", None) is not None:
-        raise UserError(f"--checkpoint chooses among a run's, but {args.model} is no folder of a run: leave it out")
+        raise UserError(f"--checkpoint chooses among a run's, but {args.model} is no run: leave it out")
     print_notes()
     return load_clip(
         args.model,

@@ -93,7 +93,7 @@ def train_student(args: argparse.Namespace, folder: Path):
         print("no student: its scenes come with the repository, not with the installed package")
         return None
     from maskclip_jax.distill.experiment import load_experiment
-    from maskclip_jax.distill.run_folder import load_student
+    from maskclip_jax.distill.student_folder import load_student
     from maskclip_jax.distill.train import train_and_evaluate
 
     config = load_experiment(f"{EXPERIMENT}:demo")

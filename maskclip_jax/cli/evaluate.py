@@ -5,7 +5,7 @@
     python run.py evaluate scenes --model runs/scenes
 
 DATA is "scenes" (the 64 that ship), a folder with images/ and labels/, an .npz, a folder of .npy, a .zip!split, or
-"tfds:NAME?split=…". --model is a CLIP, as in `segment`, or the folder of a run of `distill`. Every score comes with its
+"tfds:NAME?split=…". --model is a CLIP, or a student, as in `segment`. Every score comes with its
 protocol: a number without it means nothing.
 """
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unseen", help="a class set's name, or classes, for seen, unseen and harmonic mIoU")
     parser.add_argument("--out", type=common.place, help="JSON file to write")
     common.add_model_arguments(parser)
-    common.add_reading_arguments(parser, without=("window", "stride", "background", "background_threshold"))
+    common.add_reading_arguments(parser, without=("background", "background_threshold"))
     parser.set_defaults(scales=[1.0])  # recorded with every score
     common.add_image_arguments(parser)
 
@@ -32,9 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from maskclip_jax.data.sources import open_source
     from maskclip_jax.data.whole_files import write_json
-    from maskclip_jax.distill import is_run
+    from maskclip_jax.distill import is_student
     from maskclip_jax.distill.evaluation import evaluate_student
-    from maskclip_jax.evaluate.encoder import evaluate_teacher
+    from maskclip_jax.evaluate.encoder import beyond_counting, evaluate_teacher
+    from maskclip_jax.evaluate.segmented import evaluate_protocol
     from maskclip_jax.segment.classifier import text_classifier
     from maskclip_jax.segment.options import BACKGROUND
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         common.output_file(args.out, (args.data, args.data.rpartition("!")[0], args.model))
     with common.progress("evaluating", len(source)) as report:
         step = {"progress": lambda done, total: report(done)}
-        if is_run(args.model):
+        if is_student(args.model):
             views = ("scales", "flip", "batch_size")
             common.refuse_for_students(args, views, ("classes",))
             trained = common.load_run(args)
@@ -51,19 +52,16 @@ def run(args: argparse.Namespace) -> None:
             scores = evaluate_student(trained.config, trained.variables, trained.text, source, **asked, **step)
             about = {"checkpoint": trained.step, "chosen": trained.chosen}
             scores = scores._replace(protocol=scores.protocol | about)
-        elif any(getattr(args, o) for o in ("protocol", "synonyms", "probability", "probability_scale", "pamr")):
-            from maskclip_jax.evaluate.segmented import evaluate_protocol
-
-            classes = _classes(args)
-            options = common.reading_options(args, background=str(classes[0]).casefold() == BACKGROUND)
-            about = {"classes": classes, "unseen": _unseen(args), "protocol_name": args.protocol}
-            scores = evaluate_protocol(common.load_model(args), source, options, **about, **step)
         else:
-            options, classes = common.reading_options(args, background=False), _classes(args)
-            unseen, pretrained = _unseen(args), common.load_model(args)
-            rows = text_classifier(pretrained, classes, options.templates)
-            names = [str(c) for c in classes]
-            scores = evaluate_teacher(pretrained, rows, names, source, options, unseen=unseen, **step)
+            classes, unseen = _classes(args), _unseen(args)
+            options = common.reading_options(args, background=str(classes[0]).casefold() == BACKGROUND)
+            pretrained = common.load_model(args)
+            if args.protocol or beyond_counting(options):
+                about = {"classes": classes, "unseen": unseen, "protocol_name": args.protocol}
+                scores = evaluate_protocol(pretrained, source, options, **about, **step)
+            else:
+                rows, names = text_classifier(pretrained, classes, options.templates), [str(c) for c in classes]
+                scores = evaluate_teacher(pretrained, rows, names, source, options, unseen=unseen, **step)
     found = scores.to_dict()
     for name, value in found.pop("per class").items():
         if value == value:  # NaN: in neither masks nor predictions

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
 
     from maskclip_jax.data.vocabulary import parse_classes
     from maskclip_jax.data.whole_files import locked
-    from maskclip_jax.distill import is_run
+    from maskclip_jax.distill import is_student
     from maskclip_jax.label import folder as label_files
     from maskclip_jax.label import records as label_records
     from maskclip_jax.label import run as label
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     )
     corpus = open_corpus(args.data)
     _check_apart(args, corpus)
-    if is_run(args.model):
+    if is_student(args.model):
         settings, classes = _student(args), []
     elif args.classes is None:
         raise UserError("a CLIP needs class names, but --classes is missing: name what to look for")
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _student(args: argparse.Namespace):
     from maskclip_jax.distill.predict import StudentLabeller
-    from maskclip_jax.distill.run_folder import load_student
+    from maskclip_jax.distill.student_folder import load_student
 
     common.refuse_for_students(args, ("short_side", "batch_size"), ("classes", "top_k", "features"))
     trained = load_student(args.model)

@@ -13,14 +13,12 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from maskclip_jax.data.whole_files import cache_folder
 
 PROGRAM_BYTES = 2**29  # of compiled programs on disk; the least recently used go first
-_CACHE_SETTINGS = {
-    "JAX_COMPILATION_CACHE_MAX_SIZE": str(PROGRAM_BYTES),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-}
+_CACHE_SETTINGS = {"jax_compilation_cache_max_size": PROGRAM_BYTES, "jax_persistent_cache_min_compile_time_secs": 0.1}
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
@@ -45,24 +43,32 @@ def keep_memory() -> bool:
 def keep_programs() -> Path | None:
     """Sets JAX's persistent compilation cache, so that the next run of a command compiles nothing: the folder taken.
 
-    It is `programs-…` in `cache_folder()`, one for each kind of processor, for a home may be shared by several. None
-    (and nothing is set) where JAX_COMPILATION_CACHE_DIR names a folder already, JAX is imported, no folder can be
-    written to, or `filelock`, which JAX needs to keep the folder bounded, is missing.
+    None (and nothing is set) where JAX is imported, and where `program_settings` has no folder.
+    """
+    if "jax" in sys.modules or not (settings := program_settings()):
+        return None
+    for name, value in settings.items():
+        os.environ.setdefault(name.upper(), str(value))
+    return settings["jax_compilation_cache_dir"]
+
+
+def program_settings() -> dict[str, Any]:
+    """JAX's settings of its persistent compilation cache; none where it has a folder already or can have none.
+
+    The folder is `programs-…` in `cache_folder()`, one for each kind of processor, for a home may be shared by several.
+    It can have none where nobody may write to it, and without `filelock`, which JAX needs to keep it bounded.
     """
     folder = cache_folder()
-    if folder is None or "JAX_COMPILATION_CACHE_DIR" in os.environ or "jax" in sys.modules:
-        return None
+    if folder is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return {}
     if importlib.util.find_spec("filelock") is None:
-        return None
+        return {}
     folder = folder / f"programs-{_processor()}"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        return None
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder.absolute())
-    for name, value in _CACHE_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    return folder
+        return {}
+    return {"jax_compilation_cache_dir": folder.absolute()} | _CACHE_SETTINGS
 
 
 def _processor() -> str:

@@ -12,7 +12,8 @@ pixel is the number of the class) and NAME.json (area and confidence of every cl
 scenes66, …); or a text file with a class on each line. With semicolons between classes, commas separate synonyms:
 "sofa, couch; dog". Quotes keep a comma in a name: '"dog, big", cat'. Masks of more than 255 classes are 16-bit grey.
 
---model is a CLIP, or the folder of a run of `distill`: a trained student, which has the classes it was trained on.
+--model is a CLIP, or a trained student (the folder of a run of `distill`, one that `convert` made of it, or its hub
+id), which has the classes it was trained on.
 Without --classes it looks for all of them, with --classes for those.
 """
 
@@ -141,9 +142,9 @@ def _too_large(path: Path, error: BaseException) -> Unanswered:
 def make_segmenter(args: argparse.Namespace) -> Callable[[Iterable], Iterator]:
     """`images -> segmentations`, in order, of the CLIP or the student that the arguments name."""
     from maskclip_jax.data.vocabulary import parse_classes
-    from maskclip_jax.distill import is_run
+    from maskclip_jax.distill import is_student
 
-    if is_run(args.model):
+    if is_student(args.model):
         from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
 
         common.refuse_for_students(args, STUDENTS_TAKE)

@@ -81,14 +81,12 @@ def run(args: argparse.Namespace) -> int:
 def make_models(args: argparse.Namespace):
     """The models of the page's list: `--model` first and loaded, the others when they are picked."""
     from maskclip_jax.checkpoints.load import EMBEDDED
-    from maskclip_jax.distill import is_run
+    from maskclip_jax.distill import is_student
     from maskclip_jax.web.models import Models
 
     for name in (args.model, *(args.more_models or ())):
-        if is_run(name):
-            raise UserError(
-                f"the page shows CLIPs, but {name} is a run of distill: look at it with segment --model {name}"
-            )
+        if is_student(name):
+            raise UserError(f"the page shows CLIPs, but {name} is a student: look at it with segment --model {name}")
 
     def load(name: str):
         own = vars(args) | {"model": name}

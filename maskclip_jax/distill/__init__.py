@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from maskclip_jax.data.whole_files import read_json
+from maskclip_jax.errors import UserError
+
 CONFIG, TEXT = "config.json", "text.npy"  # of a run's folder
+WEIGHTS, FORMAT = "model.safetensors", "maskclip_jax.student"  # of a plain one, and what its config.json says it is
 
 
 def is_run(folder: str | Path) -> bool:
-    """Whether a folder is that of a run: then `--model` is a student, else a CLIP."""
+    """Whether a folder is that of a run."""
     return (Path(folder) / CONFIG).is_file() and (Path(folder) / TEXT).is_file()
+
+
+def is_plain(folder: str | Path) -> bool:
+    """Whether a folder is a plain one of a student (`student_folder.py`)."""
+    try:
+        return read_json(Path(folder) / CONFIG).get("format") == FORMAT
+    except UserError:
+        return False
+
+
+def is_student(source: str | Path) -> bool:
+    """Whether `--model` is a student: a run's folder, a plain one, or a hub id of such a one; else it is a CLIP."""
+    folder = Path(os.path.expanduser(source))
+    if not os.path.exists(folder) and str(source).count("/") == 1:
+        from maskclip_jax.checkpoints.hub import snapshot
+
+        try:
+            folder = snapshot(str(source), (CONFIG,))
+        except UserError:  # who loads it says why
+            return False
+    return is_run(folder) or is_plain(folder)

@@ -190,7 +190,7 @@ class DistillConfig:
             raise UserError(f"{self.mode} needs some unseen classes, not none or all: name them in unseen")
         for name in ("labels_from", "backbone_weights"):
             if (value := getattr(self, name)) is not None and not value.strip():
-                raise UserError(f"{name} has a name or a path, but nothing came: name one ('.' is the working folder)")
+                raise UserError(f"{name} has a name or a path, got nothing: name one ('.' is the working folder)")
         if self.labels_from == "data" and (self.mode != "annotation-free" or self.foreground != "none"):
             raise UserError(
                 "labels_from='data' takes pseudo labels from where annotation is, so there is none: "

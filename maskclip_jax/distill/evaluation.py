@@ -30,7 +30,7 @@ def evaluate_student(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Scores of a student whose `variables` are {"params", "batch_stats"}; sizes as in training, nothing padded.
+    """Scores of a student whose `variables` are {"params", "batch_stats"}; sizes as in training.
 
     Args:
       text: classifier rows of the named classes.
@@ -67,17 +67,26 @@ def _student_counter(config: DistillConfig) -> Counter:
 def student_reader(config: DistillConfig) -> Reader:
     """A student as it is used: running statistics, no dropout, images sized as in training without the random scale.
 
-    Nothing is padded, which would change a student's scores; so there is a program for every size of images. A student
-    of the released code's habits (`teacher.fidelity`) has its cells stretched over the image, and resized twice.
+    A student of the released code's habits (`teacher.fidelity`) has its cells stretched over the image, and resized
+    twice.
     """
-    module = create_student(dataclasses.replace(config.student_config, bn_axis_name=None))
+    student = config.student_config
+    module = create_student(dataclasses.replace(student, bn_axis_name=None))
     size = {name: getattr(config.augmentation, name) for name in ("short_side", "long_side", "within")}
-    stride, floors = config.student.grid_stride, config.student.stem == "clip"
+    least = student.output_stride if student.stem == "clip" else 1
     habits = {"aligned": True} if config.teacher.fidelity == "clip" else {"aligned": False, "steps": 2}
+
+    def matrix(columns: int, valid: int, original: int) -> np.ndarray:
+        cells = student.cells(max(valid, least))
+        return upsample_matrix(
+            cells, student.grid_stride, valid, original, partial=least > 1, columns=columns, **habits
+        )
+
     return Reader(
-        lambda v, pixels, grid: Logits(module.apply(v["student"], pixels, v["text"])),
+        lambda v, pixels, sizes: Logits(module.apply(v["student"], pixels, v["text"], sizes=sizes)),
         lambda v, scores: to_probabilities(scores, 1.0),
         Preprocess(config.image_mean, config.image_std, config.augmentation.interpolation, **size),
-        matrix=lambda cells, *sizes: upsample_matrix(cells, stride, *sizes, partial=floors, **habits),
-        least=stride if floors else 1,
+        stride=student.output_stride,
+        matrix=matrix,
+        least=least,
     )

@@ -46,7 +46,7 @@ def cross_entropy(
 def feature_l1(
     features: Float[Array, "B h w E"], target: Float[Array, "B h w E"], valid: Bool[Array, "B h w"]
 ) -> LossSum:
-    """|features − target|, averaged over E, of every valid position (feature distillation).
+    """`|features − target|`, averaged over E, of every valid position (feature distillation).
 
     Gradients reach `features` alone. In the released code these were detached, so that the loss trained nothing.
     """

@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
+from maskclip_jax.data.buckets import bucket_shapes
 from maskclip_jax.data.preprocess import PreparedImage
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import Reader
 from maskclip_jax.segment.classifier import named_classes
-from maskclip_jax.segment.grid import GridScores, plan_batches, run_batches
+from maskclip_jax.segment.grid import GridScores, plan_batches, run_batches, usual_sides
 from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels
 from maskclip_jax.segment.predict import Image, Segmentation, chunks, in_order, segmentation_of
@@ -28,7 +29,7 @@ LOOKAHEAD = 64  # images whose sizes are looked at together, at most
 
 
 class TrainedStudent(NamedTuple):
-    """A student out of a run's folder: `student.apply(variables, images, text)` gives logits."""
+    """A student as `load_student` has it: `student.apply(variables, images, text)` gives logits."""
 
     config: DistillConfig
     student: Student
@@ -36,6 +37,7 @@ class TrainedStudent(NamedTuple):
     text: Float[np.ndarray, "C E"]
     step: int
     chosen: str = ""  # how the step was chosen, in words
+    scores: dict[str, Any] | None = None  # of this step, where it was evaluated: `Evaluation.to_dict()`
 
     @property
     def origin(self) -> str:
@@ -72,7 +74,7 @@ def iter_student_segmentations(
       progress: called with the number of images done.
       classes: some of the student's own names, which then compete alone; None is all of them.
       short_side: pixels that the short side is resized to; None is the size of its training.
-      batch_size: images of one size at once, at most. Nothing is padded, so there is a compiled program for each size.
+      batch_size: images of one padded shape at once, at most.
       background_threshold: for students with a background: pixels less probable than this are background.
 
     Raises:
@@ -104,7 +106,7 @@ class StudentLabeller:
         if short_side is not None:
             size = dataclasses.replace(reader.preprocess, short_side=short_side, long_side=None, within=None)
             self._reader = dataclasses.replace(reader, preprocess=size)
-        self._scores = functools.partial(_scores, reader)  # the size is no part of the program
+        self._scores = functools.partial(_scores, reader)  # what images are resized to is no part of the program
         self._variables = jax.device_put({"student": trained.variables, "text": trained.text})
 
     def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> PreparedImage:
@@ -119,14 +121,15 @@ class StudentLabeller:
         self, prepared: Sequence[PreparedImage], wanted: set[int] | None = None
     ) -> Iterator[tuple[int, GridScores]]:
         """(index, result) of the wanted images; batches are made of all, so that they are the same whatever is wanted.
-        Two programs for a size at most."""
-        shapes = [image.pixels.shape[:2] for image in prepared]
+        Two programs for a padded shape at most."""
+        reader, sizes = self._reader, [image.pixels.shape[:2] for image in prepared]
+        shapes = bucket_shapes(sizes, reader.stride, **usual_sides(reader.preprocess))
         batches = plan_batches(shapes, lambda _, count: self.batch_size if 2 * count > self.batch_size else 1)
-        compute = lambda pixels, _: self._scores(self._variables, pixels)  # noqa: E731
+        compute = functools.partial(self._scores, self._variables)
         for index, found in run_batches(batches, lambda index: prepared[index].pixels, compute, wanted):
             image = prepared[index]
             sides = zip(found.values.shape[:2], shapes[index], image.valid, image.original, strict=True)
-            yield index, GridScores(found, *(self._reader.axis_matrix(*side) for side in sides))
+            yield index, GridScores(found, *(reader.axis_matrix(*side) for side in sides))
 
     def maps(self, found: GridScores) -> PixelMaps:
         return label_pixels(*found, np.arange(len(self.names)))
@@ -151,5 +154,5 @@ def chosen_labels(config: DistillConfig, classes: Sequence[str] | None) -> list[
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(reader: Reader, variables: Any, pixels: Float[Array, "B H W 3"]) -> Scores:
-    return reader.scores(variables, pixels, None)
+def _scores(reader: Reader, variables: Any, pixels: Float[Array, "B H W 3"], sizes: Int[Array, "B 2"]) -> Scores:
+    return reader.scores(variables, pixels, sizes)

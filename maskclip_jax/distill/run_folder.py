@@ -180,7 +180,7 @@ def read_config(workdir: str | Path) -> DistillConfig:
         raise UserError(f"a run's folder holds its {CONFIG}, but {path} cannot be read ({error})") from error
 
 
-def load_student(workdir: str | Path, which: str | int = "latest") -> TrainedStudent:
+def load_run(workdir: str | Path, which: str | int = "latest") -> TrainedStudent:
     """The student of a run.
 
     Args:
@@ -215,7 +215,16 @@ def load_student(workdir: str | Path, which: str | int = "latest") -> TrainedStu
     variables = jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats})
     by_score = f"the best on its evaluation data, {config.eval_data}, which chose it"
     chosen = {"latest": "the latest", "best": by_score if best else "the latest, for none has a score"}
-    return TrainedStudent(config, student, variables, text, int(state.step), chosen.get(which, "as asked for"))
+    words = chosen.get(which, "as asked for")
+    return TrainedStudent(config, student, variables, text, int(state.step), words, _scores(workdir, int(state.step)))
+
+
+def _scores(workdir: Path, step: int) -> dict[str, Any] | None:
+    """What the run's last evaluation found, where that was of this step."""
+    with contextlib.suppress(UserError):
+        found = read_json(workdir / "scores.json")
+        return found if found.get("step") == step else None
+    return None
 
 
 def is_finite(tree: Any) -> bool:

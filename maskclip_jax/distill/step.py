@@ -96,6 +96,7 @@ def create_train_state(
     if config.mode == "finetuned-clip":
         clip = load_clip(config.teacher.model).variables if clip is None else clip
         tower = {name: clip[name]["visual"] for name in ("params", "batch_stats") if name in clip}
+        tower = jax.tree.map(jnp.array, tower)  # copies: the first step uses up the state, and `clip` is the caller's
         variables = backbone_from_clip(tower, variables)
     variables = jax.tree.map(jnp.asarray, variables)
     params = variables["params"]
@@ -106,6 +107,9 @@ def create_train_state(
 
 def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | None) -> Callable:
     """`p_step(state, frozen, batch) -> (state, metrics)`, compiled for all devices of all hosts.
+
+    The state given is used up: its memory becomes that of the state returned. JAX raises where it is read again, and
+    leaves alone what a NumPy view of it still holds (a checkpoint that is being written, on CPUs).
 
     Metrics are scalars over the global batch: loss; labelled, pseudo (shares of all pixels that have a loss,
     that are pseudo-labelled); accuracy (of the student on labelled pixels); learning_rate; phase (1 guided, 2
@@ -158,7 +162,7 @@ def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | 
         }
         return state_after, metrics if stop is None else metrics | {"stop": tally.stop}
 
-    return _over_devices(train_step, in_axes=(None, None, 0), out_axes=(None, None))
+    return _over_devices(train_step, in_axes=(None, None, 0), out_axes=(None, None), donate_argnums=0)
 
 
 def make_eval_step(config: DistillConfig, student: Student) -> Callable:
@@ -184,9 +188,9 @@ def _over_all(tree: Any) -> Any:
     return tree if jax.lax.psum(1, AXIS) == 1 else jax.lax.psum(tree, AXIS)
 
 
-def _over_devices(function: Callable, in_axes: Any, out_axes: Any) -> Callable:
+def _over_devices(function: Callable, **options: Any) -> Callable:
     """The one place where devices are driven; the functions have only the name of the axis."""
-    return jax.pmap(function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes)
+    return jax.pmap(function, axis_name=AXIS, **options)
 
 
 def replicate(tree: Any) -> Any:

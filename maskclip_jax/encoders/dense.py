@@ -224,11 +224,11 @@ class DenseMethod:
         if self.attention not in ATTENTIONS:
             raise UserError(f"an attention is one of {', '.join(ATTENTIONS)}, not {self.attention!r}: choose one")
         if self.blocks < 1 or self.sigma <= 0:
-            raise UserError(f"blocks is at least 1 and sigma above 0, but {self.blocks} and {self.sigma} came")
+            raise UserError(f"blocks is at least 1 and sigma above 0, got {self.blocks} and {self.sigma}")
         if not 0 <= self.share <= 1:
-            raise UserError(f"a share of attention is 0 to 1, but {self.share} came: try 0.4")
+            raise UserError(f"a share of attention is 0 to 1, got {self.share}: try 0.4")
         if self.earlier and self.blocks > 1:
-            raise UserError(f"{self.attention!r} reads the last block alone, but {self.blocks} came: use 1")
+            raise UserError(f"{self.attention!r} reads the last block alone, got {self.blocks}: use 1")
 
     @property
     def earlier(self) -> bool:
@@ -321,9 +321,9 @@ def check_blocks(method: DenseMethod, vision: object) -> None:
             f"{method.attention!r} asks a ViT's earlier blocks, which this tower does not have: take one of {methods}"
         )
     if isinstance(vision, ViTConfig) and vision.head == "map" and method.blocks > 1:
-        raise UserError(f"a pooling head (SigLIP) is read as one block, but {method.blocks} came: use 1")
+        raise UserError(f"a pooling head (SigLIP) is read as one block, got {method.blocks}: use 1")
     if isinstance(vision, ViTConfig) and method.blocks > vision.layers:
-        raise UserError(f"the tower has {vision.layers} blocks, but the last {method.blocks} came: use fewer")
+        raise UserError(f"the tower has {vision.layers} blocks, got the last {method.blocks}: use fewer")
 
 
 def _unit(x: Heads) -> Heads:

@@ -62,7 +62,7 @@ def linear_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array,
 
 
 def keys_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, "rows n_in"]:
-    """The same as `F.interpolate(bicubic, antialias=True)` and `jax.image.resize(…, "bicubic")`: Keys' cubic, a = -0.5."""
+    """What `F.interpolate(bicubic, antialias=True)` and `jax.image.resize(…, "bicubic")` do: Keys' cubic, a = -0.5."""
 
     def cubic(d: Array) -> Array:
         return jnp.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, jnp.where(d < 2, ((2.5 - 0.5 * d) * d - 4) * d + 2, 0))

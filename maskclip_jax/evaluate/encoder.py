@@ -86,9 +86,9 @@ def evaluate_teacher(
     `counter` keeps compiled programs from call to call: `Counter(teacher_reader(…), C)` of the same model and options.
     """
     options = with_overrides(options, overrides)
-    if unread := [name for name in options.changed() if name not in READ_HERE]:
+    if unread := beyond_counting(options):
         raise UserError(
-            f"evaluate_teacher counts whole images, by {', '.join(READ_HERE)}, but {unread[0]} came: "
+            f"evaluate_teacher counts whole images, by {', '.join(READ_HERE)}, got {unread[0]}: "
             "call evaluate_protocol, or leave it out"
         )
     pretrained = dataclasses.replace(
@@ -121,6 +121,11 @@ def evaluate_teacher(
         progress=progress,
         protocol=protocol,
     )
+
+
+def beyond_counting(options: Options) -> list[str]:
+    """The options that are set and that only `evaluate_protocol` knows."""
+    return [name for name in options.changed() if name not in READ_HERE]
 
 
 def teacher_reader(pretrained: Pretrained, options: Options | None = None) -> Reader:

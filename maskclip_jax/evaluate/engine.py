@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.segment.grid import cells_of_image, most_at_once, pixel_matrix, usual_sides
 from maskclip_jax.segment.refine import Scores
 
-CANVAS = 32  # annotations are padded to multiples of this, so that few programs serve many sizes
+CANVAS = 32  # annotations are padded to multiples of this
 READERS, AHEAD = 4, 16  # threads that read and resize, and examples that they may be ahead by
 MOST_WAITING = 128  # examples that wait for others of their shape: about 1 GB of 512-pixel images
 MOST_SCORES = 2**27  # scores of one program on one device: batches of large images shrink to stay below
@@ -40,14 +41,15 @@ class Reader:
     """A network that scores every position of an image.
 
     Fields:
-      scores: (variables, pixels [B, H, W, 3], grid [B, 2], or None where nothing is padding) -> `Scores`, values
-        [B, h, w, C]; traced.
+      scores: (variables, pixels [B, H, W, 3], each image's size [B, 2], or None where nothing is padding) -> `Scores`,
+        values [B, h, w, C]; traced. A CLIP's sizes are those that `encode_dense` counts in, others' are in pixels.
       probabilities: (variables, upsampled `Scores`) -> probabilities; traced, used when there are several views.
       preprocess: size, statistics, and the multiple that sides are padded to.
-      clip: of a CLIP, how pixels become cells and these pixels again, and that images are padded to shape buckets,
-        because padding changes nothing. None is a student, which would see the padding: its images have none.
-      matrix: of a student, (cells, valid, original) -> matrix of one axis from its cells to the image's pixels; None
-        where cells divide the padded pixels.
+      clip: of a CLIP, how pixels become cells and these pixels again. None is a student.
+      stride: multiple of pixels that sides of shape buckets are (a CLIP's own); 0 for a network that would see the
+        padding: its images have none.
+      matrix: of a student, (cells with padding, valid, original) -> matrix of one axis from its cells to the image's
+        pixels; None where cells divide the padded pixels.
       least: pixels that each side has at least.
       method: of a CLIP, how its last blocks are read.
     """
@@ -56,6 +58,7 @@ class Reader:
     probabilities: Callable[[Any, Scores], Array]
     preprocess: Preprocess
     clip: CLIPConfig | None = None
+    stride: int = 0
     matrix: Callable[[int, int, int], np.ndarray] | None = None
     least: int = 1
     method: DenseMethod = MASKCLIP
@@ -80,7 +83,7 @@ class View(NamedTuple):
     """One view of one image, or stacked, of a batch."""
 
     pixels: np.ndarray  # [H, W, 3] normalised and padded
-    grid: np.ndarray  # [2] valid size, as `encode_dense` counts it
+    size: np.ndarray  # [2] without the padding, as `Reader.scores` takes it
     rows: np.ndarray  # [canvas height, h]
     columns: np.ndarray  # [canvas width, w]
 
@@ -110,20 +113,37 @@ def prepared(
     views: Sequence[tuple[float, bool]],
     example: Example,
 ) -> Prepared:
-    """The views (scale, flipped) of an example, and its labels on the canvas. Raises UserError for unusable labels."""
+    """The views (scale, flipped) of an example, and its labels on a canvas. Raises UserError for unusable labels."""
     classes = counter.classes
     known = known_labels(example, classes)
-    canvas = tuple(-(-side // CANVAS) * CANVAS for side in known.shape)
+    grid_shape = functools.partial(counter.grid_shape, variables)
+    found = [_view(counter.reader, grid_shape, example.image, *view) for view in views]
+    canvas = canvas_shape(known.shape, found[0].pixels.shape[:2])
+
+    def on_canvas(view: View) -> View:
+        beyond = (((0, side - len(matrix)), (0, 0)) for side, matrix in zip(canvas, view[2:], strict=True))
+        return View(*view[:2], *map(np.pad, view[2:], beyond))
+
     labels = np.full(canvas, ignored_label(classes), np.int32)
     labels[: known.shape[0], : known.shape[1]] = known
-    grid_shape = functools.partial(counter.grid_shape, variables)
-    return tuple(_view(counter.reader, grid_shape, example.image, canvas, *view) for view in views), labels
+    return tuple(map(on_canvas, found)), labels
+
+
+def canvas_shape(original: tuple[int, int], padded: tuple[int, int]) -> tuple[int, int]:
+    """What annotation is padded to: the image's padded shape, enlarged by √2 until it holds the original.
+
+    Then there are not many more programs than padded shapes, however many sizes the originals have.
+    """
+    enlarged = ([-(-side * 2 ** (k / 2) // CANVAS) * CANVAS for side in padded] for k in itertools.count())
+    return tuple(
+        next([int(s) for s in sides] for sides in enlarged if sides[0] >= original[0] and sides[1] >= original[1])
+    )
 
 
 def check_amount(classes: int) -> None:
     """Raises UserError where there are too many classes for a confusion matrix."""
     if classes > MOST_CLASSES:
-        raise UserError(f"at most {MOST_CLASSES:,} classes are scored, but {classes:,} came: score them in parts")
+        raise UserError(f"at most {MOST_CLASSES:,} classes are scored, got {classes:,}: score them in parts")
 
 
 def known_labels(example: Example, classes: int) -> Integer[np.ndarray, "H W"]:
@@ -140,21 +160,19 @@ def known_labels(example: Example, classes: int) -> Integer[np.ndarray, "H W"]:
     return labels
 
 
-def _view(
-    reader: Reader, grid_shape: Callable, rgb: np.ndarray, canvas: tuple[int, ...], scale: float, flipped: bool
-) -> View:
+def _view(reader: Reader, grid_shape: Callable, rgb: np.ndarray, scale: float, flipped: bool) -> View:
+    """A view whose matrices end at the image's own pixels."""
     image, clip = reader.prepare(np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb, scale), reader.clip
-    grid = np.array(image.pixels.shape[:2], np.int32)
-    if clip is not None:
-        grid //= clip.multiple
+    size = np.array(image.pixels.shape[:2], np.int32)
+    if stride := reader.stride if clip is None else clip.stride:
         usual = usual_sides(reader.preprocess, scale)
-        image = pad_image(image, bucket_shape(*image.valid, clip.stride, **usual))
+        image = pad_image(image, bucket_shape(*image.pixels.shape[:2], stride, **usual))
     padded = image.pixels.shape[:2]
     sides = zip(grid_shape(padded), padded, image.valid, image.original, strict=True)
     rows, columns = (reader.axis_matrix(*side) for side in sides)
-    matrices = rows, columns[::-1] if flipped else columns
-    beyond = (((0, side - len(matrix)), (0, 0)) for side, matrix in zip(canvas, matrices, strict=True))
-    return View(image.pixels, grid, *map(np.pad, matrices, beyond))
+    return View(
+        image.pixels, size if clip is None else size // clip.multiple, rows, columns[::-1] if flipped else columns
+    )
 
 
 def batches(examples: Iterator[Prepared], at_once: Callable[[Prepared], int]) -> Iterator[list[Prepared]]:
@@ -194,8 +212,8 @@ class Counter:
         """Rows and columns of the scores of an image of `shape` pixels."""
         if shape not in self._grid_shapes:
             pixels = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
-            grid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-            self._grid_shapes[shape] = jax.eval_shape(self.reader.scores, variables, pixels, grid).values.shape[1:3]
+            size = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+            self._grid_shapes[shape] = jax.eval_shape(self.reader.scores, variables, pixels, size).values.shape[1:3]
         return self._grid_shapes[shape]
 
     def images_at_once(self, batch_size: int) -> Callable[[Prepared], int]:
@@ -228,7 +246,7 @@ class Counter:
         return np.asarray(self._count(variables, views, labels)).astype(np.int64)
 
     def _traced(self, variables: Any, views: tuple[View, ...], labels: Array) -> Array:
-        scores = [self.reader.scores(variables, view.pixels, view.grid) for view in views]
+        scores = [self.reader.scores(variables, view.pixels, view.size) for view in views]
 
         def best(rows: list[Array]) -> Array:
             """Labels of the pixels that the given rows of the upsampling matrices make."""

@@ -84,7 +84,7 @@ def _count_on_device(
     labels_true: Integer[Array, "*shape"], labels_pred: Integer[Array, "*shape"], num_classes: int, ignore: int | None
 ) -> Integer[Array, "C C"]:
     if labels_true.size >= 2**31 or num_classes**2 >= 2**31:
-        raise ValueError(f"one call counts fewer than 2^31 pixels and pairs, but {labels_true.size} pixels came")
+        raise ValueError(f"one call counts fewer than 2^31 pixels and pairs, got {labels_true.size} pixels")
     true, pred = labels_true.astype(jnp.int32).ravel(), labels_pred.astype(jnp.int32).ravel()
     counted = (true >= 0) & (true < num_classes) & (pred >= 0) & (pred < num_classes)
     if ignore is not None:
@@ -128,7 +128,7 @@ def seen_unseen_harmonic(confusion: Integer[Array | np.ndarray, "C C"], unseen: 
     chosen = sorted(set(unseen))
     if len(chosen) != len(unseen) or not 0 < len(chosen) < classes or chosen[0] < 0 or chosen[-1] >= classes:
         raise UserError(
-            f"unseen classes are some, not all, of 0..{classes - 1}, each once, but {list(unseen)} came: correct them"
+            f"unseen classes are some, not all, of 0..{classes - 1}, each once, got {list(unseen)}: correct them"
         )
     per_class = np.asarray(mean_iou(np.asarray(confusion)).per_class)
     is_unseen = np.isin(np.arange(classes), chosen)

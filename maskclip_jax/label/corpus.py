@@ -95,9 +95,7 @@ Corpus = FileCorpus | SourceCorpus
 def open_corpus(text: str) -> Corpus:
     """The corpus that a text names: a folder, or whatever `open_source` takes. Raises UserError."""
     if not text.strip():
-        raise UserError(
-            f"images are a folder, an .npz or .zip file …, but {text!r} came: name one ('.' is this folder)"
-        )
+        raise UserError(f"images are a folder, an .npz or .zip file …, got {text!r}: name one ('.' is this folder)")
     folder = Path(os.path.expanduser(text))
     if text != "scenes" and folder.is_dir() and not (folder / "images.npy").is_file():
         return FileCorpus(folder)

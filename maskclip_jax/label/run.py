@@ -61,7 +61,7 @@ class LabelOptions:
     def __post_init__(self):
         for name, allowed in (("form", FORMS), ("on_error", ON_ERROR)):
             if getattr(self, name) not in allowed:
-                raise UserError(f"{name} is one of {', '.join(allowed)}, but {getattr(self, name)!r} came: choose one")
+                raise UserError(f"{name} is one of {', '.join(allowed)}, got {getattr(self, name)!r}: choose one")
         if self.shard_size < 1 or self.top_k < 0:
             raise UserError(f"a shard holds at least 1 image, top-k 0 classes: {self.shard_size}, {self.top_k} came")
 
@@ -69,13 +69,11 @@ class LabelOptions:
 def check_options(settings: PredictionSettings, options: LabelOptions) -> None:
     """Raises UserError where the options ask for what these settings cannot give."""
     if needs_every_pixel(settings):
-        raise UserError(
-            "a corpus is labelled from one reading of each image, but PAMR or several views came: leave them"
-        )
+        raise UserError("a corpus is labelled from one reading of each image, got PAMR or several views: leave them")
     if settings.options.windows is not None and (options.top_k or options.features):
         raise UserError("top-k and features are those of whole images, but --window came too: leave one out")
     if options.top_k > len(settings.names):
-        raise UserError(f"top-k is at most the {len(settings.names)} classes, but {options.top_k} came: take fewer")
+        raise UserError(f"top-k is at most the {len(settings.names)} classes, got {options.top_k}: take fewer")
 
 
 def label_shard(

@@ -166,7 +166,7 @@ class RecordStore:
         self, out: Path, scratch: Path, names: Sequence[str], shard: int, shards: int, features: dict[str, Any]
     ):
         if len(names) > 255:
-            raise UserError(f"records hold at most 255 classes, but {len(names)} came: use --format png")
+            raise UserError(f"records hold at most 255 classes, got {len(names)}: use --format png")
         self.out, self.scratch, self.classes = out, scratch, len(names)
         self.shard, self.shards = shard, shards
         # Here and not in a writer's thread: while TFDS is imported, imports of other threads (JAX's) go wrong.

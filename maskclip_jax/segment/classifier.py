@@ -127,9 +127,7 @@ def filled_templates(pretrained: Pretrained, templates: Templates) -> tuple[str,
     templates = prompt_templates(templates) if isinstance(templates, str) and "{" not in templates else templates
     templates = (templates,) if isinstance(templates, str) else templates
     if not isinstance(templates, list | tuple):
-        raise UserError(
-            f"prompt templates are a list of texts, but {shown(templates)} came: try ['a photo of a {{}}.']"
-        )
+        raise UserError(f"prompt templates are a list of texts, got {shown(templates)}: try ['a photo of a {{}}.']")
     if not templates:
         raise UserError("at least one prompt template is needed, but none was given: try 'a photo of a {}.'")
     for template in templates:

@@ -91,29 +91,26 @@ class Options:
 
         if isinstance(self.key_smoothing, bool):
             object.__setattr__(self, "key_smoothing", 1.0 if self.key_smoothing else None)
-        if self.synonyms not in ("mean", "max"):
-            raise UserError(f"synonyms are taken by their 'mean' or their 'max', not {self.synonyms!r}: choose one")
-        check_choices(self, {"probability": ("softmax", "sigmoid"), "window_mean": ("logits", "probabilities")})
+        flags = {f.name: f.metadata["flag"] for f in dataclasses.fields(self) if "flag" in f.metadata}
+        check_choices(self, {name: flag["choices"] for name, flag in flags.items() if "choices" in flag})
         check_method(self.method)
         check_affinity(self.method, self.affinity)
         if not _is_whole(self.pamr, 0) or self.pamr > MOST_PAMR:
-            raise UserError(f"PAMR takes 0 to {MOST_PAMR} steps, a whole number, but {cut(self.pamr)} came: try 10")
+            raise UserError(f"PAMR takes 0 to {MOST_PAMR} steps, a whole number, got {cut(self.pamr)}: try 10")
         check_scales(self.scales)
         object.__setattr__(self, "scales", tuple(map(float, self.scales)))
         scale = self.probability_scale
         if scale is not None and not (_is_number(scale) and 0 < scale <= MOST_LOGIT_SCALE):
-            raise UserError(
-                f"a probability scale is above 0 and up to {MOST_LOGIT_SCALE:g}, but {cut(scale)} came: try 40"
-            )
+            raise UserError(f"a probability scale is above 0 and up to {MOST_LOGIT_SCALE:g}, got {cut(scale)}: try 40")
         for name, value in (
             ("prompt denoising", self.prompt_denoising),
             ("key smoothing", self.key_smoothing),
             ("a background threshold", self.background_threshold),
         ):
             if value is not None and not (_is_number(value) and 0 < value <= 1):
-                raise UserError(f"{name} takes a probability above 0 and up to 1, but {value!r} came: try 0.5")
+                raise UserError(f"{name} takes a probability above 0 and up to 1, got {value!r}: try 0.5")
         if not _is_whole(self.batch_size, 1):
-            raise UserError(f"a batch holds at least one image, but {self.batch_size!r} came: use 1 or more")
+            raise UserError(f"a batch holds at least one image, got {self.batch_size!r}: use 1 or more")
         check_windows(self.window, self.stride)
         check_size(self.short_side, self.within)
         if self.within is not None:
@@ -148,24 +145,24 @@ def check_scales(scales: Any) -> None:
     fits = isinstance(scales, list | tuple) and all(_is_number(s) and 1 / MOST_SCALE <= s <= MOST_SCALE for s in scales)
     if not scales or not fits:
         least = 1 / MOST_SCALE
-        raise UserError(f"scales are {least} to {MOST_SCALE}, but {cut(scales)} came: try 0.75 1 1.25")
+        raise UserError(f"scales are {least} to {MOST_SCALE}, got {cut(scales)}: try 0.75 1 1.25")
 
 
 def check_windows(window: int | None, stride: int | None) -> None:
     """Raises UserError for windows that are no whole pixels, leave gaps, or overlap too often."""
     if window is None:
         if stride is not None:
-            raise UserError(f"a stride ({stride}) belongs to a window, but no window came: give both or neither")
+            raise UserError(f"a stride ({stride}) belongs to a window, got no window: give both or neither")
         return
     if not _is_whole(window, 1) or not (stride is None or (_is_whole(stride, 1) and stride <= window)):
         raise UserError(
-            f"windows are at least 1 pixel and the stride at most the window, but {window!r} and {stride!r} came: "
+            f"windows are at least 1 pixel and the stride at most the window, got {window!r} and {stride!r}: "
             "try --window 224 --stride 112"
         )
     if stride is not None and stride * MOST_OVERLAP < window:
         raise UserError(
             f"at most {MOST_OVERLAP} windows overlap, so a window of {window} has a stride of at least "
-            f"{-(-window // MOST_OVERLAP)}, but {stride} came: use a larger stride"
+            f"{-(-window // MOST_OVERLAP)}, got {stride}: use a larger stride"
         )
 
 

@@ -125,7 +125,7 @@ def strips(matrix: Float32[np.ndarray, "n_out n_in"], most: int) -> Iterator[Str
         cells = np.flatnonzero(matrix[start : start + span].any(axis=0))
         while len(cells) > CELLS:
             if span == 1:
-                raise ValueError(f"a pixel is made of at most {CELLS} cells along an axis, but {len(cells)} came")
+                raise ValueError(f"a pixel is made of at most {CELLS} cells along an axis, got {len(cells)}")
             span = max(1, min(span - 1, span * CELLS // len(cells)))
             cells = np.flatnonzero(matrix[start : start + span].any(axis=0))
         part = np.zeros((most, CELLS), np.float32)

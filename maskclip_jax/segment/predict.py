@@ -61,7 +61,7 @@ class Segmentation(NamedTuple):
         if pixels.shape[:2] != self.labels.shape:
             raise UserError(
                 f"masks lie on the image they were found in, of {self.labels.shape[1]}×{self.labels.shape[0]} pixels, "
-                f"but one of {pixels.shape[1]}×{pixels.shape[0]} came: give that image"
+                f"got one of {pixels.shape[1]}×{pixels.shape[0]}: give that image"
             )
         return overlay_with_legend(pixels, self.labels, self.classes)
 
@@ -110,13 +110,13 @@ def segment_images(
       UserError: one line, on the first input or option that cannot be used.
     """
     if isinstance(images, str | os.PathLike):
-        raise UserError(f"images must be a list, but one path came ({images}): write [path]")
+        raise UserError(f"images must be a list, got one path ({images}): write [path]")
     total = len(images)
     report = (lambda done: progress(done, total)) if progress is not None else None
     student = getattr(model, "iter_segmentations", None)  # of a folder that comes after this one
     if student is not None:
         if classifier is not None:
-            raise UserError("a student knows its own classes, but a classifier came: leave it out")
+            raise UserError("a student knows its own classes, got a classifier: leave it out")
         return list(student(images, classes, with_overrides(options, overrides), report))
     settings = prediction_settings(classes, model, options, classifier=classifier, **overrides)
     return list(iter_segmentations(images, settings, report))
@@ -204,10 +204,10 @@ def as_pixels(image: Image) -> UInt8[np.ndarray, "H W 3"]:
 
         return read_image(image)
     if not isinstance(image, np.ndarray):
-        raise UserError(f"an image is an array or a path, but {type(image).__name__} came: use numpy.asarray(image)")
+        raise UserError(f"an image is an array or a path, got {type(image).__name__}: use numpy.asarray(image)")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise UserError(
-            f"an image array is uint8 [height, width, 3] and not empty, but {image.dtype} {list(image.shape)} came: "
+            f"an image array is uint8 [height, width, 3] and not empty, got {image.dtype} {list(image.shape)}: "
             "convert it to 8-bit RGB"
         )
     return image

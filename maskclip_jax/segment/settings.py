@@ -105,7 +105,7 @@ def prediction_settings(
     if classifier.shape != wanted:
         raise UserError(
             f"a classifier has a row for each of the {wanted[0]} words (background first) and {wanted[1]} columns, "
-            f"but {list(classifier.shape)} came: make it with text_classifier"
+            f"got {list(classifier.shape)}: make it with text_classifier"
         )
     scale = probability_scale(pretrained.model, pretrained.variables, o.probability, o.probability_scale)
     scale = jax.tree.map(np.float32, scale)

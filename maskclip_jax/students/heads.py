@@ -31,7 +31,7 @@ class DeepLabV2(nn.Module):
         """Stage 4 [B, h, w, c] -> features [B, h, w, E]."""
         return sum(
             ConvBNReLU(self.width, 3, 1, dilation, False, self.axis_name, self.dtype, name=f"aspp_{i}")(
-                stages.stage4, train
+                stages.stage4, train, stages.valid4
             )
             for i, dilation in enumerate(self.dilations)
         )
@@ -57,20 +57,21 @@ class DeepLabV3Plus(nn.Module):
         """Stages 1 [B, h, w, c] and 4 -> features [B, h, w, E], at stage 1's resolution (stride 4)."""
         common = {"axis_name": self.axis_name, "dtype": self.dtype}
         x = stages.stage4
-        pooled = ConvBNReLU(self.width, **common, name="image_pool")(adaptive_average_pool(x, 1), train)
+        pooled = ConvBNReLU(self.width, **common, name="image_pool")(adaptive_average_pool(x, 1, stages.valid4), train)
         branches = [resize_bilinear(pooled, x.shape[1:3])]
         for i, dilation in enumerate(self.dilations):
             if dilation == 1:
                 branch = ConvBNReLU(self.width, **common, name=f"aspp_{i}")
             else:
                 branch = SeparableConv(self.width, dilation, **common, name=f"aspp_{i}")
-            branches.append(branch(x, train))
+            branches.append(branch(x, train, stages.valid4))
         x = jnp.concatenate(branches, axis=-1)
-        x = ConvBNReLU(self.width, 3, **common, name="bottleneck")(x, train)
+        x = ConvBNReLU(self.width, 3, **common, name="bottleneck")(x, train, stages.valid4)
         low = ConvBNReLU(self.low_level_width, **common, name="low_level")(stages.stage1, train)
-        x = jnp.concatenate([resize_bilinear(x, low.shape[1:3]), low], axis=-1)
-        x = SeparableConv(self.width, **common, name="refine_0")(x, train)
-        return SeparableConv(self.width, **common, name="refine_1")(x, train)
+        resized = resize_bilinear(x, low.shape[1:3], stages.valid4, stages.valid1)
+        x = jnp.concatenate([resized, low], axis=-1)
+        x = SeparableConv(self.width, **common, name="refine_0")(x, train, stages.valid1)
+        return SeparableConv(self.width, **common, name="refine_1")(x, train, stages.valid1)
 
 
 class PSPHead(nn.Module):
@@ -94,6 +95,8 @@ class PSPHead(nn.Module):
         x = stages.stage4
         levels = [x]
         for i, scale in enumerate(self.pool_scales):
-            level = ConvBNReLU(self.width, **common, name=f"pool_{i}")(adaptive_average_pool(x, scale), train)
-            levels.append(resize_bilinear(level, x.shape[1:3]))
-        return ConvBNReLU(self.width, 3, **common, name="bottleneck")(jnp.concatenate(levels, axis=-1), train)
+            pooled = adaptive_average_pool(x, scale, stages.valid4)
+            level = ConvBNReLU(self.width, **common, name=f"pool_{i}")(pooled, train)
+            levels.append(resize_bilinear(level, x.shape[1:3], None, stages.valid4))
+        x = jnp.concatenate(levels, axis=-1)
+        return ConvBNReLU(self.width, 3, **common, name="bottleneck")(x, train, stages.valid4)

@@ -3,14 +3,17 @@
 Kernels of a convolution are [k, k, in, out] (HWIO), whichever route `ops/conv.py` takes.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops.conv import convolve, taps
@@ -19,6 +22,31 @@ from maskclip_jax.ops.module import Module
 
 # mmcv's kaiming_init: normal, std = sqrt(2 / (out · k · k)); the uncut normal, as PyTorch's.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Valid(NamedTuple):
+    """Which rows and columns of each image in a padded batch are image: padding is below and on the right."""
+
+    rows: Bool[Array, "B H"]
+    columns: Bool[Array, "B W"]
+
+
+def valid_part(sizes: Int[Array, "B 2"], shape: Sequence[int]) -> Valid:
+    """Of images of `sizes` (height, width) in an array of `shape` (H, W)."""
+    return Valid(*(jnp.arange(side) < sizes[:, axis, None] for axis, side in enumerate(shape)))
+
+
+def strided(valid: Valid | None, stride: int, whole: bool = False) -> Valid | None:
+    """After a convolution or pool of that stride: ⌈n / stride⌉ of n rows are image, or with `whole` ⌊n / stride⌋."""
+    first = stride - 1 if whole else 0
+    return None if valid is None else Valid(*(mask[:, first::stride] for mask in valid))
+
+
+def masked(x: Float[Array, "B H W c"], valid: Valid | None) -> Float[Array, "B H W c"]:
+    """`x` with zeros outside the image, which is what a convolution meets at an image's border."""
+    if valid is None:
+        return x
+    return jnp.where((valid.rows[:, :, None] & valid.columns[:, None])[..., None], x, 0)
 
 
 class Conv(Module):
@@ -40,9 +68,15 @@ class Conv(Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W c"], train: bool = False) -> Float[Array, "B h w d"]:
-        """[B, H, W, c] -> [B, ceil(H / stride), ceil(W / stride), features], in `dtype`; `train`: as `convolve`'s."""
+    def __call__(
+        self, x: Float[Array, "B H W c"], train: bool = False, valid: Valid | None = None
+    ) -> Float[Array, "B h w d"]:
+        """[B, H, W, c] -> [B, ceil(H / stride), ceil(W / stride), features], in `dtype`; `train`: as `convolve`'s.
+
+        What it gives for an image in a padded batch, of which `valid` is image, is what it gives for that image alone.
+        """
         channels, k = x.shape[-1], self.kernel
+        x = masked(x, valid) if k > 1 else x
         shape = (k, k, 1 if self.depthwise else channels, self.features)
         weight = self.param("kernel", kaiming_normal, shape, full_precision(self.dtype)).astype(self.dtype)
         if self.depthwise:
@@ -115,9 +149,9 @@ class ConvBNReLU(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W c"], train: bool) -> Float[Array, "B h w d"]:
+    def __call__(self, x: Float[Array, "B H W c"], train: bool, valid: Valid | None = None) -> Float[Array, "B h w d"]:
         conv = Conv(self.features, self.kernel, self.stride, self.dilation, self.depthwise, self.dtype, name="conv")
-        x = conv(x, train)
+        x = conv(x, train, valid)
         return nn.relu(BatchNorm(self.axis_name, name="bn")(x, train))
 
 
@@ -130,10 +164,10 @@ class SeparableConv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w c"], train: bool) -> Float[Array, "B h w d"]:
+    def __call__(self, x: Float[Array, "B h w c"], train: bool, valid: Valid | None = None) -> Float[Array, "B h w d"]:
         common = {"axis_name": self.axis_name, "dtype": self.dtype}
         depthwise = ConvBNReLU(x.shape[-1], 3, 1, self.dilation, True, **common, name="depthwise")
-        return ConvBNReLU(self.features, **common, name="pointwise")(depthwise(x, train), train)
+        return ConvBNReLU(self.features, **common, name="pointwise")(depthwise(x, train, valid), train)
 
 
 def max_pool(x: Float[Array, "B H W c"]) -> Float[Array, "B h w c"]:
@@ -162,44 +196,68 @@ def average_pool(x: Float[Array, "B H W c"], size: int) -> Float[Array, "B h w c
     return blocks.mean((2, 4))
 
 
-def bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """[target, source] float64: PyTorch's bilinear interpolation, align_corners=False, no antialias, along one axis."""
-    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, None)
-    low = np.minimum(np.floor(position).astype(int), source - 1)
-    high = np.minimum(low + 1, source - 1)
-    fraction = np.where(high > low, position - low, 0.0)
-    matrix = np.zeros((target, source))
-    np.add.at(matrix, (np.arange(target), low), 1 - fraction)
-    np.add.at(matrix, (np.arange(target), high), fraction)
-    return matrix
+def bilinear_matrix(source: Any, target: Any, shape: Sequence[int] | None = None) -> Any:
+    """[target, source]: PyTorch's bilinear interpolation, align_corners=False, no antialias, along one axis.
+
+    Sizes are numbers, and the result is float64; or they are int32 [B, 1, 1], of images in a padded batch, and it is
+    [B, *shape], zero in the columns of padding.
+    """
+    xp, (rows, columns) = (np, (target, source)) if shape is None else (jnp, shape)
+    ahead = xp.maximum((2 * xp.arange(rows)[:, None] + 1) * source - target, 0)  # of the position, times 2 · target
+    low = xp.minimum(ahead // (2 * target), source - 1)
+    fraction = xp.where(low < source - 1, ahead - 2 * target * low, 0) / (2 * target)
+    return xp.maximum(xp.arange(columns) == low, 0) * (1 - fraction) + (xp.arange(columns) == low + 1) * fraction
 
 
-def adaptive_pool_matrix(source: int, target: int) -> np.ndarray:
-    """[target, source] float64: PyTorch's AdaptiveAvgPool along one axis (bins may overlap)."""
-    matrix = np.zeros((target, source))
-    for i in range(target):
-        start, stop = i * source // target, -(-(i + 1) * source // target)
-        matrix[i, start:stop] = 1 / (stop - start)
-    return matrix
+def adaptive_pool_matrix(source: Any, target: int, columns: int | None = None) -> Any:
+    """[target, source]: PyTorch's AdaptiveAvgPool along one axis (bins may overlap).
+
+    `source` is a number, and the result is float64; or it is int32 [B, 1, 1], and it is [B, target, columns].
+    """
+    xp, columns = (np, source) if columns is None else (jnp, columns)
+    bins, place = xp.arange(target)[:, None], xp.arange(columns)
+    start, stop = bins * source // target, -(-(bins + 1) * source // target)
+    return ((start <= place) & (place < stop)) / (stop - start)
 
 
-def apply_separable(x: Float[Array, "B H W c"], rows: np.ndarray, columns: np.ndarray) -> Float[Array, "B h w c"]:
-    """`rows` [h, H] and `columns` [w, W] applied to the two image axes; exact products, in x's dtype."""
+def _count(mask: Bool[Array, "B N"]) -> Int[Array, "B 1 1"]:
+    return mask.sum(1)[:, None, None]
+
+
+def apply_separable(x: Float[Array, "B H W c"], rows: Any, columns: Any) -> Float[Array, "B h w c"]:
+    """`rows` [h, H] and `columns` [w, W] (or [B, …]) applied to the two image axes; exact products, in x's dtype."""
     high = {"precision": lax.Precision.HIGHEST}
-    x = jnp.einsum("hH,BHWc->BhWc", rows.astype(x.dtype), x, **high)
-    return jnp.einsum("wW,BhWc->Bhwc", columns.astype(x.dtype), x, **high)
+    axes = "B" * (rows.ndim - 2)
+    x = jnp.einsum(f"{axes}hH,BHWc->BhWc", rows.astype(x.dtype), x, **high)
+    return jnp.einsum(f"{axes}wW,BhWc->Bhwc", columns.astype(x.dtype), x, **high)
 
 
-def resize_bilinear(x: Float[Array, "B H W c"], size: Sequence[int]) -> Float[Array, "B h w c"]:
-    """To `size` (h, w), as PyTorch's `F.interpolate(mode="bilinear", align_corners=False)`."""
-    if tuple(x.shape[1:3]) == tuple(size):
+def resize_bilinear(
+    x: Float[Array, "B H W c"], size: Sequence[int], source: Valid | None = None, target: Valid | None = None
+) -> Float[Array, "B h w c"]:
+    """To `size` (h, w), as PyTorch's `F.interpolate(mode="bilinear", align_corners=False)`.
+
+    In a padded batch `target` says what of the result is image, and `source` what of `x` (None: all of it).
+    """
+    if tuple(x.shape[1:3]) == tuple(size) and target is None:
         return x
     if x.shape[1:3] == (1, 1):
         return jnp.broadcast_to(x, (x.shape[0], *size, x.shape[3]))
-    return apply_separable(x, bilinear_matrix(x.shape[1], size[0]), bilinear_matrix(x.shape[2], size[1]))
+    sides = zip(x.shape[1:3], size, source or (None, None), target or (None, None), strict=True)
+    matrices = (
+        bilinear_matrix(n, m)
+        if new is None
+        else bilinear_matrix(jnp.int32(n) if old is None else _count(old), _count(new), (m, n))
+        for n, m, old, new in sides
+    )
+    return apply_separable(x, *matrices)
 
 
-def adaptive_average_pool(x: Float[Array, "B H W c"], size: int) -> Float[Array, "B h w c"]:
+def adaptive_average_pool(x: Float[Array, "B H W c"], size: int, valid: Valid | None = None) -> Float[Array, "B h w c"]:
     """To size×size, as PyTorch's AdaptiveAvgPool2d; the sums are taken in full precision."""
-    rows, columns = adaptive_pool_matrix(x.shape[1], size), adaptive_pool_matrix(x.shape[2], size)
-    return apply_separable(in_full_precision(x), rows, columns).astype(x.dtype)
+    sides = zip(x.shape[1:3], valid or (None, None), strict=True)
+    matrices = (
+        adaptive_pool_matrix(n, size) if mask is None else adaptive_pool_matrix(_count(mask), size, n)
+        for n, mask in sides
+    )
+    return apply_separable(in_full_precision(x), *matrices).astype(x.dtype)

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from maskclip_jax.data.schema import check_choices, check_ranges, read_config
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 from maskclip_jax.students.classifier import LearnedHead, TextHead
 from maskclip_jax.students.heads import DeepLabV2, DeepLabV3Plus, PSPHead
+from maskclip_jax.students.layers import valid_part
 from maskclip_jax.students.resnet import STAGES, VARIANTS, ResNet, Stages, Variant, variant
 
 CHOICES = {
@@ -105,6 +106,12 @@ class StudentConfig:
         """Pixels from one of its cells to the next."""
         return 4 if self.head == "deeplabv3plus" else self.output_stride
 
+    def cells(self, pixels: int) -> int:
+        """Of its grid along a side of so many pixels: what is left over at the end is a cell, but with CLIP's stem."""
+        if self.stem == "clip":
+            return (pixels + 1) // 2 // (self.grid_stride // 2)
+        return -(-pixels // self.grid_stride)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StudentConfig":
         """From `dataclasses.asdict` of one, also after JSON. Raises UserError as `data.schema.read_config` does."""
@@ -141,16 +148,22 @@ class Student(nn.Module):
             self.classifier = TextHead(config.width, config.dropout, config.background, config.norm_feat, config.mapper)
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], text_embeddings: Float[Array, "C E"] | None = None, train: bool = False
+        self,
+        images: Float[Array, "B H W 3"],
+        text_embeddings: Float[Array, "C E"] | None = None,
+        train: bool = False,
+        sizes: Int[Array, "B 2"] | None = None,
     ) -> Float[Array, "B h w classes"]:
         """Normalised images [B, H, W, 3] and text embeddings [C, E] -> logits [B, h, w, C] in full precision.
 
-        With `background`, C + 1 logits, class 0 first. A learned classifier ignores `text_embeddings`.
+        With `background`, C + 1 logits, class 0 first. A learned classifier ignores `text_embeddings`. `sizes`: height
+        and width of each image, where the rest of the array is padding, below and on the right: the logits of the
+        first `config.cells(size)` rows and columns are those of the image alone (not in training).
 
         Raises:
             UserError: when the text embeddings are missing or of another width than the student.
         """
-        features = self.features(images, train)
+        features = self.features(images, train, sizes)
         if self.config.classifier == "learned":
             return self.classifier(features, train)
         width = None if text_embeddings is None else text_embeddings.shape[-1]
@@ -161,9 +174,12 @@ class Student(nn.Module):
             )
         return self.classifier(features, text_embeddings, train)
 
-    def features(self, images: Float[Array, "B H W 3"], train: bool = False) -> Float[Array, "B h w E"]:
+    def features(
+        self, images: Float[Array, "B H W 3"], train: bool = False, sizes: Int[Array, "B 2"] | None = None
+    ) -> Float[Array, "B h w E"]:
         """The classifier's input (before dropout), [B, h, w, E] in the config's dtype."""
-        return self.head(self.backbone(images, train), train)
+        valid = None if sizes is None else valid_part(sizes, images.shape[1:3])
+        return self.head(self.backbone(images, train, valid), train)
 
     def stages(self, images: Float[Array, "B H W 3"], train: bool = False) -> Stages:
         """The backbone's four outputs."""

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskclip_jax.errors import UserError
-from maskclip_jax.students.layers import BatchNorm, Conv, average_pool, max_pool
+from maskclip_jax.students.layers import BatchNorm, Conv, Valid, average_pool, masked, max_pool, strided
 
 Stem = Literal["v1c", "v1", "clip"]
 
@@ -51,12 +51,17 @@ def variant(name: str) -> Variant:
 
 
 class Stages(NamedTuple):
-    """The outputs of the four stages; c is 4·base_width (expansion 4) and doubles from stage to stage."""
+    """The outputs of the four stages; c is 4·base_width (expansion 4) and doubles from stage to stage.
+
+    `valid1` and `valid4` say what of stages 1 and 4 is image, in a padded batch.
+    """
 
     stage1: Float[Array, "B h1 w1 c1"]  # stride 4
     stage2: Float[Array, "B h2 w2 c2"]  # stride 8
     stage3: Float[Array, "B h3 w3 c3"]
     stage4: Float[Array, "B h4 w4 c4"]
+    valid1: Valid | None = None
+    valid4: Valid | None = None
 
 
 class Bottleneck(nn.Module):
@@ -73,12 +78,12 @@ class Bottleneck(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W c"], train: bool) -> Float[Array, "B h w d"]:
+    def __call__(self, x: Float[Array, "B H W c"], train: bool, valid: Valid | None = None) -> Float[Array, "B h w d"]:
         stride, pool = (1, self.stride) if self.antialias else (self.stride, 1)
         width = self.planes * self.expansion
         y = Conv(self.planes, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(BatchNorm(self.axis_name, name="bn1")(y, train))
-        y = Conv(self.planes, 3, stride, self.dilation, dtype=self.dtype, name="conv2")(y, train)
+        y = Conv(self.planes, 3, stride, self.dilation, dtype=self.dtype, name="conv2")(y, train, valid)
         y = nn.relu(BatchNorm(self.axis_name, name="bn2")(y, train))
         y = Conv(width, dtype=self.dtype, name="conv3")(average_pool(y, pool))
         y = BatchNorm(self.axis_name, zero_scale=self.zero_init_residual, name="bn3")(y, train)
@@ -108,10 +113,14 @@ class ResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"], train: bool) -> Stages:
-        """Normalised images [B, H, W, 3] -> Stages; sizes are H / stride, rounded up (CLIP's stem: down)."""
-        x = self._stem(images.astype(self.dtype), train)
-        outputs = []
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool, valid: Valid | None = None) -> Stages:
+        """Normalised images [B, H, W, 3] -> Stages; sizes are H / stride, rounded up (CLIP's stem: down).
+
+        `valid`: what of each image is image; the rest is padding, and what comes of it in a stage means nothing.
+        """
+        floors = self.stem == "clip"
+        x, valid = self._stem(images.astype(self.dtype), train, valid)
+        outputs, valids = [], []
         for stage, (stride, dilation) in enumerate(STAGES[self.output_stride]):
             for block in range(self.variant.layers[stage]):
                 first = block == 0
@@ -120,21 +129,27 @@ class ResNet(nn.Module):
                     expansion=self.variant.expansion,
                     stride=stride if first else 1,
                     dilation=dilation // 2 if first and dilation > 1 else dilation,
-                    antialias=self.stem == "clip",
+                    antialias=floors,
                     project=first,
                     zero_init_residual=self.zero_init_residual,
                     axis_name=self.axis_name,
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_{block}",
-                )(x, train)
+                )(x, train, valid)
+                valid = strided(valid, stride, floors) if first else valid
             outputs.append(x)
-        return Stages(*outputs)
+            valids.append(valid)
+        return Stages(*outputs, valids[0], valids[-1])
 
-    def _stem(self, x: Float[Array, "B H W 3"], train: bool) -> Float[Array, "B h w c"]:
+    def _stem(
+        self, x: Float[Array, "B H W 3"], train: bool, valid: Valid | None
+    ) -> tuple[Float[Array, "B h w c"], Valid | None]:
         width = self.variant.base_width
         # (features, kernel, stride) of each convolution
         convs = [(width, 7, 2)] if self.stem == "v1" else [(width // 2, 3, 2), (width // 2, 3, 1), (width, 3, 1)]
         for i, (features, kernel, stride) in enumerate(convs, start=1):
-            x = Conv(features, kernel, stride, dtype=self.dtype, name=f"conv{i}")(x, train)
-            x = nn.relu(BatchNorm(self.axis_name, name=f"bn{i}")(x, train))
-        return average_pool(x, 2) if self.stem == "clip" else max_pool(x)
+            x = Conv(features, kernel, stride, dtype=self.dtype, name=f"conv{i}")(x, train, valid)
+            x, valid = nn.relu(BatchNorm(self.axis_name, name=f"bn{i}")(x, train)), strided(valid, stride)
+        if self.stem == "clip":
+            return average_pool(x, 2), strided(valid, 2, True)
+        return max_pool(masked(x, valid)), strided(valid, 2)

@@ -259,8 +259,8 @@ def test_wrappers_in_the_middle_and_twice(checkpoints):
         ("visual.conv1.weight", lambda x: (100 * x).astype(np.int8), "visual.conv1.weight is of type int8"),
         ("visual.conv1.weight", lambda x: (100 * x).astype(np.int64), "is of type int64"),
         ("visual.conv1.weight", lambda x: x > 0, "is of type bool"),
-        ("logit_scale", lambda x: np.float32(100), r"at most 10 .*, but 100 came, perhaps saved after exp: store log"),
-        ("logit_scale", lambda x: np.float32(14.2857), "but 14.2857 came"),
+        ("logit_scale", lambda x: np.float32(100), r"at most 10 .*, got 100, perhaps saved after exp: store log"),
+        ("logit_scale", lambda x: np.float32(14.2857), "got 14.2857"),
         ("logit_scale", lambda x: np.float32(np.nan), "logit_scale holds NaN"),
         ("logit_scale", lambda x: np.int64(4), "logit_scale is of type int64"),
     ],
@@ -323,7 +323,7 @@ def test_bare_weights_of_openais_vocabulary_read_words(checkpoints):
 
 def test_a_tower_of_timm_is_called_one():
     for name in ("visual.trunk.blocks.0.attn.qkv.weight", "patch_embed.proj.weight"):
-        with pytest.raises(UserError, match=r"an image tower of timm came .*: that cannot be read, give another model"):
+        with pytest.raises(UserError, match=r"got an image tower of timm .*: that cannot be read, give another model"):
             load_clip({name: np.zeros(3, np.float32)})
 
 
@@ -343,7 +343,7 @@ def test_no_home_is_no_cache(monkeypatch):
 def test_every_config_is_checked_against_itself():
     config = variant("ViT-B/16")
     text = dataclasses.replace(config.text, heads=7)
-    with pytest.raises(UserError, match="the text tower's width is a multiple of its heads, but 512 and 7 came"):
+    with pytest.raises(UserError, match="the text tower's width is a multiple of its heads, got 512 and 7"):
         from_json(to_json(dataclasses.replace(config, text=text)), "clip.json")
-    with pytest.raises(UserError, match="an image has at least a patch, 300, but 224 came"):
+    with pytest.raises(UserError, match="an image has at least a patch, 300, got 224"):
         architecture.from_hf(HF | {"vision_config": HF["vision_config"] | {"patch_size": 300}})

@@ -28,6 +28,13 @@ def test_scores_are_written(call, model, draw, tmp_path):
         assert found[-1]["settings"]["scales"] == [1.0]
     assert 0 < found[0]["mIoU"] <= 100
     assert [one["mIoU"] for one in found] == [found[0]["mIoU"]] * 2
+    # what is beyond counting whole images on the device goes the way of `segment`, and the score says so
+    words = ("--classes", "dog, cat", "--model", model, "--window", 32, "--stride", 16)
+    result = call("evaluate", tmp_path / "data", *words, "--out", tmp_path / "windows.json")
+    assert (result.code, result.errors) == (0, [])
+    assert {"window": 32, "stride": 16}.items() <= json.loads((tmp_path / "windows.json").read_text())[
+        "protocol"
+    ].items()
     label = tmp_path / "data" / "labels" / "a.png"
     Image.fromarray(np.full((40, 60), 255, np.uint8)).save(label)
     result = call("evaluate", tmp_path / "data", "--classes", "dog, cat", "--model", model)

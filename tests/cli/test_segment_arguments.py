@@ -35,7 +35,7 @@ REFUSED = {
     "threshold of words": ({"options": ["--background-threshold", "half"]}, "above 0 and up to 1, not 'half'"),
     "no window": ({"options": ["--window", "0"]}, "at least 1"),
     "half a pixel": ({"options": ["--window", "22.5"]}, "whole number of at least 1, not '22.5'"),
-    "stride without window": ({"options": ["--stride", "16"]}, "no window came"),
+    "stride without window": ({"options": ["--stride", "16"]}, "got no window"),
     "stride beyond window": ({"options": ["--window", "16", "--stride", "32"]}, "at most the window"),
     "stride too small": ({"options": ["--window", "320", "--stride", "1"]}, "larger stride"),
     "no batch": ({"options": ["--batch-size", "0"]}, "at least 1"),

@@ -12,9 +12,9 @@ import pytest
 from tiny_run import HERE, arrays_of, child_environment, run_config, write_data
 
 from maskclip_jax.distill.checkpoint import FOLDER, Checkpoints
-from maskclip_jax.distill.run_folder import load_student
 from maskclip_jax.distill.run_log import read_metrics
 from maskclip_jax.distill.step import TrainState
+from maskclip_jax.distill.student_folder import load_student
 
 KILLS = 10
 STEPS = 80  # more than the kills can use up: each child gets a few steps further

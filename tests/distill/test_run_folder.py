@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from tiny_run import arrays_of, failing_at, run_config, same, train, write_data
 
+from maskclip_jax import cli
 from maskclip_jax.distill.experiment import with_overrides
-from maskclip_jax.distill.run_folder import claim, keep_text, load_student, read_config
+from maskclip_jax.distill.run_folder import claim, keep_text, read_config
 from maskclip_jax.distill.run_log import read_metrics
+from maskclip_jax.distill.student_folder import load_student
 from maskclip_jax.distill.train import train_and_evaluate
 from maskclip_jax.errors import UserError
 
@@ -172,3 +174,19 @@ def test_a_run_that_cannot_begin_leaves_nothing(whole, tmp_path, there):
     with pytest.raises(UserError, match="width 12 must be that of the text embeddings"):
         train_and_evaluate(whole[0], tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").rglob("*")] == [".mine"] * there
+
+
+def test_its_student_as_a_plain_folder(whole, tmp_path, capsys):
+    """A run becomes a plain folder with the same numbers, which commands take as they take the run."""
+    _, workdir, _ = whole
+    out = tmp_path / "student"
+    assert cli.run_command(["convert", str(workdir), str(out), "--no-compile-cache"]) == 0
+    assert "wrote" in capsys.readouterr().out
+    one, other = load_student(workdir), load_student(out)
+    same(arrays_of((one.variables, one.text)), arrays_of((other.variables, other.text)))
+    assert other.scores is not None
+    assert other.scores["step"] == other.step == one.step
+    shutil.rmtree(out)
+    assert cli.run_command(["convert", str(workdir), str(out), "--no-compile-cache", "--activation", "gelu"]) == 2
+    assert "got --activation" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

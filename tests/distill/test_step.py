@@ -110,6 +110,24 @@ def test_one_step_against_numpy():
     assert int(after.step) == 1
 
 
+def test_the_state_given_is_used_up_but_for_what_is_still_looked_at():
+    """A NumPy view, as a checkpoint that is being written holds one, is not written over."""
+    config = config_of(**ZERO_SHOT)
+    frozen, state, step = compiled(config)
+    batch = on_devices(seen_annotation(config))
+    first, _ = step(state, frozen, batch)
+    views = jax.tree.map(np.asarray, first)
+    kept = jax.tree.map(np.copy, views)
+    second, _ = step(first, frozen, batch)
+    assert distance(second.params, views.params) > 1e-4
+    assert distance(kept, views) == 0
+    third, _ = step(second, frozen, batch)
+    assert all(array.is_deleted() for array in jax.tree.leaves(second))
+    assert not any(array.is_deleted() for array in jax.tree.leaves(third))
+    with pytest.raises(RuntimeError, match="deleted"):
+        np.asarray(second.step)
+
+
 def test_gradients_against_finite_differences():
     """The first step moves by -lr (g + λp), so it tells g; the slope of the loss along a direction must be g · d."""
     config = config_of(**ZERO_SHOT)

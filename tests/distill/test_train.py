@@ -19,8 +19,9 @@ from maskclip_jax.distill import train as loop
 from maskclip_jax.distill.checkpoint import Checkpoints
 from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.predict import iter_student_segmentations
-from maskclip_jax.distill.run_folder import load_student, read_config
+from maskclip_jax.distill.run_folder import read_config
 from maskclip_jax.distill.run_log import read_metrics
+from maskclip_jax.distill.student_folder import load_student
 from maskclip_jax.distill.train import train_and_evaluate
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import hosts

@@ -352,7 +352,7 @@ def test_an_answer_is_drawn_and_saved_as_segment_does(pretrained, images, tmp_pa
     written = {f"new/out/photo{trail}" for trail in ("_overlay.png", "_labels.png", ".json")}
     assert names == written | {"bare/mine_labels.png", "bare/mine.json"}
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "bare" / "mine_labels.png")), found.labels)
-    with pytest.raises(UserError, match="of 50×40 pixels, but one of 40×40 came"):
+    with pytest.raises(UserError, match="of 50×40 pixels, got one of 40×40"):
         found.overlay(picture[:, :40])
     with pytest.raises(UserError, match="must be writable"):
         found.save(tmp_path / "photo.png")

@@ -87,6 +87,18 @@ def test_adaptive_pool_matrix_by_hand():
     np.testing.assert_allclose(layers.adaptive_pool_matrix(2, 3), [[1, 0], [0.5, 0.5], [0, 1]])
 
 
+def test_matrices_of_images_in_a_batch_are_those_of_each_alone():
+    """Also without a GPU's rounding: whole numbers say where a row samples."""
+    sizes = [(5, 7), (3, 12), (6, 1), (1, 4)]
+    old, new = (jnp.array(side, jnp.int32)[:, None, None] for side in zip(*sizes, strict=True))
+    found, pooled = layers.bilinear_matrix(old, new, (12, 6)), layers.adaptive_pool_matrix(old, 3, 6)
+    for (source, target), matrix, pool in zip(sizes, found, pooled, strict=True):
+        np.testing.assert_allclose(matrix[:target, :source], layers.bilinear_matrix(source, target), atol=1e-6)
+        np.testing.assert_allclose(pool[:, :source], layers.adaptive_pool_matrix(source, 3), atol=1e-6)
+        assert not matrix[:target, source:].any()
+        assert not pool[:, source:].any()
+
+
 def test_resize_and_pool_work_on_both_axes():
     x = jax.random.normal(KEY, (2, 5, 3, 4))
     rows, columns = layers.bilinear_matrix(5, 7), layers.bilinear_matrix(3, 9)

@@ -1,0 +1,36 @@
+"""A student sees its images alone, whatever lies beside them in a padded batch: every head and stem."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_distill import STUDENT, drawn
+
+from maskclip_jax.ops.module import shapes_of
+from maskclip_jax.students import create_student
+
+SIZES = np.array([(45, 61), (64, 72), (50, 33)], np.int32)
+CASES = [("deeplabv2", "v1c", 8), ("deeplabv2", "clip", 8), ("deeplabv3plus", "clip", 16), ("pspnet", "v1", 32)]
+
+
+@pytest.mark.parametrize(("head", "stem", "stride"), CASES)
+def test_logits_of_a_padded_batch_are_those_of_each_image_alone(head, stem, stride):
+    """In float64, with noise for padding: what is not masked shows."""
+    with jax.enable_x64(True):
+        config = dataclasses.replace(STUDENT, head=head, stem=stem, output_stride=stride, rates=None, dtype="float64")
+        student, text = create_student(config), np.eye(config.width)[:5]
+        rng = np.random.default_rng(0)
+        images = rng.normal(size=(3, 64, 72, 3))
+        variables = drawn(shapes_of(student, jnp.asarray(images), jnp.asarray(text)))
+        padded = np.asarray(jax.jit(student.apply)(variables, images, text, sizes=SIZES))
+        cells = [tuple(map(config.cells, size.tolist())) for size in SIZES]
+        alone = np.asarray(jax.jit(student.apply)(variables, images[:1, :45, :61], text))[0]
+        assert alone.shape[:2] == cells[0]
+        assert padded.shape[1:3] == cells[1]  # which fills the array
+        assert np.ptp(alone) > 0.1
+        np.testing.assert_allclose(padded[0, : cells[0][0], : cells[0][1]], alone, atol=1e-10)
+        unmasked = np.asarray(jax.jit(student.apply)(variables, images, text))
+        np.testing.assert_allclose(padded[1], unmasked[1], atol=1e-10)
+        assert np.abs(padded[0] - unmasked[0])[: cells[0][0], : cells[0][1]].max() > 1e-3  # without masks it is seen
