@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from maskclip_jax.checkpoints import dino
 from maskclip_jax.checkpoints.config_rules import CONTEXT, EPSILON, LAYERS, MLP, SIDE, VOCABULARY, WIDTH, checked
 from maskclip_jax.checkpoints.open_clip import from_open_clip as from_open_clip
 from maskclip_jax.checkpoints.open_clip import to_open_clip as to_open_clip
@@ -100,6 +101,7 @@ _OTHERS = {  # what people may well try, by its `model_type`
     "clip_vision_model": "CLIP's image tower alone",
     "clip_text_model": "CLIP's text tower alone",
     "clipseg": "CLIPSeg",
+    "dinov3_convnext": "DINOv3's ConvNeXt: take one of its ViTs, facebook/dinov3-vitb16-pretrain-lvd1689m",
     "flava": "FLAVA",
     "siglip_vision_model": "SigLIP's image tower alone",
     "siglip_text_model": "SigLIP's text tower alone",
@@ -108,10 +110,12 @@ _OTHERS = {  # what people may well try, by its `model_type`
 }
 
 
-def from_hf(config: Mapping[str, Any]) -> CLIPConfig:
+def from_hf(config: Mapping[str, Any], *, backbone: bool = False) -> CLIPConfig:
     """From the dict of a `config.json` of transformers' `CLIPModel`, `MetaClip2Model` or `SiglipModel`; keys it leaves
-    out are transformers' defaults."""
-    check_model_type(config)
+    out are transformers' defaults. (`backbone`: or of a model of `dino.MODEL_TYPES`.)"""
+    check_model_type(config, backbone)
+    if config["model_type"] in dino.MODEL_TYPES:
+        return dino.from_hf(config)
     if config["model_type"] == "siglip":
         return _siglip(config)
     v, t = (_hf_tower(config, name, _HF_DEFAULTS) for name in ("vision_config", "text_config"))
@@ -184,16 +188,23 @@ def to_hf(config: CLIPConfig) -> dict[str, Any]:
     }
 
 
-def check_model_type(config: Mapping[str, Any]) -> None:
-    """Raises UserError, naming the architecture, unless a `config.json` is of one of `MODEL_TYPES`."""
+def check_model_type(config: Mapping[str, Any], backbone: bool = False) -> None:
+    """Raises UserError, naming the architecture, unless a `config.json` is of one of `MODEL_TYPES`, or (for a
+    `backbone`) of `dino.MODEL_TYPES`."""
     came = config.get("model_type")
-    if came in MODEL_TYPES:
+    types = (*MODEL_TYPES, *dino.MODEL_TYPES) if backbone else MODEL_TYPES
+    if came in types:
         return
+    if came in dino.MODEL_TYPES:
+        raise UserError(
+            f"a model reads texts, but this one ({came}) has no text tower: give it as the affinity (--affinity), and a "
+            "CLIP as the model"
+        )
     other = f" ({_OTHERS[came]})" if isinstance(came, str) and came in _OTHERS else ""
     if came is None and isinstance(config.get("architecture"), str):
         other = f" (timm's {cut(config['architecture'], 60)})"
     raise UserError(
-        f"config.json must be of model_type {', '.join(map(repr, MODEL_TYPES))}, not {cut(repr(came), 60)}{other}: "
+        f"config.json must be of model_type {', '.join(map(repr, types))}, not {cut(repr(came), 60)}{other}: "
         "only these architectures are read"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maskclip_jax.checkpoints import architecture, google
+from maskclip_jax.checkpoints import architecture, dino, google
 from maskclip_jax.checkpoints.files import array_shapes, read_arrays
 from maskclip_jax.checkpoints.pretrained import Reading
 from maskclip_jax.checkpoints.tokenizer import MissingTokenizer, load_tokenizer, openai_tokenizer
@@ -77,15 +77,18 @@ def from_mapping(arrays: Mapping[str, Any]) -> Parts:
     return Parts(arrays, config, lambda: openai_tokenizer(config.text) or missing(), OPENAI, Reading(), note)
 
 
-def from_file(path: Path) -> Parts:
-    """A weight file; configs and tokenizer are looked for beside it. OpenAI's names need no config, nor do Google's."""
+def from_file(path: Path, *, backbone: bool = False) -> Parts:
+    """A weight file; configs and tokenizer are looked for beside it. OpenAI's names need no config, nor do Google's.
+
+    For a `backbone`, as in `from_folder`, an image tower alone will do.
+    """
     folder, arrays = path.parent, google.read_npz(path) if path.suffix == ".npz" else read_arrays(path)
     if (found := _google(arrays, folder)) is not None:
         return found
     if naming_of(plain_names(arrays)) != "openai":
         if not (folder / "config.json").is_file():
             raise UserError(f"{path} has transformers' names, which need config.json beside them: put it there")
-        return _hf(arrays, folder)
+        return _hf(arrays, folder, backbone)
     if (folder / "open_clip_config.json").is_file():
         config, preprocess = _open_clip(folder)
         return _parts(arrays, config, folder, preprocess)
@@ -93,11 +96,11 @@ def from_file(path: Path) -> Parts:
     return _parts(arrays, config, folder, OPENAI)._replace(note=note)
 
 
-def from_folder(folder: Path) -> Parts:
+def from_folder(folder: Path, *, backbone: bool = False) -> Parts:
     """A Hugging Face or open_clip folder, or one with the files of one of Google's models."""
     if not any((folder / name).is_file() for name in WEIGHTS) and (found := google.in_folder(folder)) is not None:
         return from_file(found)
-    config_name, names = candidates(folder)
+    config_name, names = candidates(folder, backbone=backbone)
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} holds {config_name} but no weights: add one of {', '.join(names)}")
@@ -110,10 +113,10 @@ def from_folder(folder: Path) -> Parts:
     if naming == "openai":
         config, preprocess = _open_clip(folder)
         return _parts(arrays, config, folder, preprocess)
-    return _hf(arrays, folder)
+    return _hf(arrays, folder, backbone)
 
 
-def candidates(folder: Path) -> tuple[str, tuple[str, ...]]:
+def candidates(folder: Path, *, backbone: bool = False) -> tuple[str, tuple[str, ...]]:
     """The config that describes `folder`'s weights, and the names these may have, the best first.
 
     Raises UserError when there is no config of a CLIP, before anyone fetches or reads the weights. Some folders hold
@@ -123,7 +126,7 @@ def candidates(folder: Path) -> tuple[str, tuple[str, ...]]:
     if hf.is_file():
         content = read_json(hf)
         if content.get("model_type") in architecture.MODEL_TYPES or not open_clip.is_file():
-            architecture.from_hf(content)
+            architecture.from_hf(content, backbone=backbone)
             return hf.name, WEIGHTS[hf.name]
     if open_clip.is_file():
         _open_clip(folder)
@@ -154,8 +157,11 @@ def _google(arrays: Mapping[str, Any], folder: Path | None) -> Parts | None:
     return _parts(arrays, config, folder, preprocess)
 
 
-def _hf(arrays: Mapping[str, Any], folder: Path) -> Parts:
-    config = architecture.from_hf(read_json(folder / "config.json"))
+def _hf(arrays: Mapping[str, Any], folder: Path, backbone: bool) -> Parts:
+    config = architecture.from_hf(read_json(folder / "config.json"), backbone=backbone)
+    if not config.has_text:
+        preprocess = _hf_preprocess(folder, dino.PREPROCESS)
+        return Parts(arrays, config, MissingTokenizer(str(folder), config.text), preprocess, Reading())
     default = OPENAI if config.family == "clip" else google.preprocess(config)
     return _parts(arrays, config, folder, _hf_preprocess(folder, default))
 

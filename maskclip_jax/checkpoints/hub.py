@@ -9,13 +9,13 @@ from maskclip_jax.checkpoints.folders import SMALL_FILES, candidates
 from maskclip_jax.errors import UserError
 
 
-def download(name: str) -> Path:
+def download(name: str, *, backbone: bool = False) -> Path:
     """The local folder of hub id `name`: its configs, its tokenizer, and one kind of weights.
 
     Raises UserError when the hub cannot be reached and the cache lacks it, or there is no such id.
     """
     folder = snapshot(name, SMALL_FILES)
-    _, names = candidates(folder)
+    _, names = candidates(folder, backbone=backbone)
     for file in names:
         if not (folder / file).is_file() and not file.endswith(".json"):
             folder = snapshot(name, (*SMALL_FILES, file))

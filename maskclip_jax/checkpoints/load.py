@@ -65,18 +65,8 @@ def load_clip(
     Raises:
       UserError: one line on what is missing, broken, unknown or does not fit.
     """
-    from maskclip_jax.checkpoints import folders, orbax_io  # here, as below: each reads a dozen formats
-
     fidelity = Fidelity.named(fidelity)
-    variables = None
-    if isinstance(source, Mapping):
-        parts = folders.from_mapping(source)
-    else:
-        path = _located(source)
-        if orbax_io.is_converted(path):
-            parts, variables = orbax_io.load_converted(path)
-        else:
-            parts = folders.from_folder(path) if path.is_dir() else folders.from_file(path)
+    parts, variables = _read(source)
     if activation is not None:
         parts = parts._replace(config=with_activation(parts.config, activation))
     words = parts.tokenizer() if tokenizer is None else _other_tokenizer(tokenizer, parts.config)
@@ -96,6 +86,42 @@ def load_clip(
         _preprocess(parts, config),
         dataclasses.replace(parts.reading, dense_stride=config.stride),
     )
+
+
+def load_backbone(source: str | Path, *, dtype: Dtype = jnp.float32) -> Pretrained:
+    """A Vision Transformer whose patches say what is alike (`CLIP.encode_tokens`); its text tower is not needed.
+
+    Args:
+      source: a hub id or a folder of DINO ("facebook/dino-vitb16"), DINOv2 ("facebook/dinov2-base",
+        "facebook/dinov2-with-registers-base") or DINOv3 ("facebook/dinov3-vitb16-pretrain-lvd1689m"); or whatever
+        `load_clip` takes, read through its image tower.
+      dtype: what the tower computes in.
+
+    Returns:
+      a `Pretrained` without tokenizer where the checkpoint has none.
+
+    Raises:
+      UserError: one line on what is missing, broken, unknown or no ViT.
+    """
+    parts, variables = _read(source, backbone=True)
+    if not isinstance(parts.config.vision, ViTConfig):
+        raise UserError(f"an affinity is a Vision Transformer's, but {cut(str(source), 120)} is a ResNet: give another")
+    variables = _variables(parts.arrays, parts.config) if variables is None else variables
+    model = CLIP(parts.config, dtype)
+    return Pretrained(model, variables, parts.config, parts.tokenizer, _preprocess(parts, parts.config), parts.reading)
+
+
+def _read(source: str | Path | Mapping[str, Any], *, backbone: bool = False) -> tuple[Any, dict[str, Any] | None]:
+    """What a checkpoint holds (`folders.Parts`), and its variables where it was converted."""
+    from maskclip_jax.checkpoints import folders, orbax_io  # here, as below: each reads a dozen formats
+
+    if isinstance(source, Mapping):
+        return folders.from_mapping(source), None
+    path = _located(source, backbone)
+    if orbax_io.is_converted(path):
+        return orbax_io.load_converted(path)
+    read = folders.from_folder if path.is_dir() else folders.from_file
+    return read(path, backbone=backbone), None
 
 
 def load_visual(
@@ -152,7 +178,7 @@ def _preprocess(parts: Any, config: CLIPConfig) -> Preprocess:
     return dataclasses.replace(parts.preprocess, **changes)
 
 
-def _located(source: str | Path) -> Path:
+def _located(source: str | Path, backbone: bool) -> Path:
     if source in EMBEDDED:
         folder = Path(str(resources.files("maskclip_jax") / "assets" / EMBEDDED[source]))
         if not folder.is_dir():
@@ -164,7 +190,7 @@ def _located(source: str | Path) -> Path:
     if _hub_id(str(source)):
         from maskclip_jax.checkpoints.hub import download
 
-        return download(str(source))
+        return download(str(source), backbone=backbone)
     raise UserError(
         f"a model is {', '.join(EMBEDDED)}, a hub id (owner/name), or a folder or file that exists, "
         f"got {cut(repr(str(source)), 120)}: check the spelling"

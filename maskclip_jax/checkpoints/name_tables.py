@@ -165,3 +165,60 @@ TIPS_TORCH_TEXT = (
     Row("ln_final", "text/ln_final", "layer_norm"),
     Row("temperature", "logit_scale", "temperature"),
 )
+
+# transformers' ViTModel (DINO), Dinov2Model (with registers or not) and DINOv3ViTModel: image towers alone.
+_BACKBONE_VIT = (
+    Row("embeddings.cls_token", "visual/class_embedding", "vector"),
+    Row("embeddings.register_tokens", "visual/registers", "batched"),
+    Row("embeddings.position_embeddings", "visual/positional_embedding", "batched"),
+)
+DINOV2_VIT = (
+    *_BACKBONE_VIT,
+    Row("embeddings.patch_embeddings.projection", "visual/conv1", "patch_conv"),
+    Row("layernorm", "visual/ln_post", "layer_norm"),
+)
+DINOV3_VIT = (
+    *_BACKBONE_VIT,
+    Row("embeddings.patch_embeddings", "visual/conv1", "patch_conv"),
+    Row("norm", "visual/ln_post", "layer_norm"),
+)
+_HF_QKV = tuple(zip(("query", "key", "value"), _QKV, strict=True))
+_BACKBONE_ATTENTION = (
+    *(Row(f"attention.attention.{name}", f"attn/{ours}", "linear") for name, ours in _HF_QKV),
+    Row("attention.output.dense", "attn/out_proj", "linear"),
+)
+_BACKBONE_NORMS = (
+    *(Row(f"norm{n}", f"ln_{n}", "layer_norm") for n in (1, 2)),
+    *(Row(f"layer_scale{n}.lambda1", f"ls_{n}", "array") for n in (1, 2)),
+)
+VIT_BLOCK = (
+    *_BACKBONE_ATTENTION,
+    Row("layernorm_before", "ln_1", "layer_norm"),
+    Row("layernorm_after", "ln_2", "layer_norm"),
+    Row("intermediate.dense", "mlp/c_fc", "linear"),
+    Row("output.dense", "mlp/c_proj", "linear"),
+)
+DINOV2_BLOCK = (
+    *_BACKBONE_ATTENTION,
+    *_BACKBONE_NORMS,
+    Row("mlp.fc1", "mlp/c_fc", "linear"),
+    Row("mlp.fc2", "mlp/c_proj", "linear"),
+)
+DINOV2_SWIGLU = (
+    *DINOV2_BLOCK[:-2],
+    Row("mlp.weights_in", "mlp", "fused_swiglu"),
+    Row("mlp.weights_out", "mlp/c_proj", "linear"),
+)
+_DINOV3_ATTENTION = (*((name, name) for name in _QKV), ("o_proj", "out_proj"))
+DINOV3_BLOCK = (
+    *(Row(f"attention.{name}", f"attn/{ours}", "linear") for name, ours in _DINOV3_ATTENTION),
+    *_BACKBONE_NORMS,
+    Row("mlp.up_proj", "mlp/c_fc", "linear"),
+    Row("mlp.down_proj", "mlp/c_proj", "linear"),
+)
+DINOV3_SWIGLU = (
+    *DINOV3_BLOCK[:-2],
+    Row("mlp.gate_proj", "mlp/c_fc", "linear"),
+    Row("mlp.up_proj", "mlp/c_up", "linear"),
+    Row("mlp.down_proj", "mlp/c_proj", "linear"),
+)

@@ -23,7 +23,7 @@ from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.ops.module import shapes_of
 
-Naming = Literal["openai", "hf", "flax", "big_vision", "tips", "tips_torch"]
+Naming = Literal["openai", "hf", "flax", "big_vision", "tips", "tips_torch", "vit", "dinov2", "dinov3"]
 Tower = Literal["visual", "text"]
 
 
@@ -124,6 +124,9 @@ IGNORED = {  # regular expressions of whole keys: buffers that can be recomputed
     "big_vision": (),
     "tips": (),
     "tips_torch": ("mask_token",),  # of training
+    "vit": (r"pooler\.dense\..*", "embeddings.mask_token"),
+    "dinov2": ("embeddings.mask_token",),
+    "dinov3": ("embeddings.mask_token",),
 }
 # Other architectures, by a key that their weights have. The first that fits names them.
 OTHERS = (
@@ -160,6 +163,9 @@ SIGNATURE: dict[Naming, str] = {
     "big_vision": "img/embedding/kernel",
     "tips": "encoder/ToTokenSequence_0/embedding/kernel",
     "tips_torch": "register_tokens",
+    "vit": "encoder.layer.0.layernorm_before.weight",
+    "dinov2": "embeddings.patch_embeddings.projection.weight",
+    "dinov3": "embeddings.patch_embeddings.weight",
 }
 _PLACES: dict[Naming, tuple[str, str]] = {  # of a block, in the image tower and in the text tower
     "openai": ("visual.transformer.resblocks.{i}.", "transformer.resblocks.{i}."),
@@ -168,6 +174,9 @@ _PLACES: dict[Naming, tuple[str, str]] = {  # of a block, in the image tower and
     "big_vision": ("img/Transformer/encoderblock_{i}/", "txt/Encoder_0/encoderblock_{i}/"),
     "tips": ("encoder/transformer/encoderblock_{i}/", "transformer/encoderblock_{i}/"),
     "tips_torch": ("blocks.{i}.", "transformer.resblocks.{i}."),
+    "vit": ("encoder.layer.{i}.", ""),
+    "dinov2": ("encoder.layer.{i}.", ""),
+    "dinov3": ("layer.{i}.", ""),
 }
 _TOWERS: dict[Naming, tuple[tuple[Row, ...], tuple[Row, ...]]] = {
     "openai": (tables.OPENAI_VIT, tables.OPENAI_TEXT),
@@ -176,6 +185,9 @@ _TOWERS: dict[Naming, tuple[tuple[Row, ...], tuple[Row, ...]]] = {
     "big_vision": (tables.BIG_VISION_VIT, tables.BIG_VISION_TEXT),
     "tips": (tables.TIPS_VIT, tables.TIPS_TEXT),
     "tips_torch": (tables.TIPS_TORCH_VIT, tables.TIPS_TORCH_TEXT),
+    "vit": (tables.DINOV2_VIT, ()),
+    "dinov2": (tables.DINOV2_VIT, ()),
+    "dinov3": (tables.DINOV3_VIT, ()),
 }
 
 
@@ -227,6 +239,9 @@ def _rows(config: CLIPConfig, naming: Naming, tower: Tower) -> Iterator[Row]:
         "big_vision": tables.FLAX_BLOCK,
         "tips": tables.SWIGLU_BLOCK if swiglu else tables.FLAX_BLOCK,
         "tips_torch": tables.TIPS_TORCH_SWIGLU if swiglu else tables.TIPS_TORCH_BLOCK,
+        "vit": tables.VIT_BLOCK,
+        "dinov2": tables.DINOV2_SWIGLU if swiglu else tables.DINOV2_BLOCK,
+        "dinov3": tables.DINOV3_SWIGLU if swiglu else tables.DINOV3_BLOCK,
     }
     block = tables.OPENAI_BLOCK if (naming, tower) == ("tips_torch", "text") else blocks[naming]
     for i in range(side.layers):

@@ -17,6 +17,9 @@ the rest of the block (residual, MLP, how many blocks) are switches of `DenseMet
                    ResCLIP's cross-correlation (Yang et al., CVPR 2025), without its feedback by a first segmentation
     sc_clip        ½ softmax(3 (S − S̄)₊) + ½ softmax(k kᵀ s), S the cosines of block 9's patches; see `calibrated.py`
                    (Bai et al., 2024)
+    proxyclip      softmax(γ (S − β S̄))₊, no residual, no MLP  Lan et al., ECCV 2024
+    clip_dinoiser  v, features pooled by S ≥ 0.2               Wysoczańska et al., ECCV 2024
+    lposs          v, features spread over a graph by S        Stojnić et al., CVPR 2025
 
 A pooling head (SigLIP) is one attention behind the last block, with an MLP and without a residual: the methods read it
 by its own projections, each token a query, and blocks are left as they were trained.
@@ -53,7 +56,7 @@ class Around(NamedTuple):
       sigma: width of NACLIP's Gaussian, in patches.
       middle: mean attention of middle blocks, where the method asks for it.
       share: how much of ResCLIP's attention that is.
-      affinity: what of the patches is alike, where the method asks for it; T is then rows · columns.
+      affinity: what of the patches is alike, where the method asks for it; L is rows · columns.
     """
 
     shape: tuple[int, int]
@@ -62,7 +65,7 @@ class Around(NamedTuple):
     sigma: float = 5.0
     middle: Float[Array, "B N T T"] | None = None
     share: float = 0.4
-    affinity: Float[Array, "B T T"] | None = None
+    affinity: Float[Array, "B L L"] | None = None
 
 
 def value(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
@@ -152,6 +155,14 @@ def gaussian_neighbourhood(shape: tuple[int, int], sigma: float, tokens: int) ->
     return np.pad(np.kron(*along), ((first, 0), (first, 0))).astype(np.float32)
 
 
+def by_affinity(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
+    """ProxyCLIP: patches look where a second backbone says (its rows sum to one); class tokens at themselves."""
+    assert around.affinity is not None
+    first = v.shape[1] - around.affinity.shape[-1]
+    patches = jnp.einsum("bij,bjnd->bind", around.affinity.astype(v.dtype), v[:, first:])
+    return jnp.concatenate([v[:, :first], patches], axis=1)
+
+
 def _near_keys(k: Heads, around: Around) -> Float[Array, "B N T T"]:
     return attention_matrix(k, k, around.mask, gaussian_neighbourhood(around.shape, around.sigma, k.shape[1]))
 
@@ -171,6 +182,7 @@ ATTENTIONS: dict[str, Callable[[Heads, Heads, Heads, Around], Heads]] = {
     "gem": gem,
     "kk+gaussian+middle": key_key_gaussian_middle,
     "calibrated": calibrated,
+    "affinity": by_affinity,
 }
 # What is asked of earlier blocks: whose attention is averaged, whose tokens are kept. Counted from 1, of twelve.
 MAPS: dict[str, tuple[int, ...]] = {"kk+gaussian+middle": (6, 7, 8, 9)}
@@ -189,6 +201,8 @@ class DenseMethod:
         whose tokens go on making q, k and v.
       sigma: of "kk+gaussian", in patches.
       share: of the middle blocks' attention in "kk+gaussian+middle", 0..1 (its paper: 0.2 to 0.6, by data set).
+      pool: features are means over what a second backbone finds alike (CLIP-DINOiser), before they are normalised.
+      propagate: features spread over a graph of patches that it finds alike (LPOSS), after they are.
 
     A ResNet has one attention (its pool), without residual or MLP: there only `attention` and `sigma` count. A pooling
     head has no residual and is one block.
@@ -203,6 +217,8 @@ class DenseMethod:
     blocks: int = 1
     sigma: float | int = 5.0
     share: float | int = 0.4
+    pool: bool = False
+    propagate: bool = False
 
     def __post_init__(self):
         if self.attention not in ATTENTIONS:
@@ -218,6 +234,16 @@ class DenseMethod:
     def earlier(self) -> bool:
         """Whether it asks for tokens or attention of earlier blocks, which a ResNet's pool does not have."""
         return self.attention in MAPS or self.attention in KEPT
+
+    @property
+    def affinity(self) -> bool:
+        """Whether it asks a second backbone which patches are alike."""
+        return self.attention == "affinity" or self.pool or self.propagate
+
+    @property
+    def tower(self) -> DenseMethod:
+        """What of it the tower sees."""
+        return dataclasses.replace(self, pool=False, propagate=False)
 
     def asked(self, blocks: int, layers: int) -> tuple[dict[int, int], dict[int, int]]:
         """The `MAPS` and `KEPT` of this method -> blocks of a tower of so many `layers`, the first `blocks` of which
@@ -239,7 +265,12 @@ METHODS = {
     "gem": DenseMethod("gem", mlp=False, blocks=6),
     "resclip_rcs": DenseMethod("kk+gaussian+middle", residual=False, mlp=False),
     "sc_clip": DenseMethod("calibrated", residual=False, mlp=False),
+    "proxyclip": DenseMethod("affinity", residual=False, mlp=False),
+    "clip_dinoiser": DenseMethod(pool=True),
+    "lposs": DenseMethod(propagate=True),
 }
+
+ALONE = {name: method for name, method in METHODS.items() if not method.affinity}  # without a second backbone
 
 
 def dense_method(method: str | DenseMethod, config: CLIPConfig) -> DenseMethod:
@@ -264,6 +295,22 @@ def check_method(method: str | DenseMethod) -> None:
     """Raises UserError for what is neither a preset's name nor a `DenseMethod`."""
     if not isinstance(method, DenseMethod) and not (isinstance(method, str) and method in METHODS):
         raise UserError(f"a method is one of {', '.join(METHODS)}, not {method!r}: choose one of them")
+
+
+def check_affinity(method: str | DenseMethod, affinity: object) -> None:
+    """Raises UserError for a method that asks a second backbone where there is none, or the other way round."""
+    asks = (METHODS[method] if isinstance(method, str) else method).affinity
+    if asks and affinity is None:
+        raise UserError(
+            f"{method!r} asks a second backbone which patches are alike, got none: add --affinity, for example "
+            "facebook/dinov2-base"
+        )
+    if affinity is not None and not asks:
+        asking = ", ".join(name for name, preset in METHODS.items() if preset.affinity)
+        raise UserError(
+            f"a second backbone (--affinity) is asked by the methods {asking}, got {method!r}: take one of them, "
+            "or leave it out"
+        )
 
 
 def check_blocks(method: DenseMethod, vision: object) -> None:

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
-from maskclip_jax.encoders.dense import DenseMethod
+from maskclip_jax.encoders.dense import DenseMethod, check_affinity
 from maskclip_jax.encoders.layers import Dtype, fold_linear
 from maskclip_jax.encoders.text import TextTransformer
 from maskclip_jax.encoders.vit import VisionTransformer
@@ -83,6 +83,9 @@ class CLIP(Module):
         blocks: int = 1,
         sigma: float | int = 5.0,
         share: float | int = 0.4,
+        pool: bool = False,
+        propagate: bool = False,
+        affinity: Float[Array, "B L L"] | None = None,
     ) -> DenseFeatures:
         """Features of every position through the last layer's values alone (paper, section 3.1, equation 4).
 
@@ -91,15 +94,22 @@ class CLIP(Module):
           grid: when images of different sizes share a padded batch, each one's valid rows and columns in units of
             `config.multiple` pixels; `config.cells` says what features these have. What lies beyond changes nothing
             inside, and comes out meaningless.
-          attention, residual, mlp, blocks, sigma, share: another reading of the last blocks, as `DenseMethod` has them;
-            `**dataclasses.asdict(dense_method("sclip", config))` is a published one.
+          attention, residual, mlp, blocks, sigma, share, pool, propagate: another reading of the last blocks, as
+            `DenseMethod` has them; `**dataclasses.asdict(dense_method("sclip", config))` is a published one.
+          affinity: how much each patch takes of each other one, rows that sum to one, where the method asks for it
+            (`maskclip_jax.segment.paired` makes it; what propagates needs more than that).
 
         Returns:
           features [B, h, w, E] of unit norm and keys [B, h·w, D]. Under `jit`, what is not used is not computed.
         """
-        method = DenseMethod(attention, residual, mlp, blocks, sigma, share)
-        features, keys = self.visual.dense(images, grid, method)
+        method = DenseMethod(attention, residual, mlp, blocks, sigma, share, pool, propagate)
+        if propagate or (method.affinity and affinity is None):
+            check_affinity(method, None)
+        features, keys = self.visual.dense(images, grid, method.tower, affinity)
         features = in_full_precision(features)
+        if pool:
+            flat = features.reshape(len(features), -1, features.shape[-1])
+            features = jnp.einsum("bij,bjd->bid", in_full_precision(affinity), flat).reshape(features.shape)
         norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
         return DenseFeatures(features / jnp.maximum(norm, 1e-12), keys)
 

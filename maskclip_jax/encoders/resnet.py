@@ -154,7 +154,12 @@ class AttentionPool(Module):
         return self._attend(tokens[:, :1], tokens, None)[:, 0]
 
     def read(
-        self, x: Float[Array, "B h w D"], mask: Bool[Array, "B h w"] | None, grid: Array | None, method: DenseMethod
+        self,
+        x: Float[Array, "B h w D"],
+        mask: Bool[Array, "B h w"] | None,
+        grid: Array | None,
+        method: DenseMethod,
+        affinity: Float[Array, "B L L"] | None = None,
     ) -> Float[Array, "B h w E"]:
         """Every position through another attention (`maskclip_jax.encoders.dense`); not normalised.
 
@@ -168,7 +173,8 @@ class AttentionPool(Module):
             tokens, attention = tokens.at[:, 1:].add(patches), pool_value_value
             tokens = tokens.at[:, 0].add(self.positional_embedding[0].astype(tokens.dtype))
         split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)  # noqa: E731
-        around = Around(shape, _token_mask(mask), mean_length(tokens, _token_mask(mask)), method.sigma)
+        valid = _token_mask(mask)
+        around = Around(shape, valid, mean_length(tokens, valid), method.sigma, affinity=affinity)
         out = attention(*(split(proj(tokens)) for proj in (self.q_proj, self.k_proj, self.v_proj)), around)
         return self.c_proj(out.reshape(*out.shape[:2], -1)[:, 1:]).reshape(*x.shape[:3], -1)
 
@@ -226,6 +232,7 @@ class ModifiedResNet(nn.Module):
         images: Float[Array, "B H W 3"],
         grid: Int[Array, "B 2"] | None,
         method: DenseMethod = MASKCLIP,
+        affinity: Float[Array, "B L L"] | None = None,
     ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
         """Projected features of every position (not normalised) and the keys; see `CLIP.encode_dense`."""
         stride = self.config.dense_stride
@@ -234,7 +241,7 @@ class ModifiedResNet(nn.Module):
         folded = self.get_variable("folded", "value") if self.has_variable("folded", "value") else None
         values, keys = self.attnpool.dense(x, folded)
         if method.attention != "value":
-            values = self.attnpool.read(x, real.mask(x.shape[1:3], stride), real.cells(stride), method)
+            values = self.attnpool.read(x, real.mask(x.shape[1:3], stride), real.cells(stride), method, affinity)
         return values, keys
 
     def _trunk(

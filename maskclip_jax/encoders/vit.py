@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -70,13 +71,14 @@ class VisionTransformer(Module):
         images: Float[Array, "B H W 3"],
         grid: Int[Array, "B 2"] | None,
         method: DenseMethod = MASKCLIP,
+        affinity: Float[Array, "B L L"] | None = None,
     ) -> tuple[Float[Array, "B h w E"], Float[Array, "B L D"]]:
         """Projected features of every patch (not normalised) and the last attention's keys; see `CLIP.encode_dense`."""
         shape, first = self._grid(images), self.config.class_tokens
         x, mask, rotation = self._embed(images, grid), self._mask(grid, shape), self._rotation(grid, shape)
         folded = self.get_variable("folded", "value") if self.has_variable("folded", "value") else None
         if method != MASKCLIP:
-            z, keys = self._read(x, mask, rotation, shape, method)
+            z, keys = self._read(x, mask, rotation, shape, method, affinity)
         elif self.config.head == "map":
             z, keys = self.head.dense(self.ln_post(self.transformer(x, mask, rotation)), folded)
         else:  # class tokens end here: nothing below looks from one token to another
@@ -98,6 +100,7 @@ class VisionTransformer(Module):
         rotation: Rotation | None,
         shape: tuple[int, int],
         method: DenseMethod,
+        affinity: Float[Array, "B L L"] | None,
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
         """The last attention by another method, class tokens dropped: a pooling head's, or that of the last
         `method.blocks` blocks, on a path beside the tower."""
@@ -109,8 +112,9 @@ class VisionTransformer(Module):
         x, last = walk.tokens, self.transformer.resblocks[walked:]
         switches = {"residual": method.residual, "mlp": method.mlp, "keys": self.fidelity.keys}
 
-        def attention(tokens: Array, q: Array, k: Array, v: Array, mask: Array | None = mask, **found: Array) -> Array:
-            around = Around(shape, mask, mean_length(tokens, mask), method.sigma, walk.attention, method.share, **found)
+        def attention(tokens: Array, q: Array, k: Array, v: Array, mask: Array | None = mask, **found: Any) -> Array:
+            found = {"affinity": affinity, "middle": walk.attention} | found
+            around = Around(shape, mask, mean_length(tokens, mask), method.sigma, share=method.share, **found)
             return ATTENTIONS[method.attention](q, k, v, around)
 
         def patches_alone(patches: Array, affinity: Array) -> Array:

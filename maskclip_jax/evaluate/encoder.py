@@ -33,11 +33,12 @@ from maskclip_jax.evaluate.metrics import (
 )
 from maskclip_jax.ops.hosts import sum_over_hosts
 from maskclip_jax.segment.options import Options, check_scales, with_overrides
+from maskclip_jax.segment.paired import affinity_name, paired
 from maskclip_jax.segment.refine import Scores, predict_scores, probability_scale, to_probabilities
 
 READ_HERE = (
-    *("prompt_denoising", "key_smoothing", "method", "short_side", "within", "scales", "flip", "batch_size"),
-    *("templates", "cache"),  # of the classifier, which is made before
+    *("prompt_denoising", "key_smoothing", "method", "affinity", "short_side", "within", "scales", "flip"),
+    *("batch_size", "templates", "cache"),  # the last two of the classifier, which is made before
 )
 
 
@@ -93,6 +94,7 @@ def evaluate_teacher(
     pretrained = dataclasses.replace(
         pretrained, preprocess=sized(pretrained.preprocess, options.short_side, options.within)
     )
+    pretrained = paired(pretrained, options.method, options.affinity)
     protocol = {
         "scales": list(options.scales),
         "flip": options.flip,
@@ -101,6 +103,7 @@ def evaluate_teacher(
         "prompt denoising": options.prompt_denoising,
         "key smoothing": options.key_smoothing,
         "method": options.method if isinstance(options.method, str) else dataclasses.asdict(options.method),
+        "affinity": affinity_name(options.affinity),
         "stride": pretrained.config.stride,
         "fidelity": dataclasses.asdict(pretrained.config.fidelity),
     }
@@ -127,8 +130,9 @@ def beyond_counting(options: Options) -> list[str]:
 
 def teacher_reader(pretrained: Pretrained, options: Options | None = None) -> Reader:
     """MaskCLIP with its refinement: the options' thresholds and method."""
-    model: CLIP = pretrained.model
     o = Options() if options is None else options
+    pretrained = paired(pretrained, o.method, o.affinity)
+    model: CLIP = pretrained.model
     method = dense_method(o.method, pretrained.config)
 
     def scores(v: Any, pixels: Array, grid: Array | None) -> Scores:

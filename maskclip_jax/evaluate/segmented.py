@@ -25,6 +25,7 @@ from maskclip_jax.evaluate.engine import check_amount, known_labels
 from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.ops.hosts import sum_over_hosts
 from maskclip_jax.segment.options import BACKGROUND, FIELDS, Options, with_overrides
+from maskclip_jax.segment.paired import affinity_name
 from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
 from maskclip_jax.segment.refine import Sigmoid
 
@@ -57,7 +58,16 @@ def evaluate_protocol(
     check_amount(len(names))
     options = with_overrides(options, overrides)
     # not part of a protocol, or recorded below as it was used
-    apart = ("batch_size", "cache", "return_probabilities", "short_side", "within", "probability_scale", "method")
+    apart = (
+        "batch_size",
+        "cache",
+        "return_probabilities",
+        "short_side",
+        "within",
+        "probability_scale",
+        "method",
+        "affinity",
+    )
     protocol = {"protocol": protocol_name} | {
         field.name: value
         for field in FIELDS
@@ -77,6 +87,7 @@ def evaluate_protocol(
         "within": settings.preprocess.within,
         "probability scale": _rounded(settings.scale),
         "method": options.method if isinstance(options.method, str) else dataclasses.asdict(options.method),
+        "affinity": affinity_name(options.affinity),
         "fidelity": dataclasses.asdict(pretrained.config.fidelity),
     }
     waiting: deque[np.ndarray] = deque()

@@ -134,7 +134,9 @@ def resampled(
     grid: Int[Arrays, "B 2"] | None = None,
     to: Int[Arrays, "B 2"] | None = None,
 ) -> Float[Array, "B H W D"]:
-    """Tokens or values of one grid on another, bilinear (half-pixel centres, no antialias), as ProxyCLIP does.
+    """Tokens, values or pixels of one grid on another, bilinear (half-pixel centres), antialiased where it shrinks.
+
+    ProxyCLIP brings values to a finer grid so.
 
     Args:
       shape: rows and columns of the padded result.
@@ -153,6 +155,8 @@ def resampled(
 
 
 def _bilinear(cells: int, n_in: Array, n_out: Array, rows: int) -> Float[Array, "rows cells"]:
-    """`data.preprocess.interpolation_matrix` with both sizes traced."""
-    x = jnp.clip((jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5, 0, n_in - 1)
-    return jnp.maximum(1 - jnp.abs(x[:, None] - jnp.arange(cells)), 0)
+    """As `encoders.positions.linear_matrix`, with both sizes traced."""
+    x = (jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5
+    weight = jnp.maximum(1 - jnp.abs(x[:, None] - jnp.arange(cells)) / jnp.maximum(n_in / n_out, 1), 0)
+    weight = jnp.where(jnp.arange(cells) < n_in, weight, 0)
+    return weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)  # no weight at all: a row of padding

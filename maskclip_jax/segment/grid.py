@@ -37,6 +37,7 @@ from maskclip_jax.segment.settings import PredictionSettings
 
 _ATTENTION_BYTES = 2**30  # of one layer's attention matrices in float32
 _BATCH_PIXELS = 2**24
+_BACKBONE_HEADS = 16  # of a ViT-L, which stands for whatever second backbone
 
 
 class Batch(NamedTuple):
@@ -110,10 +111,11 @@ def most_at_once(batch_size: int, shape: Shape, config: CLIPConfig, method: Dens
 
 def attention_bytes(config: CLIPConfig, shape: Shape, method: DenseMethod = MASKCLIP) -> int:
     """Bytes of one layer's attention matrices for one image of a padded shape, in float32."""
-    if not isinstance(config.vision, ViTConfig) and method.attention == MASKCLIP.attention:
+    if not isinstance(config.vision, ViTConfig) and method == MASKCLIP:
         return 0
     tokens = shape[0] * shape[1] // config.stride**2 + 1
-    return 4 * config.vision.heads * tokens**2
+    heads = max(config.vision.heads, _BACKBONE_HEADS if method.affinity else 0)
+    return 4 * heads * tokens**2
 
 
 def plan_batches(shapes: Sequence[Shape], size_for: Callable[[Shape, int], int]) -> Iterator[Batch]:

@@ -47,6 +47,12 @@ class Options:
         "how CLIP's last blocks are read: maskclip, sclip, clearclip, naclip, gem, … (clip: the paper's baseline)",
         type="text",
     )
+    affinity: Any = _option(
+        None,
+        "second backbone, whose patches' likeness proxyclip, clip_dinoiser and lposs use: a hub id or folder",
+        type="text",
+        metavar="NAME",
+    )
     prompt_denoising: float | int | None = _option(
         None, "drop classes that are nowhere more probable than T (paper: 0.5)", type="probability", metavar="T"
     )
@@ -81,13 +87,14 @@ class Options:
     def __post_init__(self):
         from maskclip_jax.data.preprocess import check_size  # only here: --help needs neither NumPy nor JAX
         from maskclip_jax.data.schema import check_choices
-        from maskclip_jax.encoders.dense import check_method
+        from maskclip_jax.encoders.dense import check_affinity, check_method
 
         if isinstance(self.key_smoothing, bool):
             object.__setattr__(self, "key_smoothing", 1.0 if self.key_smoothing else None)
         flags = {f.name: f.metadata["flag"] for f in dataclasses.fields(self) if "flag" in f.metadata}
         check_choices(self, {name: flag["choices"] for name, flag in flags.items() if "choices" in flag})
         check_method(self.method)
+        check_affinity(self.method, self.affinity)
         if not _is_whole(self.pamr, 0) or self.pamr > MOST_PAMR:
             raise UserError(f"PAMR takes 0 to {MOST_PAMR} steps, a whole number, got {cut(self.pamr)}: try 10")
         check_scales(self.scales)

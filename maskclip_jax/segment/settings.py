@@ -19,6 +19,7 @@ from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import Classes, named_classes, text_classifier
 from maskclip_jax.segment.options import BACKGROUND, Options, with_overrides
+from maskclip_jax.segment.paired import paired
 from maskclip_jax.segment.refine import Sigmoid, probability_scale
 
 
@@ -94,6 +95,7 @@ def prediction_settings(
 ) -> PredictionSettings:
     """The options of `segment_images` (see there) for one model, and the text classifier. Raises UserError."""
     o = with_overrides(options, overrides)
+    pair = paired(pretrained, o.method, o.affinity)
     names, words, word_class = _words(named_classes(classes), o.background, o.background_threshold is not None)
     if o.synonyms == "max":
         word_class = tuple(c for c, entry in zip(word_class, words, strict=True) for _ in entry)
@@ -111,8 +113,8 @@ def prediction_settings(
         )
     scale = probability_scale(pretrained.model, pretrained.variables, o.probability, o.probability_scale)
     scale = jax.tree.map(np.float32, scale)
-    variables, rows = jax.device_put((pretrained.variables, classifier))
-    return PredictionSettings(o, pretrained.model, variables, preprocess, rows, names, word_class, scale, method)
+    variables, rows = jax.device_put((pair.variables, classifier))
+    return PredictionSettings(o, pair.model, variables, preprocess, rows, names, word_class, scale, method)
 
 
 def _single(value: float | None) -> np.float32 | None:

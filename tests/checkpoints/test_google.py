@@ -233,10 +233,10 @@ WRONG = {
     "naflex": "SigLIP 2's NaFlex, which is another architecture",
     "no pooling head": "without SigLIP's pooling head",
     "half": "half of a TIPS, but its other half, tips_v2_b14_text.npz, is missing",
-    "image half twice": "a TIPS is two files, but the image half came alone",
-    "text half twice": "the text half of a TIPS came alone",
+    "image half twice": "a TIPS is two files, got the image half alone",
+    "text half twice": "got the text half of a TIPS alone",
     "image tower": "a SigLIP has an image tower and a text tower, but the second is missing",
-    "text tower": "SigLIP's text tower came alone",
+    "text tower": "got SigLIP's text tower alone",
     "two models": "holds several models",
     "no temperature": "temperature_contrastive holds NaN",
 }
@@ -357,6 +357,6 @@ def test_names_of_one_model_and_files_of_another(tmp_path):
     write_pair(folder)
     assert load_clip(folder).config.family == "clip"
     shutil.copy(folder / "tips_v2_b14_vision.npz", folder / "alone.npz")
-    with pytest.raises(UserError, match="a TIPS is two files, but the image half came alone") as error:
+    with pytest.raises(UserError, match="a TIPS is two files, got the image half alone") as error:
         load_clip(Path(folder / "alone.npz"))
     assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from tower_by_definition import by_definition, heads_of, linear, variables_of, vit_by_definition
 
 from maskclip_jax.checkpoints import architecture
+from maskclip_jax.checkpoints.load import _variables
 from maskclip_jax.encoders import dense
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, ViTConfig
 from maskclip_jax.encoders.dense import ATTENTIONS, KEPT, MAPS, METHODS, Around, DenseMethod, dense_method
@@ -185,3 +187,19 @@ def test_one_line_for_what_cannot_be(wrong, words):
     with pytest.raises(UserError, match=words) as error:
         wrong()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["resclip_rcs", "sc_clip"])
+def test_the_authors_own_towers(name):
+    """What ResCLIP's (without its feedback) and SC-CLIP's code answer on the same weights, in float64."""
+    with np.load(Path(__file__).parents[1] / "golden" / "peers_readings_tiny.npz") as file:
+        golden = {key: file[key] for key in file.files}
+    config = CLIPConfig(ViTConfig(56, 8, 32, 12, 2, 128), architecture.NO_TEXT, 16)
+    arrays = {key[2:]: array for key, array in golden.items() if key.startswith("w/")}
+    with jax.enable_x64(True):
+        variables = jax.tree.map(jnp.float64, _variables(arrays, config))
+        image = jnp.asarray(golden["image"].transpose(0, 2, 3, 1), jnp.float64)
+        read = functools.partial(CLIP(config, jnp.float64).apply, method="encode_dense")
+        ours = jax.jit(functools.partial(read, **dataclasses.asdict(METHODS[name])))(variables, image).features
+    theirs = golden[name] / np.linalg.norm(golden[name], axis=-1, keepdims=True)
+    np.testing.assert_allclose(np.asarray(ours).reshape(theirs.shape), theirs, atol=1e-6)

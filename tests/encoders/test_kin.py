@@ -11,6 +11,7 @@ from tower_by_definition import variables_of, vit_by_definition
 
 from maskclip_jax.checkpoints import architecture
 from maskclip_jax.encoders.config import (
+    DINO_VIT,
     SIGLIP_TEXT,
     SIGLIP_VIT,
     TIPS_TEXT,
@@ -36,11 +37,14 @@ def vision(**fields):
     return CLIPConfig(ViTConfig(*SIZES, **fields), architecture.NO_TEXT, width)
 
 
+V3 = {"positions": "rotary", "class_position": False, "class_tokens": 3, "activation": "swiglu", "biases": "qv"}
+V3 |= {"layer_scale": True, "rotary_period": 7.0}
 ENCODERS = {
     "open_clip with layer scale, without ln_pre": vision(activation="gelu", ln_pre=False, layer_scale=True),
     "siglip": vision(**SIGLIP_VIT),
     "tips": vision(**TIPS_VIT),
     "tips of PyTorch's, g": vision(**TIPS_VIT | {"activation": "swiglu", "class_position": True, "layer_scale": True}),
+    "dinov3": vision(**DINO_VIT | V3),
 }
 
 
@@ -113,7 +117,14 @@ def test_what_means_nothing_for_an_encoder():
         pipeline = Fidelity(upsample="stretched", probability_scale=100.0, all_denoised="drop_all")
         assert with_fidelity(config, pipeline).fidelity == pipeline
     assert with_fidelity(variant("RN50"), Fidelity.released()).fidelity == Fidelity.released()
-    assert [c.family for c in (*ENCODERS.values(), variant("RN50"))] == ["clip", "siglip", "tips", "tips", "clip"]
+    assert [c.family for c in (*ENCODERS.values(), variant("RN50"))] == [
+        "clip",
+        "siglip",
+        "tips",
+        "tips",
+        "tips",
+        "clip",
+    ]
     assert dense_method("gem", ENCODERS["siglip"]).blocks == 1
     with pytest.raises(UserError, match="is read as one block, got 2"):
         dense_method(DenseMethod("vv", blocks=2), ENCODERS["siglip"])

@@ -143,7 +143,7 @@ def vit_by_definition(c, visual, image, method, tokens=False):
         add_mlp = lambda z, p=p, s=scale[1]: z + s * mlp(p["mlp"], norm(p["ln_2"], z), c.activation)  # noqa: E731
         y = norm(p["ln_1"], x)
         q, k, v = (linear(p["attn"][f"{n}_proj"], y) for n in "qkv")
-        q, k = (turned(c, z, angles) for z in (q, k))
+        q, k = (turned(c, z, angles, c.class_tokens) for z in (q, k))
         looks.append([softmax(a @ b.T / math.sqrt(len(a.T))) for a, b in zip(*heads(c, q, k), strict=True)])
         around = {"shape": (h, w), "sigma": method.sigma, "norm": np.linalg.norm(y, axis=-1).mean()}
         if i >= c.layers - blocks:
@@ -169,6 +169,7 @@ def vit_by_definition(c, visual, image, method, tokens=False):
     def last_block(x, alike):
         p = visual["transformer"][f"resblocks_{c.layers - 1}"]
         q, k, v = (linear(p["attn"][f"{n}_proj"], norm(p["ln_1"], x)) for n in "qkv")
+        q, k = (turned(c, z, angles, 0) for z in (q, k))
         around = {"shape": (h, w), "sigma": 1, "norm": 1, "alike": alike}
         z = linear(p["attn"]["out_proj"], heads_of(q, k, v, c.heads, "calibrated", **around))
         return z * np.float64(p["ls_1"]) if c.layer_scale else z
@@ -204,14 +205,14 @@ def rotary(c, shape):
     return np.array(angles)
 
 
-def turned(c, x, angles):
+def turned(c, x, angles, first):
     """Patches of every head turned in the planes (j, j + d / 2), as complex numbers."""
     if angles is None:
         return x
     out = []
     for head in np.split(x, c.heads, axis=1):
         half = head.shape[1] // 2
-        z = (head[:, :half] + 1j * head[:, half:]) * np.exp(1j * np.pad(angles, ((c.class_tokens, 0), (0, 0))))
+        z = (head[:, :half] + 1j * head[:, half:]) * np.exp(1j * np.pad(angles, ((first, 0), (0, 0))))
         out += [z.real, z.imag]
     return np.concatenate(out, axis=1)
 
