@@ -36,7 +36,7 @@ from maskclip_jax.segment.refine import (
 from maskclip_jax.segment.settings import PredictionSettings
 
 _ATTENTION_BYTES = 2**30  # of one layer's attention matrices in float32
-_BATCH_PIXELS = 2**24
+_BATCH_PIXELS, _BATCH_PIXELS_CPU = 2**24, 2**20  # more make a CPU no faster, and take a gigabyte of temporaries
 _BACKBONE_HEADS = 16  # of a ViT-L, which stands for whatever second backbone
 
 
@@ -105,7 +105,8 @@ def batch_size_for(settings: PredictionSettings, shape: Shape, count: int) -> in
 def most_at_once(batch_size: int, shape: Shape, config: CLIPConfig, method: DenseMethod = MASKCLIP) -> int:
     """Images of a padded shape that fit together: `batch_size`, or fewer where they are large."""
     attention = attention_bytes(config, shape, method)
-    fitting = (batch_size, _BATCH_PIXELS // (shape[0] * shape[1]), _ATTENTION_BYTES // attention if attention else None)
+    pixels = _BATCH_PIXELS_CPU if jax.default_backend() == "cpu" else _BATCH_PIXELS
+    fitting = (batch_size, pixels // (shape[0] * shape[1]), _ATTENTION_BYTES // attention if attention else None)
     return max(1, min(most for most in fitting if most is not None))
 
 
