@@ -208,7 +208,7 @@ def test_single_images_in_a_row_compile_few_programs(pretrained, images):
     assert count.programs <= 8
 
 
-def test_large_images_are_capped_and_taken_one_by_one(pretrained, images):
+def test_large_images_are_capped_and_taken_one_by_one(pretrained, images, monkeypatch):
     p = pretrained("vit")
     settings = settings_of(p)
     assert bucket_shapes([(30, 3000)], settings) == [(8, 104)]  # capped at 96 here; 104 is the ladder's next rung
@@ -216,6 +216,8 @@ def test_large_images_are_capped_and_taken_one_by_one(pretrained, images):
     assert batch_size_for(settings, (32, 32), 3) == 1
     assert batch_size_for(settings, (1024, 1024), 100) == 1  # 16,385 tokens
     full = dataclasses.replace(settings, model=dataclasses.replace(p.model, config=pretrained("resnet").config))
+    assert [batch_size_for(full, (side, side), 100) for side in (256, 512, 2048)] == [8, 4, 1]  # pixels, on a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert batch_size_for(full, (2048, 2048), 100) == 4
 
 
