@@ -15,6 +15,7 @@ from maskclip_jax.export.run import FORMATS
 
 MAPS = exports.label_maps()
 ORIGINAL = {file: MAPS[os.path.splitext(file)[0]] for file in exports.FILES}
+READ = json.loads((Path(__file__).parents[1] / "golden" / "exports_read.json").read_text())
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 
 
@@ -69,6 +70,13 @@ def test_cvat_of_more_regions_than_colours(made, monkeypatch):
     same(maps, MAPS)
     assert {len(np.unique(numbers)) for numbers in objects.values()} <= {1, 2, 3, 4, 5, 6}
     assert "over 5 regions" in notes[0]
+
+
+@pytest.mark.parametrize("form", READ["given"])
+def test_what_heavy_tools_have_read(made, form):
+    """Label Studio's, Datumaro's (CVAT's), Ultralytics', FiftyOne's and panopticapi's readers had these very files."""
+    out, _ = made(form)
+    assert exports.digest(out) == READ["given"][form], "read back again: tests/golden/make_exports_read.py"
 
 
 def test_fiftyone(made):
@@ -139,6 +147,7 @@ def test_fiftyone_of_segments_shows_no_background(made):
     same(found, {name: np.where(np.minimum(m, 2) == 0, 255, np.minimum(m, 2) - 1) for name, m in MAPS.items()})
 
 
+@pytest.mark.slow  # imports TFDS
 def test_records(place, made, tmp_path):
     exports.write_labels(place / "records", place / "photos", records=True)
     out, _ = made("yolo", "records")
