@@ -1,5 +1,6 @@
 """Every format, read back, is the masks pixel by pixel."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from maskclip_jax.export.picture import export_names
-from maskclip_jax.export.run import FORMATS
+from maskclip_jax.export.run import FORMATS, split_images
 
 MAPS = exports.label_maps()
 ORIGINAL = {file: MAPS[os.path.splitext(file)[0]] for file in exports.FILES}
@@ -203,6 +204,14 @@ def test_names_that_nothing_can_hold():
     odd = [" a/#b", "_a/_b", "x\ny", "c\\d", "e\udcff", "e_"]
     assert export_names(odd, ("$.", "")) == ["_a/_b", "_a/_b-2", "x_y", "c_d", "e_", "e_-2"]
     assert export_names(["a.b/c.d", "a.b/c_d", "__x__"], FORMATS["webdataset"].avoid) == ["a.b/c_d", "a.b/c_d-2", "_x_"]
+
+
+def test_parts_are_cut_from_the_images_by_their_names_digests():
+    names = [f"{i}" for i in range(10)]
+    order = sorted(range(10), key=lambda i: hashlib.sha256(names[i].encode()).hexdigest())
+    parts = split_images(names, (("train", 0.7), ("val", 0.2), ("test", 0.1)))
+    assert parts == {"train": sorted(order[:7]), "val": sorted(order[7:9]), "test": order[9:]}
+    assert split_images(names, ()) == {"": list(range(10))}
 
 
 def test_commands_know_the_formats():

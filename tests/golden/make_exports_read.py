@@ -3,9 +3,9 @@
     python tests/golden/make_exports_read.py      (from the repository's root, PYTHONPATH=.:tests/helpers)
 
 In an environment of its own with this project's packages and `label-studio-sdk label-studio-converter datumaro
-ultralytics fiftyone panopticapi-lite opencv-python-headless`, installed with --no-deps as far as they allow. FiftyOne's importer
-needs no database. Ultralytics' data/utils.py is loaded beside a stand-in for torch, which its functions used here
-(check_det_dataset, img2label_paths, verify_image_label, polygon2mask) do not call.
+ultralytics fiftyone panopticapi-lite opencv-python-headless`, installed with --no-deps as far as they allow.
+FiftyOne's importer needs no database. Ultralytics' data/utils.py is loaded beside a stand-in for torch, which its
+functions used here (check_det_dataset, img2label_paths, verify_image_label, polygon2mask) do not call.
 
 Every mask is compared pixel by pixel; the file then holds the tools' versions and digests of what they were given.
 `tests/export/test_formats.py` compares its exports with the digests.

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from maskclip_jax.data.images import read_image, stored_image
+from maskclip_jax.data.whole_files import as_text
 from maskclip_jax.label import folder as label_files
 from maskclip_jax.label.records import write_tfds_metadata
 from maskclip_jax.label.store import FileStore, Labelled, RecordStore
@@ -32,7 +33,7 @@ def label_maps(classes: int = len(CLASSES)) -> dict[str, np.ndarray]:
         labels = np.where(noisy == 0, fine, coarse[:height, :width])
         labels[random.integers(0, 40, (height, width)) == 0] = 255
         maps[os.path.splitext(file)[0]] = labels.astype(np.uint8)
-    maps["sub/b.c (1) ü"][:] = 1
+    maps[os.path.splitext(FILES[2])[0]][:] = 1
     return maps
 
 
@@ -89,7 +90,7 @@ def write_segments(out: Path, photos: Path, classes: tuple[str, ...] = ("backgro
         found: Segmentation = segmentation_of(PixelMaps(np.minimum(labels, 2), sure, None), classes)
         found.save(out, photos / file if file != TURNED else None, name=f"{number}")
         path = out / f"{number}.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"image": str(photos / file)}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"image": as_text(photos / file)}))
     keys = ("command", "settings", "versions", "skipped")
     (out / "segment.json").write_text(json.dumps({key: [] for key in keys}))
     return out
