@@ -79,7 +79,7 @@ def write_label_studio(out: Path, part: str, pictures: Iterable[Picture], option
                 names = {"id": f"r{number}", "type": "brushlabels", "from_name": "mask", "to_name": "image"}
                 results.append(names | size | {"value": value} | _score(region))
             known = [r.confidence for r in picture.regions if r.confidence is not None]
-            mean = {"score": float(np.mean(known))} if known else {}
+            mean = {"score": round(float(np.mean(known)), 6)} if known else {}
             add("", {"data": {"image": url}, "predictions": [{"model_version": "maskclip", "result": results, **mean}]})
 
 

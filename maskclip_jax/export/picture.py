@@ -22,8 +22,6 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.export.labels import Labels, suffix_of
 from maskclip_jax.segment.regions import Region, find_regions, only_regions
 
-MEDIA = ("copy", "link", "none")
-
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:

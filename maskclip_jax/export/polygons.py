@@ -22,7 +22,7 @@ def polygon(region: Region) -> Float[np.ndarray, "n 2"]:
 
     Corners where pixels touch by a point alone belong to one pixel each, as they do in a region joined by edges.
     """
-    x, y, right, down, inwards = corners = _corners(region.mask)
+    x, y, right, down, inwards = _corners(region.mask)
     points = np.stack([x + INSET * inwards * right, y + INSET * inwards * down], 1).tolist()
     # Along a row, corners end an edge to their left or begin one to their right: neighbours in turn. In a column too.
     order = np.lexsort((down, y, x))
@@ -30,18 +30,10 @@ def polygon(region: Region) -> Float[np.ndarray, "n 2"]:
     outline, *holes = _rings(level, upright)
     uppers = order[::2]  # the upper ends of upright edges
     places = x[uppers] * (len(region.mask) + 1) + y[uppers]
-    joined = collections.defaultdict(list)  # by an edge's upper end: (height, way to a hole, round it and back)
+    joined: dict[int, list] = collections.defaultdict(
+        list
+    )  # by an edge's upper end: (height, way to a hole, round it and back)
     x, y = x.tolist(), y.tolist()
-
-    def walk(ring: list[int]) -> list[list[float]]:
-        path = []
-        for first, second, third in zip(ring[::2], ring[1::2], [*ring[2::2], ring[0]], strict=True):
-            path += [points[first], points[second]]
-            up = y[third] < y[second]
-            for _, way in sorted(joined.get(third if up else second, ()), reverse=up):
-                path += way
-        return path
-
     starts = [min(range(0, len(ring), 2), key=lambda k: (x[ring[k]], y[ring[k]], 1)) for ring in holes]
     for hole, start in sorted(zip(holes, starts, strict=True), key=lambda pair: -x[pair[0][pair[1]]]):
         ring = hole[start:] + hole[:start]  # ends with its leftmost upright edge: nothing is joined to that
@@ -50,12 +42,23 @@ def polygon(region: Region) -> Float[np.ndarray, "n 2"]:
         edge, height = int(outside[-1]) + 1 if len(outside) else 0, row + _SLIT
         near, far = [edge + INSET, height], [left - INSET, height]
         at = np.searchsorted(places, edge * (len(region.mask) + 1) + row, "right") - 1
-        joined[int(uppers[at])].append((height, [near, far, *walk(ring), far, near]))
-    return np.array(walk(outline)) + [region.x, region.y]
+        joined[int(uppers[at])].append((height, [near, far, *_walk(ring, points, y, joined), far, near]))
+    return np.array(_walk(outline, points, y, joined)) + np.array([region.x, region.y])
+
+
+def _walk(ring: list[int], points: list, y: list[int], joined: dict[int, list]) -> list[list[float]]:
+    """The points along a ring, with what is joined to its upright edges."""
+    path = []
+    for first, second, third in zip(ring[::2], ring[1::2], [*ring[2::2], ring[0]], strict=True):
+        path += [points[first], points[second]]
+        up = y[third] < y[second]
+        for _, way in sorted(joined.get(third if up else second, []), reverse=up):
+            path += way
+    return path
 
 
 def _rings(level: list[int], upright: list[int]) -> list[list[int]]:
-    """Closed ways along level and upright edges in turn, the outline first: the first corner, in the first row, is its."""
+    """Closed ways along level and upright edges in turn; the outline, which has the first corner, comes first."""
     rings, waiting = [], [True] * len(level)
     for start in range(len(level)):
         ring, place = [], start

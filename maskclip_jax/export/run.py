@@ -111,7 +111,7 @@ def export(
                 shutil.rmtree(stage, ignore_errors=True)
     notes = []
     other = [(a, b) for a, b in zip(labels.names, names, strict=True) if a != b]
-    if other:
+    if other and (options.media != "none" or form not in ("coco", "label-studio")):  # which name the images themselves
         named = f"the first {cut(repr(other[0][0]))} is {cut(repr(other[0][1]))} there"
         notes.append(f"{len(other)} images have names that {form} cannot hold, {named}")
     if seen["turned"]:
