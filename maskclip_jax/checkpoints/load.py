@@ -108,7 +108,9 @@ def load_backbone(source: str | Path, *, dtype: Dtype = jnp.float32) -> Pretrain
         raise UserError(f"an affinity is a Vision Transformer's, but {cut(str(source), 120)} is a ResNet: give another")
     variables = _variables(parts.arrays, parts.config) if variables is None else variables
     model = CLIP(parts.config, dtype)
-    return Pretrained(model, variables, parts.config, parts.tokenizer, _preprocess(parts, parts.config), parts.reading)
+    return Pretrained(
+        model, variables, parts.config, parts.tokenizer(), _preprocess(parts, parts.config), parts.reading
+    )
 
 
 def _read(source: str | Path | Mapping[str, Any], *, backbone: bool = False) -> tuple[Any, dict[str, Any] | None]:
