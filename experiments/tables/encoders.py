@@ -20,12 +20,13 @@ from experiments.harness.figures import Figure
 from experiments.harness.records import Cell, Found, Settings, beside, score, table
 from experiments.harness.scoring import protocol_cell
 from experiments.tables import successors
-from maskclip_jax.encoders.dense import METHODS
+from maskclip_jax.encoders.dense import ALONE, METHODS
 from maskclip_jax.segment.protocols import protocol_options
 
 NAME = "encoders"
 TITLE = "Every encoder by every reading"
 SCENES = 100
+AFFINITY = "facebook/dino-vitb16"
 DATA = (*successors.FULL, "ade150")
 ENCODERS = {
     "clip_b16": "openai/clip-vit-base-patch16",
@@ -47,24 +48,27 @@ PUBLISHED: dict[str, float | str | None] = {
     "ade150/tips_v2_so400m14/maskclip": 23.3,
     "ade150/tips_v2_g14/maskclip": 17.8,
     "ade150/clip_b16/maskclip": "9.8 to 11.9",  # in several papers
+    "cocostuff171/clip_l14/sc_clip": 26.9,
 }
+PAIRED = {"proxyclip": (80.3, 39.1, 26.5), "clip_dinoiser": (80.9, 35.9, 24.6), "lposs": (78.8, 37.8, 25.9)}
 PUBLISHED |= {
     f"{data}/clip_b16/{method}": values[i]
-    for method, values in successors.PUBLISHED.items()
+    for method, values in (successors.PUBLISHED | PAIRED).items()
     for i, data in enumerate(successors.FULL)
 }
 
 
 def methods_of(encoder: str) -> list[str]:
-    """Of a ResNet, whose pool has neither residual nor MLP, "values" is MaskCLIP's reading once more."""
-    return successors.methods_of("resnet" if encoder in ("resnet", "clip_rn50") else "vit")
+    """Those that read it; a second backbone is asked at full size alone."""
+    methods = successors.methods_of("resnet" if encoder in ("resnet", "clip_rn50") else "vit")
+    return methods if encoder in successors.MODELS else [m for m in METHODS if m in methods or METHODS[m].affinity]
 
 
 def full_options(encoder: str, method: str) -> dict[str, Any]:
-    """TIPSv2's protocol for TIPS, for others that of the method."""
-    if encoder.startswith("tips"):
-        return protocol_options("tipsv2").changed() | {"method": method}
-    return successors.full_options(method)
+    """TIPSv2's protocol for TIPS, for others that of the method; likeness of patches is DINO's."""
+    tips = encoder.startswith("tips")
+    options = protocol_options("tipsv2").changed() | {"method": method} if tips else successors.full_options(method)
+    return options | ({"affinity": AFFINITY} if METHODS[method].affinity else {})
 
 
 def cells(settings: Settings) -> list[Cell]:
@@ -94,14 +98,14 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         return out
     count = max(f.cell.config["count"] for f in found.values())
     rows = [
-        (short, *(score(found, f"{short}/{m}") if m in methods_of(short) else "" for m in METHODS))
+        (short, *(score(found, f"{short}/{m}") if m in methods_of(short) else "" for m in ALONE))
         for short in successors.MODELS
     ]
     note = (
         f"mIoU in % on {count} scenes in Twemoji's style, which neither model has seen, 66 names as prompts, images "
         "whole. SigLIP and TIPS have no embedded model: see `--scale full`.\n"
     )
-    return [note, table([("", *METHODS), *rows])]
+    return [note, table([("", *ALONE), *rows])]
 
 
 def _row(found: dict[str, Found], data: str, encoder: str) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ from experiments.harness.scoring import (
     recommended_denoising,
     scenes_sheet,
 )
-from maskclip_jax.encoders.dense import METHODS
+from maskclip_jax.encoders.dense import ALONE
 from maskclip_jax.segment.protocols import PROTOCOLS, protocol_options
 
 NAME = "successors"
@@ -50,8 +50,8 @@ PUBLISHED = {  # ViT-B/16, each paper's protocol
 
 
 def methods_of(short: str) -> list[str]:
-    """A ResNet's pool has neither residual nor MLP: without them it is read as MaskCLIP reads it."""
-    return [method for method in METHODS if short == "vit" or method != "values"]
+    """A ResNet's pool has neither residual and MLP (`values` is MaskCLIP's reading there) nor earlier blocks to ask."""
+    return [m for m, method in ALONE.items() if short == "vit" or not (m == "values" or method.earlier)]
 
 
 def reading_options(name: str, model: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         rows = [(row, *(beside(found, f"{data}/{row}") for data in FULL)) for row in PUBLISHED]
         return ["Published / ours, ViT-B/16, mIoU in %.\n", table([("", *FULL), *rows])]
     columns = [(short, name) for short in MODELS for name in READINGS]
-    rows = [(m, *(score(found, f"{s}/{m}/{n}") if m in methods_of(s) else "" for s, n in columns)) for m in METHODS]
+    rows = [(m, *(score(found, f"{s}/{m}/{n}") if m in methods_of(s) else "" for s, n in columns)) for m in ALONE]
     count = max(f.cell.config["count"] for f in found.values())
     note = (
         f"mIoU in % on {count} held-out scenes, 66 names as prompts, images whole; PD at the checkpoints' thresholds, "

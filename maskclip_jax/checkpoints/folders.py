@@ -161,7 +161,7 @@ def _hf(arrays: Mapping[str, Any], folder: Path, backbone: bool) -> Parts:
     config = architecture.from_hf(read_json(folder / "config.json"), backbone=backbone)
     if not config.has_text:
         preprocess = _hf_preprocess(folder, dino.PREPROCESS)
-        return Parts(arrays, config, MissingTokenizer(str(folder), config.text), preprocess, Reading())
+        return Parts(arrays, config, _none(config.text, str(folder)), preprocess, Reading())
     default = OPENAI if config.family == "clip" else google.preprocess(config)
     return _parts(arrays, config, folder, _hf_preprocess(folder, default))
 
@@ -171,8 +171,8 @@ def _parts(arrays: Mapping[str, Any], config: CLIPConfig, folder: Path, preproce
     return Parts(arrays, config, tokenizer, preprocess, read_reading(folder))
 
 
-def _none(text: TextConfig) -> Callable[[], Callable]:
-    return functools.partial(MissingTokenizer, "a mapping of arrays", text)
+def _none(text: TextConfig, source: str = "a mapping of arrays") -> Callable[[], Callable]:
+    return functools.partial(MissingTokenizer, source, text)
 
 
 def _from_arrays(arrays: Mapping[str, Any], name: str) -> tuple[CLIPConfig, str | None]:

@@ -98,17 +98,19 @@ def load_backbone(source: str | Path, *, dtype: Dtype = jnp.float32) -> Pretrain
       dtype: what the tower computes in.
 
     Returns:
-      a `Pretrained` without tokenizer where the checkpoint has none.
+      a `Pretrained` without a tokenizer: what lies beside the weights is not read.
 
     Raises:
       UserError: one line on what is missing, broken, unknown or no ViT.
     """
+    from maskclip_jax.checkpoints.tokenizer import MissingTokenizer
+
     parts, variables = _read(source, backbone=True)
     if not isinstance(parts.config.vision, ViTConfig):
         raise UserError(f"an affinity is a Vision Transformer's, but {cut(str(source), 120)} is a ResNet: give another")
     variables = _variables(parts.arrays, parts.config) if variables is None else variables
-    model = CLIP(parts.config, dtype)
-    return Pretrained(model, variables, parts.config, parts.tokenizer, _preprocess(parts, parts.config), parts.reading)
+    model, words = CLIP(parts.config, dtype), MissingTokenizer(str(source), parts.config.text)
+    return Pretrained(model, variables, parts.config, words, _preprocess(parts, parts.config), parts.reading)
 
 
 def _read(source: str | Path | Mapping[str, Any], *, backbone: bool = False) -> tuple[Any, dict[str, Any] | None]:

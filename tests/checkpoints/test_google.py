@@ -96,12 +96,6 @@ def test_compressed_and_bfloat16(tmp_path):
     assert not same(load_clip(tmp_path / "half.npz", fold=False), "siglip")
 
 
-def test_mapped_and_never_copied(tmp_path):
-    np.savez(tmp_path / "siglip.npz", **arrays_of("siglip"))
-    arrays = google.read_npz(tmp_path / "siglip.npz")
-    assert all(isinstance(arrays[name], np.memmap) or arrays[name].ndim == 0 for name in arrays)
-
-
 @pytest.mark.parametrize("kind", ["tips", "tips_torch"])
 def test_forms_of_tips(tmp_path, kind):
     folder = write_pair(tmp_path / "model", kind)
@@ -168,54 +162,48 @@ def test_hugging_face_siglip(tmp_path):
         load_clip(tmp_path)
 
 
+def changed(arrays, kind):
+    """A SigLIP's arrays with something wrong; None where `kind` is another fault."""
+    added = {
+        "objects": {"params": np.array({"a": 1}, dtype=object)},
+        "one object": {"img/embedding/kernel": np.array([None], dtype=object)},
+        "unknown": {"img/other": np.zeros(3, np.float32)},
+        "misshapen": {"img/Transformer/encoderblock_1/LayerNorm_0/bias": np.zeros(7, np.float32)},
+        "words": {"img/embedding/bias": np.array(["a"] * 48)},
+        "naflex": {"img/embedding/kernel": np.zeros((192, 48), np.float32)},
+    }
+    kept = {
+        "missing": lambda name: name != "txt/head/bias",
+        "no pooling head": lambda name: "MAPHead" not in name,
+        "image tower": lambda name: name.startswith("img/"),
+        "text tower": lambda name: not name.startswith("img/"),
+    }
+    if kind in kept:
+        return {name: array for name, array in arrays.items() if kept[kind](name)}
+    return arrays | added[kind] if kind in added else None
+
+
 def damaged(tmp_path, kind):
     file = tmp_path / "siglip.npz"
     arrays = arrays_of("siglip")
-    if kind == "truncated":
-        np.savez(file, **arrays)
-        file.write_bytes(file.read_bytes()[:-1000])
-    elif kind == "text":
-        file.write_text("not a zip")
-    elif kind == "empty":
-        file.write_bytes(b"")
-    elif kind == "objects":
-        np.savez(file, **arrays | {"params": np.array({"a": 1}, dtype=object)})
-    elif kind == "one object":
-        np.savez(file, **arrays | {"img/embedding/kernel": np.array([None], dtype=object)})
-    elif kind == "unknown":
-        np.savez(file, **arrays | {"img/other": np.zeros(3, np.float32)})
-    elif kind == "missing":
-        np.savez(file, **{name: array for name, array in arrays.items() if name != "txt/head/bias"})
-    elif kind == "misshapen":
-        np.savez(file, **arrays | {"img/Transformer/encoderblock_1/LayerNorm_0/bias": np.zeros(7, np.float32)})
-    elif kind == "words":
-        np.savez(file, **arrays | {"img/embedding/bias": np.array(["a"] * 48)})
-    elif kind == "naflex":
-        np.savez(file, **arrays | {"img/embedding/kernel": np.zeros((192, 48), np.float32)})
-    elif kind == "no pooling head":
-        np.savez(file, **{name: array for name, array in arrays.items() if "MAPHead" not in name})
-    elif kind == "half":
-        write_pair(tmp_path)
-        (tmp_path / "tips_v2_b14_text.npz").unlink()
-        return tmp_path
-    elif kind == "image half twice":
-        folder = write_pair(tmp_path)
-        shutil.copy(folder / "tips_v2_b14_vision.npz", folder / "tips_v2_b14_text.npz")
-        return folder
-    elif kind == "text half twice":
-        folder = write_pair(tmp_path)
-        return shutil.copy(folder / "tips_v2_b14_text.npz", folder / "other.npz")
-    elif kind == "image tower":
-        np.savez(file, **{name: array for name, array in arrays.items() if name.startswith("img/")})
-    elif kind == "text tower":
-        np.savez(file, **{name: array for name, array in arrays.items() if not name.startswith("img/")})
-    elif kind == "two models":
-        np.savez(file, **arrays)
-        return write_pair(tmp_path)
-    elif kind == "no temperature":
-        write_pair(tmp_path)
-        with np.load(tmp_path / "tips_v2_b14_text.npz") as text:
-            np.savez(tmp_path / "tips_v2_b14_text.npz", **dict(text) | {"temperature_contrastive": np.float32(-1)})
+    if kind in ("text", "empty"):
+        file.write_text("not a zip" if kind == "text" else "")
+    elif kind in ("truncated", "two models") or changed(arrays, kind) is not None:
+        np.savez(file, **(changed(arrays, kind) or arrays))
+        if kind == "truncated":
+            file.write_bytes(file.read_bytes()[:-1000])
+        return write_pair(tmp_path) if kind == "two models" else file
+    else:
+        vision, text = (write_pair(tmp_path) / f"tips_v2_b14_{half}.npz" for half in ("vision", "text"))
+        if kind == "half":
+            text.unlink()
+        elif kind == "image half twice":
+            shutil.copy(vision, text)
+        elif kind == "text half twice":
+            return shutil.copy(text, tmp_path / "other.npz")
+        elif kind == "no temperature":
+            with np.load(text) as content:
+                np.savez(text, **dict(content) | {"temperature_contrastive": np.float32(-1)})
         return tmp_path
     return file
 

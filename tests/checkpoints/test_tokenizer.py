@@ -69,7 +69,7 @@ def test_no_tokenizer_is_an_error_only_when_one_is_needed(tmp_path, folder, chec
     assert load_clip(arrays, tokenizer=folder).tokenizer(["a cat"])[0, 1] == 1
     own = load_clip(arrays, tokenizer=lambda prompts: np.zeros((len(prompts), 8), np.int32))
     assert own.tokenizer(["a"]).shape == (1, 8)
-    for ids, message in (([[10] * 8], "knows 10 tokens, but ids 10 to 10"), ([[-1] * 8], "ids -1"), ([0.5], "float64")):
+    for ids, message in (([[10] * 8], "knows 10 tokens, got ids 10 to 10"), ([[-1] * 8], "ids -1"), ([0.5], "float64")):
         with pytest.raises(UserError, match=message):
             load_clip(arrays, tokenizer=lambda prompts, ids=ids: ids).tokenizer(["a"])
     (tmp_path / "empty").mkdir()

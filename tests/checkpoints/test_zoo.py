@@ -222,7 +222,7 @@ def test_bare_weights_of_others_are_named(checkpoints, caplog, key):
     """Whatever else they have; and nothing is said of an assumed activation first."""
     arrays = to_names(checkpoints.random_clip("vit")[1], checkpoints.CONFIGS["vit"], "openai")
     for weights in ({key: np.zeros(3, np.float32)}, arrays | {key: np.zeros(3, np.float32)}):
-        with pytest.raises(UserError, match=f"but {BARE[key]}") as error:
+        with pytest.raises(UserError, match=f"got {BARE[key]}") as error:
             load_clip(weights)
         assert "\n" not in str(error.value)
     assert not caplog.records
