@@ -20,7 +20,7 @@ from experiments.harness.figures import Figure
 from experiments.harness.records import Cell, Found, Settings, beside, score, table
 from experiments.harness.scoring import protocol_cell
 from experiments.tables import successors
-from maskclip_jax.encoders.dense import METHODS
+from maskclip_jax.encoders.dense import ALONE
 from maskclip_jax.segment.protocols import protocol_options
 
 NAME = "encoders"
@@ -90,22 +90,22 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         out: list[str | Figure] = ["Published / ours, mIoU in %; a row's empty cells are filled by its command.\n"]
         for data in DATA:
             rows = [_row(found, data, encoder) for encoder in ENCODERS]
-            out += [f"{data}:\n", table([("", *METHODS, "to fill it"), *rows])]
+            out += [f"{data}:\n", table([("", *ALONE, "to fill it"), *rows])]
         return out
     count = max(f.cell.config["count"] for f in found.values())
     rows = [
-        (short, *(score(found, f"{short}/{m}") if m in methods_of(short) else "" for m in METHODS))
+        (short, *(score(found, f"{short}/{m}") if m in methods_of(short) else "" for m in ALONE))
         for short in successors.MODELS
     ]
     note = (
         f"mIoU in % on {count} scenes in Twemoji's style, which neither model has seen, 66 names as prompts, images "
         "whole. SigLIP and TIPS have no embedded model: see `--scale full`.\n"
     )
-    return [note, table([("", *METHODS), *rows])]
+    return [note, table([("", *ALONE), *rows])]
 
 
 def _row(found: dict[str, Found], data: str, encoder: str) -> tuple[Any, ...]:
-    keys = [f"{data}/{encoder}/{method}" for method in METHODS]
+    keys = [f"{data}/{encoder}/{method}" for method in ALONE]
     empty = any(key in found and found[key].record is None for key in keys)
     command = f"`python -m experiments.tables.{NAME} --scale full --only {data}/{encoder}/`" * empty
     return (encoder, *(beside(found, key) for key in keys), command)

@@ -12,6 +12,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -108,4 +109,5 @@ def affinity_name(affinity: Pretrained | str | Path | None) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(source: str) -> Pretrained:
-    return load_backbone(source)
+    found = load_backbone(source)
+    return dataclasses.replace(found, variables=jax.device_put(found.variables))

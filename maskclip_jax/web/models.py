@@ -59,9 +59,10 @@ class Reader:
 
 
 class Models:
-    """`names` of models, and `load` that makes a `Pretrained` of one."""
+    """`names` of models, `load` that makes a `Pretrained` of one, and the name of a second backbone, if there is one."""
 
-    def __init__(self, names: Sequence[str], load: Callable[[str], Pretrained]):
+    def __init__(self, names: Sequence[str], load: Callable[[str], Pretrained], affinity: str | None = None):
+        self.affinity = affinity
         self.names = tuple(dict.fromkeys(names))
         self._load = load
         self._readers: dict[str, Reader] = {}

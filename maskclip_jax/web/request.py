@@ -20,8 +20,11 @@ LONGEST_TEXT = 1000  # of any other field
 MOST_PIXELS = 4096  # of a window's side or stride
 
 
-# what the page offers, and the method of `Options` that each is
-METHODS = {"maskclip": "maskclip", "naive": "clip"} | {name: name for name in dense.METHODS}
+def methods(affinity: str | None) -> dict[str, str]:
+    """What the page offers, with that second backbone or none, and the method of `Options` that each is."""
+    return {"maskclip": "maskclip", "naive": "clip"} | {n: n for n in (dense.METHODS if affinity else dense.ALONE)}
+
+
 ASKED = (
     *("method", "prompt_denoising", "key_smoothing", "window", "stride", "background", "background_threshold"),
     "templates",
@@ -36,7 +39,7 @@ class SegmentRequest:
       image: the number of a shipped scene ("0005"), or what /api/images answered.
       classes: what to look for, as after `--classes`: text or class set, or a list (["dog", "sofa, couch"]).
       model: one of the models served; None is the first.
-      options: how the image is read; in JSON, a method is one of `METHODS`.
+      options: how the image is read; in JSON, a method is one of `methods`.
     """
 
     image: str
@@ -56,8 +59,8 @@ class SegmentRequest:
         return 2000 + sum(100 + 4 * len(word) for word in words) + 4 * len(self.options.templates or "")
 
 
-def read_request(body: bytes) -> SegmentRequest:
-    """The question in a request's JSON. Raises UserError, one line, on what cannot be understood."""
+def read_request(body: bytes, affinity: str | None = None) -> SegmentRequest:
+    """The question in a request's JSON; `affinity` is the server's second backbone. Raises UserError, one line, on what cannot be understood."""
     try:
         fields = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -80,14 +83,16 @@ def read_request(body: bytes) -> SegmentRequest:
         _checked(fields, name, (int, float), "a number above 0 and up to 1")
         if abs(fields.get(name, 0)) > MOST_PIXELS:  # 10^400 is a whole number in JSON, and no float
             raise UserError(f"{name} is a number above 0 and up to 1, got {_kind(fields[name])}: change it")
-    if (method := fields.get("method", "maskclip")) not in METHODS:
-        raise UserError(f"a method is one of {', '.join(METHODS)}, got {method!r}: choose one")
+    if (method := fields.get("method", "maskclip")) not in (offered := methods(affinity)):
+        raise UserError(f"a method is one of {', '.join(offered)}, got {method!r}: choose one")
     classes, background = _words(fields["classes"]), fields.get("background")
     empty = background is None or (isinstance(background, str) and not background.strip())
     background = None if empty else _words(background)
     _check_amount(classes, background or ())
     given = {name: fields[name] for name in ASKED if name in fields}
-    options = Options(**given | {"method": METHODS[method], "background": background, "cache": False})
+    method = offered[method]
+    given |= {"method": method, "affinity": None if method in dense.ALONE else affinity}
+    options = Options(**given | {"background": background, "cache": False})
     return SegmentRequest(fields["image"], classes, fields.get("model"), options)
 
 
