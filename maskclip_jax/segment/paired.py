@@ -69,13 +69,14 @@ class PairedCLIP(CLIP):
 
     def _pictures(self, images: Array, grid: Array | None, cells: Array | None) -> Float[Array, "B H2 W2 3"]:
         """The same images for the backbone, a patch of it for every cell; padding stays padding."""
-        c, patch = self.config, self.backbone.vision.patch_size
+        assert self.backbone is not None
+        c, patch = self.config, self.backbone.vision.stride
         h, w = (c.cells(side // c.multiple) for side in images.shape[1:3])
         pictures = images * jnp.asarray(self.scale, images.dtype) + jnp.asarray(self.shift, images.dtype)
         if patch == c.stride and images.shape[1:3] == (h * patch, w * patch):
             return pictures
-        sizes = None if grid is None else (grid * c.multiple, cells * patch)
-        return resampled(pictures, (h * patch, w * patch), *(sizes or (None, None))).astype(images.dtype)
+        before, after = (None, None) if grid is None or cells is None else (grid * c.multiple, cells * patch)
+        return resampled(pictures, (h * patch, w * patch), before, after).astype(images.dtype)
 
 
 def paired(pretrained: Pretrained, method: str | DenseMethod, affinity: Pretrained | str | Path | None) -> Pretrained:
