@@ -59,7 +59,7 @@ class Reader:
 
 
 class Models:
-    """`names` of models, `load` that makes a `Pretrained` of one, and the name of a second backbone, if there is one."""
+    """`names` of models, `load` that makes a `Pretrained` of one, and maybe a second backbone's name."""
 
     def __init__(self, names: Sequence[str], load: Callable[[str], Pretrained], affinity: str | None = None):
         self.affinity = affinity

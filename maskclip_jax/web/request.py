@@ -60,7 +60,10 @@ class SegmentRequest:
 
 
 def read_request(body: bytes, affinity: str | None = None) -> SegmentRequest:
-    """The question in a request's JSON; `affinity` is the server's second backbone. Raises UserError, one line, on what cannot be understood."""
+    """The question in a request's JSON; `affinity` is the server's second backbone.
+
+    Raises UserError, one line, on what cannot be understood.
+    """
     try:
         fields = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:

@@ -103,7 +103,8 @@ def test_a_method_changes_the_answer_and_windows_read_it_too(pretrained, images)
 def test_protocols_are_options(pretrained):
     p = pretrained("vit")
     for name in PROTOCOLS:
-        settings = prediction_settings(CLASSES, p, protocol_options(name))
+        protocol = protocol_options(name)
+        settings = prediction_settings(CLASSES, p, protocol, affinity=None if protocol.affinity is None else p)
         assert settings.preprocess.short_side == PROTOCOLS[name].short_side
         assert settings.naming["least"] == 0
     assert protocol_options("sclip", background=True).background_threshold == 0.1
