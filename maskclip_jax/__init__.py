@@ -2,7 +2,7 @@
 
 Data flows one way, and so do the imports (held by `tests/test_import_rule.py`):
 
-    ops -> data -> encoders -> checkpoints -> segment -> label, evaluate -> students -> distill -> web -> cli
+    ops -> data -> encoders -> checkpoints -> segment -> label, evaluate -> students -> distill -> export -> web -> cli
 
 Shapes are written in signatures, `Float[Array, "B h w E"]`:
 

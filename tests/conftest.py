@@ -12,7 +12,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Not `ops.module`: it makes flax's own layers, whose annotations cannot be checked.
-CHECKED = "data encoders checkpoints segment label evaluate students distill web visualize".split()
+CHECKED = "data encoders checkpoints segment label evaluate students distill export web visualize".split()
 CHECKED += ["ops.conv", "ops.matmul", "ops.winograd"]
 install_import_hook([f"maskclip_jax.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--budget", type=positive, default=540, metavar="S", help="seconds that all of it may take (540)")
     p.add_argument("--rounds", type=positive, help="of each group at most (9; quick: 3)")
     p.add_argument("--dtype", choices=(*DTYPES, "both"), default="both", help="what ours computes in")
-    p.add_argument("--model", help="of dense and label: one of OpenAI's names, instead of ViT-B/16 and RN50")
+    p.add_argument("--model", help="of dense and label: ViT-B/16, RN50, SigLIP B/16, TIPS B/14 …; one of them alone")
     p.add_argument("--batch", type=positive, help="of dense, instead of 1 and 8")
     p.add_argument("--images", type=positive, help="of label (32; quick: 16)")
     p.add_argument("--torch-python", metavar="PATH", help="an interpreter that can import torch")
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything asked for, as JSON."""
-    from maskclip_jax.encoders.config import variant
+    from experiments.benchmark.work import variant
 
     if args.model is not None:
         variant(args.model)

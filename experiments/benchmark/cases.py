@@ -28,14 +28,15 @@ def groups(section: str, *, quick: bool, torch: str | None, dtypes: list[str], m
 
 def _dense(quick: bool, torch: str | None, dtypes: list[str], model: str | None, batch: int | None) -> dict:
     out = {}
-    for name in [model] if model else ["ViT-B/16", "RN50"]:
-        for size in [batch] if batch else [1] if quick else [1, 8]:
+    for name in [model] if model else ["ViT-B/16", "RN50", "SigLIP B/16", "TIPS B/14"]:
+        kin = name.startswith(("SigLIP", "TIPS"))  # at batch 1, without PyTorch's side
+        for size in [batch] if batch else [1] if quick or kin else [1, 8]:
             options = {"model": name, "batch": size}
             rivals = [Rival(f"ours, {d}", "dense", options | {"dtype": d}) for d in dtypes]
             if torch and name.startswith("ViT"):
                 rivals.append(Rival("PyTorch, released code's work", "dense", options | {"work": "released"}, torch))
                 rivals.append(Rival("PyTorch, this work, fused attention", "dense", options, torch))
-            elif torch:
+            elif torch and not kin:
                 rivals.append(Rival("PyTorch", "dense", options, torch))
                 rivals.append(Rival("PyTorch, channels last", "dense", options | {"work": "channels_last"}, torch))
             out[f"dense {name}, 512², batch {size}"] = rivals

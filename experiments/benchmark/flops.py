@@ -35,11 +35,14 @@ def dense(config: CLIPConfig, height: int, width: int, classes: int) -> int:
 
 
 def _vit(v: ViTConfig, embed_dim: int, length: int, classes: int) -> int:
-    tokens, d = length + 1, v.width
-    block = 4 * tokens * d * d + 2 * tokens * tokens * d + 2 * tokens * d * v.mlp_width
-    last = length * d * d + 2 * length * d * v.mlp_width
-    embed = length * 3 * v.patch_size**2 * d
-    return 2 * (embed + (v.layers - 1) * block + last + length * embed_dim * (d + classes))
+    """Class tokens (registers too) go through all blocks but the last; a pooling head follows after all blocks, every
+    patch's value and MLP."""
+    tokens, d, pooled = length + v.class_tokens, v.width, v.head == "map"
+    mlp = (3 if v.activation == "swiglu" else 2) * d * v.mlp_width
+    block = tokens * (4 * d * d + 2 * tokens * d + mlp)
+    value = length * (d * d + mlp)  # of the last block, or of the head
+    projected = length * embed_dim * (d * (v.head == "projection") + classes)
+    return 2 * (length * 3 * v.patch_size**2 * d + (v.layers - 1 + pooled) * block + value + projected)
 
 
 def _clip_resnet(v: ResNetConfig, embed_dim: int, height: int, width: int, classes: int) -> int:

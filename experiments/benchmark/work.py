@@ -11,12 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark import flops
-from maskclip_jax.encoders.config import variant
+from maskclip_jax.encoders import config as families
+from maskclip_jax.encoders.config import CLIPConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP, fold
+from maskclip_jax.errors import UserError
 from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.segment.refine import dense_logits, key_smoothing
 
 CLASSES = 59  # Pascal Context's
+_B = (768, 12, 12, 3072)
+KIN = {  # with the least of text towers, which nothing here reads
+    "SigLIP B/16": CLIPConfig(
+        ViTConfig(256, 16, *_B, **families.SIGLIP_VIT), TextConfig(8, 4, 8, 1, 1, 8, **families.SIGLIP_TEXT), 768
+    ),
+    "TIPS B/14": CLIPConfig(
+        ViTConfig(448, 14, *_B, **families.TIPS_VIT), TextConfig(8, 4, 768, 1, 1, 8, **families.TIPS_TEXT), 768
+    ),
+}
 
 
 class Case(NamedTuple):
@@ -35,26 +46,36 @@ class Case(NamedTuple):
     facts: dict[str, Any]
 
 
+def variant(name: str) -> CLIPConfig:
+    """One of OpenAI's architectures, or of its kin, by name. Raises UserError for another."""
+    if name not in (*families.VARIANTS, *KIN):
+        raise UserError(f"variant is one of {', '.join((*families.VARIANTS, *KIN))}, not {name!r}: choose one of them")
+    return KIN[name] if name in KIN else families.variant(name)
+
+
 def random_clip(name: str, dtype: str) -> tuple[CLIP, Any]:
-    """One of OpenAI's architectures with random weights of the real shapes, value path folded as `load_clip` does."""
+    """The image tower of an architecture with random weights of the real shapes, value path folded as `load_clip` does.
+
+    Each array exists once, as after loading."""
     model = CLIP(variant(name), jnp.dtype(dtype))
-    return model, jax.tree.map(jnp.asarray, fold(model.config, random_variables(model)))
+    return model, fold(model.config, random_variables(model))
 
 
 def random_variables(model: CLIP) -> Any:
     side = model.config.vision.image_size
     shapes = shapes_of(model, jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
+    shapes = {**shapes, "params": {name: shape for name, shape in shapes["params"].items() if name != "text"}}
     rng = np.random.default_rng(0)
 
-    def draw(path: Any, leaf: Any) -> np.ndarray:
+    def draw(path: Any, leaf: Any) -> jax.Array:
         name = path[-1].key
         if name == "logit_scale":
-            return np.float32(np.log(100))
-        if name in ("scale", "var"):
-            return np.ones(leaf.shape, np.float32)
-        if name in ("bias", "mean"):
-            return np.zeros(leaf.shape, np.float32)
-        return rng.standard_normal(leaf.shape, np.float32) / np.sqrt(max(1, np.prod(leaf.shape[:-1])), dtype=np.float32)
+            return jnp.float32(np.log(100))
+        if name in ("scale", "var", "bias", "mean"):
+            return jnp.full(leaf.shape, float(name in ("scale", "var")))
+        drawn = rng.standard_normal(leaf.shape, np.float32)
+        drawn /= np.sqrt(max(1, np.prod(leaf.shape[:-1])), dtype=np.float32)
+        return jax.device_put(drawn)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -80,9 +101,9 @@ def compiled(function: Callable, *args: Any) -> tuple[Callable[[], None], dict[s
 
 
 def dense(model: str = "ViT-B/16", batch: int = 1, size: int = 512, dtype: str = "float32") -> Case:
-    """MaskCLIP's dense logits for a batch of square images: the whole image tower, and the classifier."""
+    """MaskCLIP's dense logits of a batch of square images, padded to whole patches: image tower and classifier."""
     clip, variables = random_clip(model, dtype)
-    variables = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "text"}}
+    size = clip.config.padded(size)
     images = jnp.asarray(np.random.default_rng(2).standard_normal((batch, size, size, 3), np.float32))
     text = jnp.asarray(unit_rows(CLASSES, clip.config.embed_dim))
     run, facts = compiled(lambda v, x, t: dense_logits(clip, v, x, t).logits, variables, images, text)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from experiments.benchmark.worker_pipe import read_spec, serve
-from maskclip_jax.cli.process import keep_memory
+from maskclip_jax.cli.process import give_back_after_compiling, keep_memory
 
 
 def matrix_rate(dtype: str, side: int) -> Callable[[], tuple[float, float]]:
@@ -37,6 +37,7 @@ def main() -> None:
     spec, out = read_spec()
     if spec["keep_memory"]:
         keep_memory()
+        give_back_after_compiling()
     import jax
 
     from experiments.benchmark.labelling import label

@@ -139,8 +139,8 @@ def find(settings: Settings, experiment: ModuleType) -> list[Found]:
 def run(settings: Settings, experiment: ModuleType) -> list[Found]:
     """Computes what is missing, writing every result as soon as it is there; Ctrl-C loses one cell at most."""
     found = find(settings, experiment)
-    chosen = _chosen(settings, [f.cell.key for f in found])
-    todo = [f.cell for f in found if f.cell.key in chosen and (settings.fresh or f.record is None)]
+    wanted = chosen(settings, [f.cell.key for f in found])
+    todo = [f.cell for f in found if f.cell.key in wanted and (settings.fresh or f.record is None)]
     if settings.scale == "full" and not settings.only:
         todo = []  # hours each, and none of it is here: asked for by name
     began, done = time.monotonic(), 0
@@ -160,7 +160,7 @@ def run(settings: Settings, experiment: ModuleType) -> list[Found]:
     return find(settings, experiment)
 
 
-def _chosen(settings: Settings, keys: list[str]) -> set[str]:
+def chosen(settings: Settings, keys: list[str]) -> set[str]:
     """The keys that `only` names, each a whole key or (where it is none) a part of several."""
     parts = [part for part in settings.only if part not in keys]
     return {key for key in keys if not settings.only or key in settings.only or any(part in key for part in parts)}

@@ -201,6 +201,8 @@ def check_model_type(config: Mapping[str, Any], backbone: bool = False) -> None:
             "CLIP as the model"
         )
     other = f" ({_OTHERS[came]})" if isinstance(came, str) and came in _OTHERS else ""
+    if came is None and isinstance(config.get("architecture"), str):
+        other = f" (timm's {cut(config['architecture'], 60)})"
     raise UserError(
         f"config.json must be of model_type {', '.join(map(repr, types))}, not {cut(repr(came), 60)}{other}: "
         "only these architectures are read"

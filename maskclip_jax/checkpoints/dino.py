@@ -62,7 +62,7 @@ def from_hf(config: Mapping[str, Any]) -> CLIPConfig:
         biases = "qkv" if c["qkv_bias"] else ""
     if (c["hidden_act"] == "silu") != (gated and kind == "dinov3_vit"):
         raise UserError(
-            f"config.json: a {kind} has hidden_act 'gelu', or 'silu' with use_gated_mlp, but {c['hidden_act']!r} came: "
+            f"config.json: a {kind} has hidden_act 'gelu', or 'silu' with use_gated_mlp, got {c['hidden_act']!r}: "
             "take the original file"
         )
     if "mlp_ratio" in c:

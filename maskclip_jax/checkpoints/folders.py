@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from maskclip_jax.checkpoints.weights import naming_of, plain_names
 from maskclip_jax.data import schema
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.whole_files import read_json
-from maskclip_jax.encoders.config import NO_TEXT, CLIPConfig, with_activation
+from maskclip_jax.encoders.config import NO_TEXT, CLIPConfig, TextConfig, with_activation
 from maskclip_jax.errors import UserError
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -50,7 +51,7 @@ class Parts(NamedTuple):
 
     arrays: Mapping[str, Any]
     config: CLIPConfig
-    tokenizer: Callable
+    tokenizer: Callable[[], Callable]  # reads it, for another may be given instead
     preprocess: Preprocess
     reading: Reading
     note: str | None = None  # what was assumed, where nothing in the checkpoint says it
@@ -70,11 +71,10 @@ def from_mapping(arrays: Mapping[str, Any]) -> Parts:
     if all(name.startswith("visual.") or name == "logit_scale" for name in names):
         shapes = array_shapes(arrays)
         vision, embed_dim = architecture.vision_from_shapes({name: shapes[key] for name, key in names.items()})
-        missing = MissingTokenizer("a mapping of arrays", NO_TEXT)
-        return Parts(arrays, CLIPConfig(vision, NO_TEXT, embed_dim), missing, OPENAI, Reading())
+        return Parts(arrays, CLIPConfig(vision, NO_TEXT, embed_dim), _none(NO_TEXT), OPENAI, Reading())
     config, note = _from_arrays(arrays, "a mapping of arrays")
-    tokenizer = openai_tokenizer(config.text) or MissingTokenizer("a mapping of arrays", config.text)
-    return Parts(arrays, config, tokenizer, OPENAI, Reading(), note)
+    missing = _none(config.text)
+    return Parts(arrays, config, lambda: openai_tokenizer(config.text) or missing(), OPENAI, Reading(), note)
 
 
 def from_file(path: Path, *, backbone: bool = False) -> Parts:
@@ -119,16 +119,17 @@ def from_folder(folder: Path, *, backbone: bool = False) -> Parts:
 def candidates(folder: Path, *, backbone: bool = False) -> tuple[str, tuple[str, ...]]:
     """The config that describes `folder`'s weights, and the names these may have, the best first.
 
-    Raises UserError when there is no config of a CLIP. Some folders hold transformers' files and open_clip's; some a
-    timm `config.json` that is no CLIP's.
+    Raises UserError when there is no config of a CLIP, before anyone fetches or reads the weights. Some folders hold
+    transformers' files and open_clip's; some a timm `config.json` that is no CLIP's.
     """
     hf, open_clip = folder / "config.json", folder / "open_clip_config.json"
     if hf.is_file():
         content = read_json(hf)
         if content.get("model_type") in architecture.MODEL_TYPES or not open_clip.is_file():
-            architecture.check_model_type(content, backbone)
+            architecture.from_hf(content, backbone=backbone)
             return hf.name, WEIGHTS[hf.name]
     if open_clip.is_file():
+        _open_clip(folder)
         return open_clip.name, WEIGHTS[open_clip.name]
     raise UserError(
         f"a checkpoint folder holds config.json, open_clip_config.json or Google's .npz, but {folder} none: add one"
@@ -152,7 +153,7 @@ def _google(arrays: Mapping[str, Any], folder: Path | None) -> Parts | None:
     config = google.from_shapes(array_shapes(arrays), naming)
     preprocess = google.preprocess(config)
     if folder is None:
-        return Parts(arrays, config, MissingTokenizer("a mapping of arrays", config.text), preprocess, Reading())
+        return Parts(arrays, config, _none(config.text), preprocess, Reading())
     return _parts(arrays, config, folder, preprocess)
 
 
@@ -166,7 +167,12 @@ def _hf(arrays: Mapping[str, Any], folder: Path, backbone: bool) -> Parts:
 
 
 def _parts(arrays: Mapping[str, Any], config: CLIPConfig, folder: Path, preprocess: Preprocess) -> Parts:
-    return Parts(arrays, config, load_tokenizer(folder, config.text), preprocess, read_reading(folder))
+    tokenizer = functools.partial(load_tokenizer, folder, config.text)
+    return Parts(arrays, config, tokenizer, preprocess, read_reading(folder))
+
+
+def _none(text: TextConfig) -> Callable[[], Callable]:
+    return functools.partial(MissingTokenizer, "a mapping of arrays", text)
 
 
 def _from_arrays(arrays: Mapping[str, Any], name: str) -> tuple[CLIPConfig, str | None]:

@@ -142,6 +142,8 @@ def _siglip(shapes: Shapes) -> CLIPConfig:
             "the weights are SigLIP 2's NaFlex, which is another architecture (patches of any shape): take one of a "
             "fixed resolution, siglip2_b16_256.npz and the like"
         )
+    if "txt/Encoder_0/encoder_norm/scale" not in shapes:
+        raise UserError("a SigLIP has an image tower and a text tower, but the second is missing: take the whole file")
     if "img/MAPHead_0/probe" not in shapes:
         raise UserError(
             "the weights are a ViT of big_vision's without SigLIP's pooling head (MAPHead_0): that is another "
@@ -157,6 +159,7 @@ def _siglip(shapes: Shapes) -> CLIPConfig:
 
 def _tips(shapes: Shapes) -> CLIPConfig:
     place = "encoder/ToTokenSequence_0"
+    _check_text(shapes, "token_emb/emb_var")
     patch, _, _, width = shapes[f"{place}/embedding/kernel"]
     _, rows, columns, _ = shapes[f"{place}/posembed_input"]
     fields = families.TIPS_VIT | {"class_tokens": shapes[f"{place}/cls"][1]}
@@ -169,7 +172,16 @@ def _tips(shapes: Shapes) -> CLIPConfig:
     return CLIPConfig(vision, text, width)
 
 
+def _check_text(shapes: Shapes, name: str) -> None:
+    if name not in shapes:
+        raise UserError(
+            f"a TIPS is two files, got the image half alone (no {name}): put both into one folder, as "
+            "NAME_vision.npz and NAME_text.npz"
+        )
+
+
 def _tips_torch(shapes: Shapes) -> CLIPConfig:
+    _check_text(shapes, "token_embedding.weight")
     width, _, patch, _ = shapes["patch_embed.proj.weight"]
     fields = families.TIPS_VIT | {"class_tokens": 1 + shapes["register_tokens"][1], "class_position": True}
     swiglu = "blocks.0.mlp.w12.weight" in shapes

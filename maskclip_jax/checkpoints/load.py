@@ -69,10 +69,11 @@ def load_clip(
     parts, variables = _read(source)
     if activation is not None:
         parts = parts._replace(config=with_activation(parts.config, activation))
-    elif parts.note is not None:
-        logging.getLogger("maskclip_jax").warning(parts.note)
+    words = parts.tokenizer() if tokenizer is None else _other_tokenizer(tokenizer, parts.config)
     if variables is None:
         variables = _variables(parts.arrays, parts.config)
+    if parts.note is not None and activation is None:
+        logging.getLogger("maskclip_jax").warning(parts.note)
     config = with_fidelity(parts.config, fidelity)
     config = with_stride(config, parts.reading.dense_stride if dense_stride is None else dense_stride)
     if fold:
@@ -81,7 +82,7 @@ def load_clip(
         CLIP(config, dtype),
         variables,
         config,
-        parts.tokenizer if tokenizer is None else _other_tokenizer(tokenizer, config),
+        words,
         _preprocess(parts, config),
         dataclasses.replace(parts.reading, dense_stride=config.stride),
     )

@@ -128,6 +128,33 @@ IGNORED = {  # regular expressions of whole keys: buffers that can be recomputed
     "dinov2": ("embeddings.mask_token",),
     "dinov3": ("embeddings.mask_token",),
 }
+# Other architectures, by a key that their weights have. The first that fits names them.
+OTHERS = (
+    (r"(.*\.)?text_decoder\..*", "CoCa"),
+    (r"visual\.attn_pool\.probe", "PE-Core"),
+    (r"visual\.attn_pool\..*", "CoCa"),
+    (r"visual(\.trunk)?\.blocks\.\d+\.(attn\.(q_proj|rope|inner_attn_ln)|mlp\.(w1|fc1_g))\..*", "EVA"),
+    (
+        r"visual\.trunk\.attn_pool\..*",
+        "SigLIP in timm's form (take transformers' or big_vision's)",
+    ),
+    (r"visual\.trunk\.stages\.\d+\.blocks\.\d+\.conv_dw\..*", "ConvNeXt"),
+    (r"(image_encoder\.model|visual\.trunk\.stages.*token_mixer)\..*", "MobileCLIP"),
+    (r"(visual\.)?trunk\..*", "an image tower of timm"),
+    (r"(text\.)?transformer\.block\..*", "a CLIP whose text tower is mT5"),
+    (r"(text\.)?transformer\.(embed_tokens|layers)\..*", "a CLIP whose text tower is NLLB"),
+    (r"(text\.)?transformer\.(embeddings|encoder)\..*", "a CLIP whose text tower is XLM-RoBERTa or another BERT"),
+    (r"txt/BertModel.*", "LiT with BERT"),
+    (r"(params/)?llm/.*", "PaliGemma"),
+)
+HALVES = {  # a key of one tower -> what it is, where the other is missing
+    "token_emb/emb_var": "the text half of a TIPS",
+    "txt/Embed_0/embedding": "SigLIP's text tower",
+    "Transformer/encoderblock_0/LayerNorm_0/bias": "a Vision Transformer of big_vision's",
+    "text_model.embeddings.token_embedding.weight": "transformers' text tower",
+    "token_embedding.weight": "a text tower",
+    "patch_embed.proj.weight": "an image tower of timm's or DINO's form",
+}
 # What makes a set of keys recognisable.
 SIGNATURE: dict[Naming, str] = {
     "openai": "visual.conv1.weight",

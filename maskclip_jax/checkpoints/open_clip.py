@@ -172,11 +172,14 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
 
 _NAMES = {  # of other architectures: by a key that they alone set, or a part of a value
     "multimodal_cfg": "CoCa",
+    "attentional_pool": "CoCa",
+    "pool_type avg": "CLIPA (mean pooling)",
     "naflex": "SigLIP 2's NaFlex",
     "siglip": "SigLIP in timm's form (take transformers' or big_vision's files)",
     "eva": "EVA",
     "pe_core": "PE-Core",
     "mci": "MobileCLIP",
+    "mobileclip": "MobileCLIP",
     "fastvit": "MobileCLIP",
     "convnext": "ConvNeXt",
     "vitamin": "ViTamin",

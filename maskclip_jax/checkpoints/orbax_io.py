@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -105,7 +106,8 @@ def load_converted(path: Path) -> tuple[Parts, dict[str, Any]]:
     preprocess = _fitting(Preprocess.from_json, path / "preprocess.json")
     variables = load_variables(path / "arrays", config)
     check_scale(variables["params"]["logit_scale"])
-    return Parts({}, config, load_tokenizer(path, config.text), preprocess, read_reading(path)), variables
+    tokenizer = functools.partial(load_tokenizer, path, config.text)
+    return Parts({}, config, tokenizer, preprocess, read_reading(path)), variables
 
 
 def _fitting(read: Callable[[Any, str], Any], path: Path) -> Any:

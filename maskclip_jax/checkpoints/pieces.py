@@ -20,9 +20,11 @@ class SentencePieces:
 
         self._content = read_bytes(path)
         try:
+            if not self._content:  # which the library would complain of on stderr
+                raise ValueError("it is empty")
             self._model = SentencePieceProcessor(model_proto=self._content)
             self.count = self._model.get_piece_size()
-            if not self._content or not self.count:
+            if not self.count:
                 raise ValueError("no pieces")
             self.encode(["a word"])
         except Exception as error:  # the library's own, of many types

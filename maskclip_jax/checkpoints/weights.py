@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from maskclip_jax.checkpoints.memory import as_float32
-from maskclip_jax.checkpoints.names import IGNORED, SIGNATURE, Entry, Naming, Tower, entries
+from maskclip_jax.checkpoints.names import HALVES, IGNORED, OTHERS, SIGNATURE, Entry, Naming, Tower, entries
 from maskclip_jax.checkpoints.names import abstract_variables as abstract_variables
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
@@ -29,15 +29,18 @@ _PARALLEL = "module."
 def naming_of(names: Iterable[str]) -> Naming:
     """Which table these names belong to. Raises UserError, with a few of them, when to none."""
     names = set(names)
+    for pattern, name in OTHERS:
+        if found := sorted(filter(re.compile(pattern).fullmatch, names)):
+            raise UserError(
+                f"weights are of CLIP's, SigLIP's or TIPS' architecture, got {name} ({_some(found[:1])}): give "
+                "another model"
+            )
     for naming, key in SIGNATURE.items():
         if key in names:
             return naming
-    if any(".trunk." in name or name.startswith(("trunk.", "patch_embed.")) for name in names):
-        raise UserError(
-            "a checkpoint has OpenAI's architecture (or transformers' of it), got an image tower of timm "
-            f"({_some(sorted(n for n in names if 'trunk.' in n or 'patch_embed.' in n))}): that cannot be read, "
-            "give another model"
-        )
+    for key, whole in HALVES.items():
+        if key in names:
+            raise UserError(f"a model is whole, got {whole} alone ({key}): give both towers")
     came = _some(sorted(names)) if names else "nothing"
     raise UserError(
         f"a checkpoint has OpenAI's names ({SIGNATURE['openai']}), transformers' ({SIGNATURE['hf']}) or Google's "

@@ -17,6 +17,7 @@ from maskclip_jax.errors import UserError
 COMMANDS = {
     "segment": "masks for your images from a list of words",
     "label": "masks for a whole corpus, over all hosts and devices, resumable",
+    "export": "those masks in the files of other tools: COCO, CVAT, Label Studio, YOLO …",
     "prepare": "a data set you downloaded as TFDS records",
     "demo": "the shipped scenes, segmented by the shipped model, with a table of scores",
     "evaluate": "mIoU of a model on images with masks",

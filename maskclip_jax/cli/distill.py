@@ -31,9 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from maskclip_jax.cli.process import give_back_after_compiling
     from maskclip_jax.ops.hosts import ending_together, is_first_host, join_hosts
 
     join_hosts(cluster=args.cluster)  # before anything else touches JAX
+    give_back_after_compiling()
 
     from maskclip_jax.distill.experiment import load_experiment
     from maskclip_jax.distill.train import train_and_evaluate

@@ -21,7 +21,7 @@ from maskclip_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     parser.add_argument(
-        "--more-models", nargs="+", metavar="MODEL", help="what else the page's list offers, as --model"
+        "--more-models", nargs="+", metavar="MODEL", help="what else the page's list offers, CLIPs and students"
     )
     parser.add_argument("--affinity", metavar="NAME", help="second backbone for proxyclip, clip_dinoiser and lposs")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is reached from outside")
@@ -83,23 +83,27 @@ def make_models(args: argparse.Namespace):
     """The models of the page's list: `--model` first and loaded, the others when they are picked."""
     from maskclip_jax.checkpoints.load import EMBEDDED
     from maskclip_jax.distill import is_student
-    from maskclip_jax.segment.paired import paired
+    from maskclip_jax.segment.paired import loaded_backbone
     from maskclip_jax.web.models import Models
 
-    for name in (args.model, *(args.more_models or ())):
-        if is_student(name):
-            raise UserError(f"the page shows CLIPs, but {name} is a student: look at it with segment --model {name}")
+    if is_student(args.model):
+        common.refuse_for_students(args, ())
 
     def load(name: str):
+        if is_student(name):
+            checkpoint = args.checkpoint if name == args.model else None
+            return common.load_run(argparse.Namespace(model=name, checkpoint=checkpoint))
         own = vars(args) | {"model": name}
         if name != args.model:  # what was said of --model need not fit the others
             own |= {"dense_stride": None, "tokenizer": None, "checkpoint": None, "activation": None}
         return common.load_model(argparse.Namespace(**own))
 
     models = Models([args.model, *(args.more_models or ()), *EMBEDDED], load, args.affinity)
-    first = models.reader(None)
-    if args.affinity is not None:  # one that cannot be loaded stops the server, not a visitor
-        paired(first.pretrained, "lposs", args.affinity)
+    # the page asks for students' classes at once
+    for name in (args.model, *filter(is_student, args.more_models or ())):
+        models.reader(name)
+    if args.affinity is not None:  # one that cannot be read stops the server, not a visitor
+        loaded_backbone(args.affinity)
     return models
 
 

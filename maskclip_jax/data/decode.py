@@ -93,6 +93,18 @@ def pixels_of(file: io.BufferedIOBase) -> int:
     return 0
 
 
+def upright_size(file: Path) -> tuple[tuple[int, int], bool]:
+    """Height and width of an image upright, from its header, and whether it is stored turned. Raises UserError."""
+    try:
+        with _quietly(), Image.open(file, formats=_formats()) as image:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            width, height = image.size
+            swapped = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # whose size Pillow gives upright
+    except Exception as error:  # decoders raise anything
+        raise UserError(f"an image must be readable, but {file} is not ({reason(error)}): check it") from error
+    return ((width, height) if swapped else (height, width)), orientation != 1 and orientation in _UPRIGHT
+
+
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Any mode as 8-bit RGB: transparency laid on white, 16 bits scaled. Raises UserError for 32-bit samples."""
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16-bit samples that this Pillow opens as int32

@@ -100,6 +100,18 @@ class Preprocess:
         return resize_shape(height, width, short_side=p.short_side, long_side=p.long_side, within=p.within)
 
 
+class ResizedImage(NamedTuple):
+    """An image at the size it is read at, a quarter as large in memory as when it is prepared."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    original: tuple[int, int]  # height and width of the picture that came in
+
+    @property
+    def valid(self) -> tuple[int, int]:
+        """Its height and width."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
 class PreparedImage(NamedTuple):
     """An image ready for the tower, and what is needed to bring its masks back."""
 
@@ -168,34 +180,43 @@ def _is_side(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 < value <= MOST_SIDE
 
 
+def resize(rgb: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, scale: float = 1.0) -> ResizedImage:
+    """By Pillow's antialiased filter as CLIP's own preprocessing, or as OpenCV; `scale` as in `prepare`."""
+    original = (rgb.shape[0], rgb.shape[1])
+    valid = preprocess.resized(original, scale)
+    if valid == original:
+        return ResizedImage(rgb, original)
+    if preprocess.interpolation == "opencv":
+        return ResizedImage(resize_as_opencv(rgb, valid), original)
+    filtered = Image.fromarray(rgb).resize(valid[::-1], _PIL_FILTERS[preprocess.interpolation])
+    return ResizedImage(np.asarray(filtered), original)
+
+
 def prepare(
-    rgb: UInt8[np.ndarray, "H W 3"],
+    rgb: UInt8[np.ndarray, "H W 3"] | ResizedImage,
     preprocess: Preprocess,
     multiple: int | None = None,
     least: int = 1,
     scale: float = 1.0,
 ) -> PreparedImage:
-    """Resizes 8-bit pixels (Pillow's antialiased filter as CLIP's own preprocessing, or as OpenCV), normalises, pads.
+    """Resizes 8-bit pixels (`resize`), normalises, pads.
 
     Args:
-      rgb: the picture.
+      rgb: the picture, or what `resize` made of it.
       preprocess: sizes and statistics.
       multiple: pad to a multiple of this many pixels; `preprocess.multiple` when None.
       least: pad to at least this many pixels.
       scale: times the size that `preprocess` gives.
     """
-    original = rgb.shape[:2]
+    resized = rgb if isinstance(rgb, ResizedImage) else resize(rgb, preprocess, scale)
     multiple = preprocess.multiple if multiple is None else multiple
-    valid = preprocess.resized(original, scale)
-    if valid != original:
-        if preprocess.interpolation == "opencv":
-            rgb = resize_as_opencv(rgb, valid)
-        else:
-            rgb = np.asarray(Image.fromarray(rgb).resize(valid[::-1], _PIL_FILTERS[preprocess.interpolation]))
     mean, std = np.asarray(preprocess.mean, np.float32), np.asarray(preprocess.std, np.float32)
-    pixels = (rgb.astype(np.float32) / np.float32(255) - mean) / std
-    image = PreparedImage(pixels, valid, original)
-    return pad_image(image, tuple(max(round_up(side, multiple), least) for side in valid))
+    pixels = resized.pixels.astype(np.float32)
+    pixels /= np.float32(255)  # in place, but otherwise as written: `(rgb / 255 - mean) / std`
+    pixels -= mean
+    pixels /= std
+    image = PreparedImage(pixels, resized.valid, resized.original)
+    return pad_image(image, tuple(max(round_up(side, multiple), least) for side in resized.valid))
 
 
 def pad_image(image: PreparedImage, shape: tuple[int, int]) -> PreparedImage:

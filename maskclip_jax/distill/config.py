@@ -35,8 +35,9 @@ CHOICES = {
 # What a number may be: beyond these a run fails later, or needs more memory than any machine has.
 RANGES = {
     "steps": (1, 10**9), "batch_size": (1, 2**16), "accumulate": (1, 2**16), "crop_size": (8, 2**14),
-    "guided_steps": (0, 10**9), "evaluate_every": (1, 10**12), "checkpoint_every": (1, 10**12),
-    "log_every": (1, 10**12), "keep_last": (1, 10**6), "seed": (0, 2**32 - 1), "learning_rate": (0, 1e3),
+    "bn_group_size": (1, 2**16), "guided_steps": (0, 10**9), "evaluate_every": (1, 10**12),
+    "checkpoint_every": (1, 10**12), "log_every": (1, 10**12), "keep_last": (1, 10**6), "seed": (0, 2**32 - 1),
+    "learning_rate": (0, 1e3),
     "min_learning_rate": (0, 1e3), "backbone_rate": (0, 1e3), "power": (0, 100), "momentum": (0, 1),
     "weight_decay": (0, 100), "image_mean": (-1e3, 1e3), "image_std": (1e-6, 1e3),
 }  # fmt: skip
@@ -88,7 +89,7 @@ class DistillConfig:
 
     Fields:
       classes: names in label order ("sofa,couch" gives synonyms), or the name of a class set; without background.
-      student: what is trained; its dtype, background, mapper and SyncBN axis are taken from here (`student_config`).
+      student: what is trained; its dtype, background, mapper and SyncBN are taken from here (`student_config`).
       mode: "annotation-free", "zero-shot" (seen classes keep their annotation), "supervised" (all do), "feature" (L1 to
         the teacher's features), "finetuned-clip" (paper, section 3.2: CLIP's own ResNet, trained on seen classes).
       unseen: names of the classes without annotation (zero-shot, finetuned-clip; elsewhere for scores only).
@@ -104,10 +105,13 @@ class DistillConfig:
       train_data, eval_data: what the pipeline reads.
       steps: optimiser steps.   batch_size: images per optimiser step, over all devices of all hosts.
       accumulate: micro-batches that a device takes its share in, one after the other; gradients are summed exactly.
+      bn_group_size: devices that share batch statistics in training (SyncBN), which divide their number; None is all.
       crop_size: side of the training crop, in pixels.
       optimizer: "sgd" (the paper's) or "adamw".
       backbone_rate: the backbone learns at so much of the learning rate; below 1 keeps what it started from.
       learning_rate, min_learning_rate, power, momentum, weight_decay: of the optimizer, with the polynomial schedule.
+      scale_learning_rate: both learning rates are those of a batch of 16 (the paper's), and are multiplied by
+        batch_size / 16.
       loss_mean: cross-entropy over the "labelled" pixels, or over "all", ignored ones too (the released code).
       mapper: M(t) of finetuned-clip.
       backbone_weights: ImageNet weights to start from (file, folder or hub id), or None.
@@ -136,10 +140,12 @@ class DistillConfig:
     steps: int = 20_000
     batch_size: int = 16
     accumulate: int = 1
+    bn_group_size: int | None = None
     crop_size: int = 512
     optimizer: str = "sgd"
     learning_rate: float = 0.01
     min_learning_rate: float = 1e-4
+    scale_learning_rate: bool = False
     backbone_rate: float = 1.0
     power: float = 0.9
     momentum: float = 0.9
@@ -261,12 +267,19 @@ class DistillConfig:
             self.student,
             dtype=self.dtype,
             bn_axis_name="batch",
+            bn_group_size=self.bn_group_size,
             background=self.background and not learned,
             mapper="identity" if self.mapper is None else self.mapper,
         )
 
     def per_device(self, devices: int) -> int:
         """Images of an optimiser step on each of `devices` (all hosts'). Raises UserError where they do not divide."""
+        if devices % (self.bn_group_size or 1):
+            fits = [str(size) for size in range(1, devices + 1) if devices % size == 0]
+            raise UserError(
+                f"bn_group_size divides the number of devices, {devices}, got {self.bn_group_size}: "
+                f"use {', '.join(fits[:-1])}{' or ' * (len(fits) > 1)}{fits[-1]}, or null for all"
+            )
         parts = devices * self.accumulate
         if self.batch_size % parts:
             lower = self.batch_size // parts * parts

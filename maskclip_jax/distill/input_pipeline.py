@@ -17,7 +17,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Array, Int, Integer
 
 from maskclip_jax.data.augment import UNLABELLED, augment, example_rng
 from maskclip_jax.data.images import IGNORE, read_label_png
@@ -113,6 +113,18 @@ def train_batches(
     steps = grain.MapDataset.range(start, config.steps).map(lambda step: make(int(step)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(AHEAD, threads))
     return iter(steps.to_iter_dataset(options))
+
+
+def on_devices(batches: Iterator[Batch]) -> Iterator[dict[str, Array]]:
+    """Each batch on this host's devices, the next one being copied to them while a step computes."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), ("batch",))
+    split, waiting = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch")), None
+    for batch in batches:
+        waiting, placed = jax.device_put(batch, split), waiting
+        if placed is not None:
+            yield placed
+    if waiting is not None:
+        yield waiting
 
 
 def local_range() -> range:

@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from maskclip_jax.distill.config import DistillConfig
 
+PUBLISHED_BATCH = 16  # images of a step in every published run
+
 
 def polynomial(step: Int[ArrayLike, ""], *, initial: float, final: float, steps: int, power: float) -> Float[Array, ""]:
     """`(initial − final)(1 − t/T)^power + final` at optimiser step t (from 0); `final` from T on."""
@@ -21,11 +23,12 @@ def polynomial(step: Int[ArrayLike, ""], *, initial: float, final: float, steps:
 
 
 def learning_rate(step: Int[ArrayLike, ""], config: DistillConfig) -> Float[Array, ""]:
-    """The config's, at an optimiser step."""
+    """The config's, at an optimiser step; if it says so, in proportion to the batch (Goyal et al. 2017, 1706.02677)."""
+    times = config.batch_size / PUBLISHED_BATCH if config.scale_learning_rate else 1
     return polynomial(
         step,
-        initial=config.learning_rate,
-        final=config.min_learning_rate,
+        initial=times * config.learning_rate,
+        final=times * config.min_learning_rate,
         steps=config.steps,
         power=config.power,
     )

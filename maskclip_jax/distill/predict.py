@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from maskclip_jax.data.buckets import bucket_shapes
-from maskclip_jax.data.preprocess import PreparedImage
+from maskclip_jax.data.preprocess import ResizedImage, resize
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.errors import UserError
@@ -88,8 +88,8 @@ def iter_student_segmentations(
     naming = {"least": background_threshold or 0.0, "with_probabilities": return_probabilities}
     done = 0
     for chunk in chunks(images, LOOKAHEAD):
-        prepared = [labeller.prepare(image) for image in chunk]
-        for scores, *matrices in in_order(labeller.grid_scores(prepared)):
+        resized = [labeller.resize(image) for image in chunk]
+        for scores, *matrices in in_order(labeller.grid_scores(resized)):
             maps = label_pixels(Logits(scores.values[..., chosen]), *matrices, np.arange(len(chosen)), **naming)
             done += 1
             if progress is not None:
@@ -109,33 +109,33 @@ class StudentLabeller:
         self._scores = functools.partial(_scores, reader)  # what images are resized to is no part of the program
         self._variables = jax.device_put({"student": trained.variables, "text": trained.text})
 
-    def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> PreparedImage:
-        return self._reader.prepare(image)
+    def resize(self, image: UInt8[np.ndarray, "H W 3"]) -> ResizedImage:
+        return resize(image, self._reader.preprocess)
 
     def scores(self, images: Sequence[tuple], wanted: set[int], *, top_k: int, features: bool) -> Iterator[tuple]:
         del top_k, features  # of a CLIP's cells; the command refuses them
-        for row, found in self.grid_scores([prepared for _, prepared in images], wanted):
+        for row, found in self.grid_scores([resized for _, resized in images], wanted):
             yield row, found, {}
 
     def grid_scores(
-        self, prepared: Sequence[PreparedImage], wanted: set[int] | None = None
+        self, images: Sequence[ResizedImage], wanted: set[int] | None = None
     ) -> Iterator[tuple[int, GridScores]]:
         """(index, result) of the wanted images; batches are made of all, so that they are the same whatever is wanted.
         Two programs for a padded shape at most."""
-        reader, sizes = self._reader, [image.pixels.shape[:2] for image in prepared]
+        reader, sizes = self._reader, [tuple(max(side, self._reader.least) for side in image.valid) for image in images]
         shapes = bucket_shapes(sizes, reader.stride, **usual_sides(reader.preprocess))
         batches = plan_batches(shapes, lambda _, count: self.batch_size if 2 * count > self.batch_size else 1)
         compute = functools.partial(self._scores, self._variables)
-        for index, found in run_batches(batches, lambda index: prepared[index].pixels, compute, wanted):
-            image = prepared[index]
+        for index, found in run_batches(batches, lambda index: reader.prepare(images[index]).pixels, compute, wanted):
+            image = images[index]
             sides = zip(found.values.shape[:2], shapes[index], image.valid, image.original, strict=True)
             yield index, GridScores(found, *(reader.axis_matrix(*side) for side in sides))
 
     def maps(self, found: GridScores) -> PixelMaps:
         return label_pixels(*found, np.arange(len(self.names)))
 
-    def geometry(self, prepared: PreparedImage) -> dict[str, Any]:
-        return {"valid": prepared.valid, "original": prepared.original}
+    def geometry(self, resized: ResizedImage) -> dict[str, Any]:
+        return {"valid": resized.valid, "original": resized.original}
 
 
 def chosen_labels(config: DistillConfig, classes: Sequence[str] | None) -> list[int]:

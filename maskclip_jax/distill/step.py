@@ -143,6 +143,8 @@ def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | 
 
         grads, batch_stats, tally = _accumulate(forward_backward, state.batch_stats, batch, config.accumulate)
         grads, tally = _over_all((grads, tally._replace(stop=stop)))
+        if config.bn_group_size is not None:  # running statistics stay one on all devices: the groups' mean
+            batch_stats = jax.lax.pmean(batch_stats, AXIS)
         count = jnp.maximum(tally.loss.count, 1)
         direction, opt_state = descent_direction(config).update(
             jax.tree.map(lambda g: g / count, grads), state.opt_state, state.params

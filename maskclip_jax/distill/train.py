@@ -24,7 +24,7 @@ from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.distill.checkpoint import Checkpoints
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.evaluation import evaluate_student
-from maskclip_jax.distill.input_pipeline import train_batches
+from maskclip_jax.distill.input_pipeline import on_devices, train_batches
 from maskclip_jax.distill.run_folder import abandon, about, abstract_state, alone_in, claim, is_finite, keep_text
 from maskclip_jax.distill.run_log import RunLog, StepMeans
 from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step, replicate
@@ -105,7 +105,7 @@ def train_and_evaluate(
             with _StopSignal() as stop:
                 if start and run.is_to_be_evaluated(start) and checkpoints.score(start) is None:
                     run.evaluate(start, state, stop)  # what stopped the run there left it out
-                for step, batch in enumerate(itertools.chain(first, batches), start + 1):
+                for step, batch in enumerate(on_devices(itertools.chain(first, batches)), start + 1):
                     if several:
                         batch["stop"] = np.full(jax.local_device_count(), stop.requested, np.float32)
                     state, metrics = p_step(state, frozen, batch)

@@ -302,13 +302,13 @@ def check_affinity(method: str | DenseMethod, affinity: object) -> None:
     asks = (METHODS[method] if isinstance(method, str) else method).affinity
     if asks and affinity is None:
         raise UserError(
-            f"{method!r} asks a second backbone which patches are alike, but none came: add --affinity, for example "
+            f"{method!r} asks a second backbone which patches are alike, got none: add --affinity, for example "
             "facebook/dinov2-base"
         )
     if affinity is not None and not asks:
         asking = ", ".join(name for name, preset in METHODS.items() if preset.affinity)
         raise UserError(
-            f"a second backbone (--affinity) is asked by the methods {asking}, but {method!r} came: take one of them, "
+            f"a second backbone (--affinity) is asked by the methods {asking}, got {method!r}: take one of them, "
             "or leave it out"
         )
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Int64, Integer
 
 from maskclip_jax.data.buckets import bucket_shape
 from maskclip_jax.data.images import IGNORE_16, ignored_label
-from maskclip_jax.data.preprocess import PreparedImage, Preprocess, pad_image, prepare, upsample_matrix
+from maskclip_jax.data.preprocess import PreparedImage, Preprocess, ResizedImage, pad_image, prepare, upsample_matrix
 from maskclip_jax.data.sources import DataSource, Example
 from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
@@ -63,7 +63,7 @@ class Reader:
     least: int = 1
     method: DenseMethod = MASKCLIP
 
-    def prepare(self, rgb: np.ndarray, scale: float = 1.0) -> PreparedImage:
+    def prepare(self, rgb: np.ndarray | ResizedImage, scale: float = 1.0) -> PreparedImage:
         """An image as the network takes it, before it is padded to a bucket; `scale` times as large."""
         multiple, least = (None, self.least) if self.clip is None else (self.clip.multiple, self.clip.stride)
         return prepare(rgb, self.preprocess, multiple, least, scale)

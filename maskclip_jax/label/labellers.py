@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.preprocess import PreparedImage
+from maskclip_jax.data.preprocess import ResizedImage
 from maskclip_jax.label.corpus import Read
 from maskclip_jax.segment.grid import (
     Batch,
@@ -42,18 +42,18 @@ class Labeller(Protocol):
     names: tuple[str, ...]
     batch_size: int
 
-    def prepare(self, image: np.ndarray) -> PreparedImage | None:
+    def resize(self, image: np.ndarray) -> ResizedImage | None:
         """What is computed from; None where that is the image itself."""
 
     def scores(
-        self, images: Sequence[tuple[Read, PreparedImage | None]], wanted: set[int], *, top_k: int, features: bool
+        self, images: Sequence[tuple[Read, ResizedImage | None]], wanted: set[int], *, top_k: int, features: bool
     ) -> Iterator[tuple[int, GridScores, dict[str, np.ndarray]]]:
         """(row, scores, cells) of the wanted rows of a block, in batches that the block alone decides."""
 
     def maps(self, found: GridScores) -> PixelMaps:
         """Labels and confidences of one image, from its scores."""
 
-    def geometry(self, prepared: PreparedImage | None) -> dict[str, Any]:
+    def geometry(self, resized: ResizedImage | None) -> dict[str, Any]:
         """How cells become pixels again."""
 
 
@@ -90,32 +90,32 @@ class ClipLabeller:
     def __init__(self, settings: PredictionSettings):
         self.settings, self.names, self.batch_size = settings, tuple(settings.names), settings.options.batch_size
 
-    def prepare(self, image: np.ndarray) -> PreparedImage | None:
-        return None if self.settings.options.windows is not None else self.settings.prepare(image)
+    def resize(self, image: np.ndarray) -> ResizedImage | None:
+        return None if self.settings.options.windows is not None else self.settings.resize(image)
 
     def scores(
-        self, images: Sequence[tuple[Read, PreparedImage | None]], wanted: set[int], *, top_k: int, features: bool
+        self, images: Sequence[tuple[Read, ResizedImage | None]], wanted: set[int], *, top_k: int, features: bool
     ) -> Iterator[tuple[int, GridScores, dict[str, np.ndarray]]]:
         settings = self.settings
         if settings.options.windows is not None:
             windowed = scorer_of(settings)([found.image for found, _ in images], settings)
             yield from ((row, scores, {}) for row, scores in windowed if row in wanted)
             return
-        prepared = [prepared for _, prepared in images if prepared is not None]
+        resized = [image for _, image in images if image is not None]
         devices = _devices(settings)
         compute = functools.partial(devices.compute, top_k=top_k, features=features)
-        batches = devices.batches([image.original for image in prepared])
-        for row, found in run_batches(batches, lambda row: prepared[row].pixels, compute, wanted):
-            height, width = cells_of_image(settings.config, prepared[row].valid)
+        batches = devices.batches([image.original for image in resized])
+        for row, found in run_batches(batches, lambda row: settings.prepare(resized[row]).pixels, compute, wanted):
+            height, width = cells_of_image(settings.config, resized[row].valid)
             kept = {name: array for name, array in found._asdict().items() if name != "scores" and array is not None}
             cells = {name: array[:height, :width] for name, array in kept.items()}
-            yield row, grid_scores(found.scores, prepared[row].original, settings), cells
+            yield row, grid_scores(found.scores, resized[row].original, settings), cells
 
     def maps(self, found: GridScores) -> PixelMaps:
         return labelled_pixels(found, self.settings)
 
-    def geometry(self, prepared: PreparedImage | None) -> dict[str, Any]:
-        sizes = {} if prepared is None else {"valid": prepared.valid, "original": prepared.original}
+    def geometry(self, resized: ResizedImage | None) -> dict[str, Any]:
+        sizes = {} if resized is None else {"valid": resized.valid, "original": resized.original}
         return sizes | {"stride": self.settings.config.stride}
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from maskclip_jax.data.preprocess import PreparedImage
+from maskclip_jax.data.preprocess import ResizedImage
 from maskclip_jax.data.whole_files import changed_at, is_count
 from maskclip_jax.errors import UserError
 from maskclip_jax.label.corpus import Corpus, Read
@@ -205,21 +205,21 @@ def record_features(settings: Any, options: LabelOptions) -> dict[str, Any]:
     return {"confidence": options.confidence, "top_k": options.top_k, "width": width}
 
 
-Reading = list[Future]  # of (Read, PreparedImage | None), or of the Exception that came instead
+Reading = list[Future]  # of (Read, ResizedImage | None), or of the Exception that came instead
 
 
 def _reader(
     corpus: Corpus, labeller: Any, options: LabelOptions
-) -> Callable[[int], tuple[Read, PreparedImage | None] | Exception]:
+) -> Callable[[int], tuple[Read, ResizedImage | None] | Exception]:
     encoded = options.form == "records"
 
-    def read(index: int) -> tuple[Read, PreparedImage | None] | Exception:
+    def read(index: int) -> tuple[Read, ResizedImage | None] | Exception:
         try:
             found = corpus.read(index, encoded=encoded)
-            prepared = labeller.prepare(found.image)
-            if prepared is None:
+            resized = labeller.resize(found.image)
+            if resized is None:
                 return found, None
-            return found._replace(image=np.empty((0, 0, 3), np.uint8)), prepared  # pixels of photos fill memory
+            return found._replace(image=np.empty((0, 0, 3), np.uint8)), resized  # pixels of photos fill memory
         except Exception as error:  # decoders raise anything on a damaged file; the caller names the image
             return error
 
@@ -271,7 +271,7 @@ class _Labelling:
 
     def label(self, block: range, reading: Reading) -> None:
         """Computes what is missing of one block and gives it to the writers; some is still being saved afterwards."""
-        images: list[tuple[Read, PreparedImage | None]] = []
+        images: list[tuple[Read, ResizedImage | None]] = []
         for index, future in zip(block, reading, strict=True):
             found = future.result()
             if isinstance(found, Exception):
@@ -301,12 +301,12 @@ class _Labelling:
         self.skipped[index] = name, reason
 
     def _save(
-        self, found: Read, prepared: PreparedImage | None, scores: GridScores, cells: dict[str, np.ndarray]
+        self, found: Read, resized: ResizedImage | None, scores: GridScores, cells: dict[str, np.ndarray]
     ) -> Entry:
         maps, names = self.labeller.maps(scores), self.labeller.names
         confidence = np.rint(255 * maps.confidence.clip(0, 1)).astype(np.uint8) if self.options.confidence else None
         if "classes" in cells:
             cells["classes"] = cells["classes"].astype(np.uint8 if len(names) <= 256 else np.uint16)
             cells["probabilities"] = cells["probabilities"].astype(np.float16)
-        geometry = self.labeller.geometry(prepared)
+        geometry = self.labeller.geometry(resized)
         return self.store.save(Labelled(found.name, found.encoded, maps.labels, confidence, cells, geometry))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
-_EVENT = "/jax/core/compile/backend_compile_duration"
+COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class CompileCount:
@@ -18,7 +18,7 @@ class CompileCount:
         self.seconds = 0.0
 
     def __call__(self, event: str, duration: float, **_) -> None:
-        if event == _EVENT:
+        if event == COMPILED:
             self.programs += 1
             self.seconds += duration
 

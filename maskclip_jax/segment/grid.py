@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -138,7 +139,7 @@ def run_batches(
 
     Args:
       batches: in this order; one without a wanted row is left out.
-      image: pixels of a row, called once for each row of a batch, in order.
+      image: pixels of a row, called once for each row of a batch, in order, one batch ahead in a thread.
       compute: of `padded_batch`'s arrays; returns arrays [B, …] at once, as compiled functions do. The accelerator
         works on one batch while the host takes the one before apart.
     """
@@ -149,16 +150,29 @@ def run_batches(
             if wanted is None or row in wanted:
                 yield row, jax.tree.map(lambda x: x[place], on_host)  # noqa: B023  (used at once)
 
+    def padded(batch: Batch) -> tuple[list[int], Any]:
+        return batch.rows, padded_batch([image(row) for row in batch.rows], batch.size, batch.shape)
+
     waiting: tuple = ()
-    for batch in batches:
-        if wanted is not None and wanted.isdisjoint(batch.rows):
-            continue
-        found = compute(*padded_batch([image(row) for row in batch.rows], batch.size, batch.shape))
+    for rows, arrays in _ahead(padded, (b for b in batches if wanted is None or not wanted.isdisjoint(b.rows))):
+        found = compute(*arrays)
         if waiting:
             yield from apart(*waiting)
-        waiting = batch.rows, found
+        waiting = rows, found
     if waiting:
         yield from apart(*waiting)
+
+
+def _ahead(make: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`make` of every item in order, the next one being made in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for item in items:
+            waiting, made = pool.submit(make, item), waiting
+            if made is not None:
+                yield made.result()
+        if waiting is not None:
+            yield waiting.result()
 
 
 def padded_batch(

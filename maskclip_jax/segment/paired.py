@@ -92,9 +92,9 @@ def paired(pretrained: Pretrained, method: str | DenseMethod, affinity: Pretrain
     check_affinity(method, affinity)
     if affinity is None:
         return pretrained
-    other = affinity if isinstance(affinity, Pretrained) else _loaded(str(affinity))
+    other = affinity if isinstance(affinity, Pretrained) else loaded_backbone(str(affinity))
     if not isinstance(other.config.vision, ViTConfig):
-        raise UserError("an affinity is a Vision Transformer's, but a ResNet came: take another")
+        raise UserError("an affinity is a Vision Transformer's, got a ResNet: take another")
     ours, theirs = pretrained.preprocess, other.preprocess
     scale = tuple(float(a) / float(b) for a, b in zip(ours.std, theirs.std, strict=True))
     shift = tuple(float(a - b) / float(c) for a, b, c in zip(ours.mean, theirs.mean, theirs.std, strict=True))
@@ -109,6 +109,7 @@ def affinity_name(affinity: Pretrained | str | Path | None) -> str | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(source: str) -> Pretrained:
+def loaded_backbone(source: str) -> Pretrained:
+    """`load_backbone`, kept on the device for the next time."""
     found = load_backbone(source)
     return dataclasses.replace(found, variables=jax.device_put(found.variables))

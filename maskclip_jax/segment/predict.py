@@ -65,6 +65,19 @@ class Segmentation(NamedTuple):
             )
         return overlay_with_legend(pixels, self.labels, self.classes)
 
+    def to_detections(self, *, per: str = "region", min_area: int = 1, min_confidence: float = 0.0) -> dict[str, Any]:
+        """The objects as `supervision.Detections(**found.to_detections())` takes them; it is not needed here.
+
+        `xyxy` float32 [N, 4] in pixels (the right and lower side are those of the last pixel), `mask` bool [N, H, W],
+        `confidence` float32 [N] (means), `class_id` int [N], `data["class_name"]` [N]. A background, class 0, is no
+        object. Arguments and order are those of `maskclip_jax.segment.regions.find_regions`.
+        """
+        from maskclip_jax.segment.regions import as_detections, find_regions
+
+        limits = {"per": per, "min_area": min_area, "min_confidence": min_confidence}
+        found = find_regions(self.labels, self.classes, self.confidence, **limits)
+        return as_detections(self.labels.shape, found, self.classes)
+
     def save(self, folder: str | os.PathLike, image: Image | None = None, name: str | None = None) -> None:
         """The files that `segment` writes: NAME.json, NAME_labels.png and, given the image, NAME_overlay.png.
 

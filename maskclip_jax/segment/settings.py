@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from maskclip_jax.checkpoints.pretrained import Pretrained
-from maskclip_jax.data.preprocess import PreparedImage, Preprocess, prepare, sized
+from maskclip_jax.data.preprocess import PreparedImage, Preprocess, ResizedImage, prepare, resize, sized
 from maskclip_jax.data.vocabulary import ClassName, as_classes
 from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.dense import DenseMethod, dense_method
@@ -73,7 +73,11 @@ class PredictionSettings:
         """Height and width that an image of that size is read at, in pixels."""
         return self.preprocess.resized(original, self.times)
 
-    def prepare(self, image: UInt8[np.ndarray, "H W 3"], multiple: int | None = None) -> PreparedImage:
+    def resize(self, image: UInt8[np.ndarray, "H W 3"]) -> ResizedImage:
+        """An image at the size that it is read at; `prepare` takes it too."""
+        return resize(image, self.preprocess, self.times)
+
+    def prepare(self, image: UInt8[np.ndarray, "H W 3"] | ResizedImage, multiple: int | None = None) -> PreparedImage:
         """An image as the tower takes it (to be cut into windows: with a `multiple` of 1)."""
         if multiple is not None:
             return prepare(image, self.preprocess, multiple, scale=self.times)

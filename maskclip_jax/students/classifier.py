@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from maskclip_jax.ops.matmul import in_full_precision
 from maskclip_jax.ops.module import Dense, Module
 
+EXACT = lax.Precision.HIGHEST  # TPUs and GPUs would round float32 to 8 to 11 bits: classes differ by less
 MapperKind = Literal["identity", "linear", "mlp"]
 
 
@@ -27,8 +28,8 @@ class Mapper(nn.Module):
         if self.kind == "identity":
             return text
         if self.kind == "mlp":
-            text = nn.relu(Dense(text.shape[-1], param_dtype=text.dtype, name="hidden")(text))
-        return Dense(self.width, param_dtype=text.dtype, name="out")(text)
+            text = nn.relu(Dense(text.shape[-1], param_dtype=text.dtype, precision=EXACT, name="hidden")(text))
+        return Dense(self.width, param_dtype=text.dtype, precision=EXACT, name="out")(text)
 
 
 class TextHead(Module):
@@ -67,7 +68,7 @@ class TextHead(Module):
         if self.norm_feat:
             # rsqrt of a floor rather than a division by the norm: dropped-out features must not give NaN gradients
             features *= lax.rsqrt(jnp.maximum(jnp.square(features).sum(-1, keepdims=True), 1e-24))
-        return features @ weights.T
+        return jnp.matmul(features, weights.T, precision=EXACT)
 
 
 class LearnedHead(nn.Module):
@@ -80,5 +81,9 @@ class LearnedHead(nn.Module):
     def __call__(self, features: Float[Array, "B h w E"], train: bool) -> Float[Array, "B h w classes"]:
         features = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(in_full_precision(features), deterministic=not train)
         return Dense(
-            self.num_classes, param_dtype=features.dtype, kernel_init=nn.initializers.normal(0.01), name="conv_seg"
+            self.num_classes,
+            param_dtype=features.dtype,
+            precision=EXACT,
+            kernel_init=nn.initializers.normal(0.01),
+            name="conv_seg",
         )(features)

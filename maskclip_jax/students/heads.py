@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from maskclip_jax.students.layers import ConvBNReLU, SeparableConv, adaptive_average_pool, resize_bilinear
+from maskclip_jax.students.layers import ConvBNReLU, SeparableConv, SyncAxis, adaptive_average_pool, resize_bilinear
 from maskclip_jax.students.resnet import Stages
 
 
@@ -23,14 +23,14 @@ class DeepLabV2(nn.Module):
 
     width: int
     dilations: tuple[int, ...] = (6, 12, 18, 24)
-    axis_name: str | None = None
+    sync: SyncAxis | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, stages: Stages, train: bool) -> Float[Array, "B h w E"]:
         """Stage 4 [B, h, w, c] -> features [B, h, w, E]."""
         return sum(
-            ConvBNReLU(self.width, 3, 1, dilation, False, self.axis_name, self.dtype, name=f"aspp_{i}")(
+            ConvBNReLU(self.width, 3, 1, dilation, False, self.sync, self.dtype, name=f"aspp_{i}")(
                 stages.stage4, train, stages.valid4
             )
             for i, dilation in enumerate(self.dilations)
@@ -49,13 +49,13 @@ class DeepLabV3Plus(nn.Module):
     width: int
     dilations: tuple[int, ...] = (1, 12, 24, 36)
     low_level_width: int = 48
-    axis_name: str | None = None
+    sync: SyncAxis | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, stages: Stages, train: bool) -> Float[Array, "B h w E"]:
         """Stages 1 [B, h, w, c] and 4 -> features [B, h, w, E], at stage 1's resolution (stride 4)."""
-        common = {"axis_name": self.axis_name, "dtype": self.dtype}
+        common = {"sync": self.sync, "dtype": self.dtype}
         x = stages.stage4
         pooled = ConvBNReLU(self.width, **common, name="image_pool")(adaptive_average_pool(x, 1, stages.valid4), train)
         branches = [resize_bilinear(pooled, x.shape[1:3])]
@@ -85,13 +85,13 @@ class PSPHead(nn.Module):
 
     width: int
     pool_scales: tuple[int, ...] = (1, 2, 3, 6)
-    axis_name: str | None = None
+    sync: SyncAxis | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, stages: Stages, train: bool) -> Float[Array, "B h w E"]:
         """Stage 4 [B, h, w, c] -> features [B, h, w, E]."""
-        common = {"axis_name": self.axis_name, "dtype": self.dtype}
+        common = {"sync": self.sync, "dtype": self.dtype}
         x = stages.stage4
         levels = [x]
         for i, scale in enumerate(self.pool_scales):

@@ -24,6 +24,20 @@ from maskclip_jax.ops.module import Module
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
+class SyncAxis(NamedTuple):
+    """Devices that share batch statistics (SyncBN): all of a mapped axis, or each `group` in a row."""
+
+    name: str
+    group: int | None = None
+
+    def groups(self) -> list[list[int]] | None:
+        """Of the axis's places, where there is more than one group; traced."""
+        devices = lax.psum(1, self.name)
+        if self.group is None or self.group == devices:
+            return None
+        return [list(range(first, first + self.group)) for first in range(0, devices, self.group)]
+
+
 class Valid(NamedTuple):
     """Which rows and columns of each image in a padded batch are image: padding is below and on the right."""
 
@@ -90,14 +104,15 @@ class BatchNorm(Module):
     """Batch normalisation exactly as PyTorch's (Sync)BatchNorm2d: eps 1e-5, momentum 0.1, unbiased running variance.
 
     `flax.linen.BatchNorm` keeps the *biased* variance in its running average; with the 1 to 16 values per channel of a
-    pooled branch that is a different network in evaluation. With `axis_name` the statistics are those of the global
-    batch (SyncBN). Parameters `scale`, `bias` and statistics `mean`, `var` are [c], in the input's full precision.
+    pooled branch that is a different network in evaluation. With `sync` the statistics are those of the batch of all
+    its devices, or of a group of them. Parameters `scale`, `bias` and statistics `mean`, `var` are [c], in the input's
+    full precision.
 
     Raises:
         UserError: in training, when a channel has a single value to take statistics of (PyTorch refuses too).
     """
 
-    axis_name: str | None = None
+    sync: SyncAxis | None = None
     momentum: float = 0.1  # PyTorch's sense: the weight of the new value
     epsilon: float = 1e-5
     zero_scale: bool = False
@@ -126,9 +141,10 @@ class BatchNorm(Module):
         values = in_full_precision(x)
         mean, square = values.mean((0, 1, 2)), jnp.square(values).mean((0, 1, 2))
         count = int(np.prod(x.shape[:3]))
-        if self.axis_name is not None:
-            mean, square = lax.pmean((mean, square), self.axis_name)
-            count *= lax.psum(1, self.axis_name)
+        if self.sync is not None:
+            groups = self.sync.groups()
+            mean, square = lax.pmean((mean, square), self.sync.name, axis_index_groups=groups)
+            count *= len(groups[0]) if groups else lax.psum(1, self.sync.name)
         if count < 2:
             raise UserError(
                 f"batch normalisation needs at least 2 values per channel to train, {self.name} has {count} "
@@ -145,14 +161,14 @@ class ConvBNReLU(nn.Module):
     stride: int = 1
     dilation: int = 1
     depthwise: bool = False
-    axis_name: str | None = None
+    sync: SyncAxis | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W c"], train: bool, valid: Valid | None = None) -> Float[Array, "B h w d"]:
         conv = Conv(self.features, self.kernel, self.stride, self.dilation, self.depthwise, self.dtype, name="conv")
         x = conv(x, train, valid)
-        return nn.relu(BatchNorm(self.axis_name, name="bn")(x, train))
+        return nn.relu(BatchNorm(self.sync, name="bn")(x, train))
 
 
 class SeparableConv(nn.Module):
@@ -160,12 +176,12 @@ class SeparableConv(nn.Module):
 
     features: int
     dilation: int = 1
-    axis_name: str | None = None
+    sync: SyncAxis | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w c"], train: bool, valid: Valid | None = None) -> Float[Array, "B h w d"]:
-        common = {"axis_name": self.axis_name, "dtype": self.dtype}
+        common = {"sync": self.sync, "dtype": self.dtype}
         depthwise = ConvBNReLU(x.shape[-1], 3, 1, self.dilation, True, **common, name="depthwise")
         return ConvBNReLU(self.features, **common, name="pointwise")(depthwise(x, train, valid), train)
 

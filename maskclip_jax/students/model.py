@@ -13,7 +13,7 @@ from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 from maskclip_jax.students.classifier import LearnedHead, TextHead
 from maskclip_jax.students.heads import DeepLabV2, DeepLabV3Plus, PSPHead
-from maskclip_jax.students.layers import valid_part
+from maskclip_jax.students.layers import SyncAxis, valid_part
 from maskclip_jax.students.resnet import STAGES, VARIANTS, ResNet, Stages, Variant, variant
 
 CHOICES = {
@@ -29,6 +29,7 @@ CHOICES = {
 RANGES = {
     "width": (1, 2**16), "layers": (1, 1000), "base_width": (1, 2**12), "expansion": (1, 64), "rates": (1, 2**12),
     "low_level_width": (1, 2**16), "num_classes": (1, 2**16),
+    "bn_group_size": (1, 2**16),
 }  # fmt: skip
 
 
@@ -53,6 +54,7 @@ class StudentConfig:
         mapper: M(t), "identity", "linear" or "mlp" (fine-tuned CLIP).
         zero_init_residual: as in `ResNet`.
         bn_axis_name: the mapped axis of SyncBN, or None outside pmap.
+        bn_group_size: devices of it that share batch statistics, which divide their number, or None for all.
         dtype: of the computation, "float32", "bfloat16" or (with JAX_ENABLE_X64) "float64"; parameters are float32, or
             float64 where that is it.
 
@@ -78,6 +80,7 @@ class StudentConfig:
     mapper: str = "identity"
     zero_init_residual: bool = True
     bn_axis_name: str | None = None
+    bn_group_size: int | None = None
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -134,7 +137,8 @@ class Student(nn.Module):
 
     def setup(self):
         config = self.config
-        common: dict[str, Any] = {"axis_name": config.bn_axis_name, "dtype": jnp.dtype(config.dtype)}
+        sync = None if config.bn_axis_name is None else SyncAxis(config.bn_axis_name, config.bn_group_size)
+        common: dict[str, Any] = {"sync": sync, "dtype": jnp.dtype(config.dtype)}
         self.backbone = ResNet(config.variant, config.output_stride, config.stem, config.zero_init_residual, **common)
         if config.rates is not None:
             common["pool_scales" if config.head == "pspnet" else "dilations"] = config.rates

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskclip_jax.errors import UserError
-from maskclip_jax.students.layers import BatchNorm, Conv, Valid, average_pool, masked, max_pool, strided
+from maskclip_jax.students.layers import BatchNorm, Conv, SyncAxis, Valid, average_pool, masked, max_pool, strided
 
 Stem = Literal["v1c", "v1", "clip"]
 
@@ -74,7 +74,7 @@ class Bottleneck(nn.Module):
     antialias: bool = False  # CLIP's: an average pool strides, the convolutions do not
     project: bool = False  # the first block of a stage: 1×1 convolution on the shortcut
     zero_init_residual: bool = True
-    axis_name: str | None = None
+    sync: SyncAxis | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -82,14 +82,14 @@ class Bottleneck(nn.Module):
         stride, pool = (1, self.stride) if self.antialias else (self.stride, 1)
         width = self.planes * self.expansion
         y = Conv(self.planes, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(BatchNorm(self.axis_name, name="bn1")(y, train))
+        y = nn.relu(BatchNorm(self.sync, name="bn1")(y, train))
         y = Conv(self.planes, 3, stride, self.dilation, dtype=self.dtype, name="conv2")(y, train, valid)
-        y = nn.relu(BatchNorm(self.axis_name, name="bn2")(y, train))
+        y = nn.relu(BatchNorm(self.sync, name="bn2")(y, train))
         y = Conv(width, dtype=self.dtype, name="conv3")(average_pool(y, pool))
-        y = BatchNorm(self.axis_name, zero_scale=self.zero_init_residual, name="bn3")(y, train)
+        y = BatchNorm(self.sync, zero_scale=self.zero_init_residual, name="bn3")(y, train)
         if self.project:
             x = Conv(width, stride=stride, dtype=self.dtype, name="downsample_0")(average_pool(x, pool))
-            x = BatchNorm(self.axis_name, name="downsample_1")(x, train)
+            x = BatchNorm(self.sync, name="downsample_1")(x, train)
         return nn.relu(x + y)
 
 
@@ -101,7 +101,7 @@ class ResNet(nn.Module):
         output_stride: 8, 16 (strides become dilations, the first block of such a stage at half its dilation) or 32.
         stem: "v1c", "v1" or "clip".
         zero_init_residual: start every block as the identity; matters only from scratch.
-        axis_name: the mapped axis over which batch statistics are shared (SyncBN), or None.
+        sync: the devices that share batch statistics (SyncBN), or None.
         dtype: what convolutions are computed in; parameters and statistics are in its full precision.
     """
 
@@ -109,7 +109,7 @@ class ResNet(nn.Module):
     output_stride: int = 8
     stem: Stem = "v1c"
     zero_init_residual: bool = True
-    axis_name: str | None = None
+    sync: SyncAxis | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -132,7 +132,7 @@ class ResNet(nn.Module):
                     antialias=floors,
                     project=first,
                     zero_init_residual=self.zero_init_residual,
-                    axis_name=self.axis_name,
+                    sync=self.sync,
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_{block}",
                 )(x, train, valid)
@@ -149,7 +149,7 @@ class ResNet(nn.Module):
         convs = [(width, 7, 2)] if self.stem == "v1" else [(width // 2, 3, 2), (width // 2, 3, 1), (width, 3, 1)]
         for i, (features, kernel, stride) in enumerate(convs, start=1):
             x = Conv(features, kernel, stride, dtype=self.dtype, name=f"conv{i}")(x, train, valid)
-            x, valid = nn.relu(BatchNorm(self.axis_name, name=f"bn{i}")(x, train)), strided(valid, stride)
+            x, valid = nn.relu(BatchNorm(self.sync, name=f"bn{i}")(x, train)), strided(valid, stride)
         if self.stem == "clip":
             return average_pool(x, 2), strided(valid, 2, True)
         return max_pool(masked(x, valid)), strided(valid, 2)

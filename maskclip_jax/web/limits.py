@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import jax
 
@@ -20,6 +21,8 @@ MOST_WINDOWS = 256  # of one image: others wait meanwhile
 MOST_SIDE = 8192  # pixels of the resized image's long side
 MOST_CELLS = 8192  # of an image or a window: smoothing compares each with each
 MOST_BYTES = 2**30  # of one layer's attention, or of the matrix that brings windows to pixels
+MOST_FLOATS = 2**26  # words × pixels, where each is kept: 256 MB
+MOST_READ = 2**22  # pixels of an image, by a student
 MOST_PROGRAMS = 128  # compiled and kept, each of some MB
 
 
@@ -60,6 +63,27 @@ def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
         raise UserError(
             f"the page keeps {room / 2**20:.0f} MB of features, but these would be {needed / 2**20:.0f} MB: {remedy}, "
             "or start it with more --memory"
+        )
+
+
+def check_every_pixel(size: Shape, words: int) -> None:
+    """Raises UserError where the probability of every word at every pixel would take too much memory."""
+    if size[0] * size[1] * words > MOST_FLOATS:
+        raise UserError(
+            f"the page keeps every word at every pixel of PAMR and views, at most {MOST_FLOATS:,} numbers, got "
+            f"{size[1]} × {size[0]} × {words}: use fewer words, a smaller image or `python run.py segment`"
+        )
+
+
+def check_student(size: Shape, student: Any) -> None:
+    """Raises UserError where a student would read an image of that size as too many pixels."""
+    from maskclip_jax.distill.evaluation import student_reader  # only where there is a student: it imports optax
+
+    height, width = student_reader(student.config).preprocess.resized(size)
+    if height * width > MOST_READ:
+        raise UserError(
+            f"a student on the page reads at most {MOST_READ:,} pixels, got {width} × {height}: use a smaller image or "
+            "`python run.py segment`"
         )
 
 

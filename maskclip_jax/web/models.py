@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -59,24 +60,30 @@ class Reader:
 
 
 class Models:
-    """`names` of models, `load` that makes a `Pretrained` of one, and maybe a second backbone's name."""
+    """`names` of models, and `load` that makes a `Pretrained` of one, or a trained student; maybe the name of a backbone."""
 
-    def __init__(self, names: Sequence[str], load: Callable[[str], Pretrained], affinity: str | None = None):
+    def __init__(self, names: Sequence[str], load: Callable[[str], Any], affinity: str | None = None):
         self.affinity = affinity
         self.names = tuple(dict.fromkeys(names))
         self._load = load
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[str, Any] = {}
 
-    def reader(self, name: str | None) -> Reader:
-        """The model of that name (None: the first). Raises UserError for one that is not on the models."""
+    def reader(self, name: str | None) -> Any:
+        """The model of that name (None: the first): a `Reader`, or a student. Raises UserError for another name."""
         name = self.names[0] if name is None else name
         if name not in self.names:
             raise UserError(f"a model is one of {', '.join(self.names)}, got {name!r}: choose one of them")
         if name not in self._readers:
-            self._readers[name] = Reader(self._load(name))
+            loaded = self._load(name)
+            self._readers[name] = Reader(loaded) if isinstance(loaded, Pretrained) else loaded
         return self._readers[name]
 
     def recommended_denoising(self, name: str) -> float | None:
         """The checkpoint's own threshold, once it is loaded."""
         reader = self._readers.get(name)
-        return None if reader is None else reader.pretrained.reading.prompt_denoising
+        return reader.pretrained.reading.prompt_denoising if isinstance(reader, Reader) else None
+
+    def students(self) -> dict[str, list[str]]:
+        """The classes of every student that is loaded, without the background."""
+        students = {name: one for name, one in self._readers.items() if not isinstance(one, Reader)}
+        return {name: list(one.config.label_names[bool(one.config.background) :]) for name, one in students.items()}

@@ -18,16 +18,16 @@ LONGEST_WORD = 200  # characters
 LONGEST_TEMPLATE = 300
 LONGEST_TEXT = 1000  # of any other field
 MOST_PIXELS = 4096  # of a window's side or stride
+MOST_PAMR = 50  # steps
+MOST_SCALES = 4
 
 
-def methods(affinity: str | None) -> dict[str, str]:
-    """What the page offers, with that second backbone or none, and the method of `Options` that each is."""
-    return {"maskclip": "maskclip", "naive": "clip"} | {n: n for n in (dense.METHODS if affinity else dense.ALONE)}
-
-
+# what the page offers, and the method of `Options` that each is
+METHODS = {"maskclip": "maskclip", "naive": "clip"} | {name: name for name in dense.ALONE}
+ASKING = {name: name for name in dense.METHODS if name not in dense.ALONE}  # with a second backbone only
 ASKED = (
     *("method", "prompt_denoising", "key_smoothing", "window", "stride", "background", "background_threshold"),
-    "templates",
+    *("templates", "pamr", "scales", "flip"),
 )
 
 
@@ -39,7 +39,7 @@ class SegmentRequest:
       image: the number of a shipped scene ("0005"), or what /api/images answered.
       classes: what to look for, as after `--classes`: text or class set, or a list (["dog", "sofa, couch"]).
       model: one of the models served; None is the first.
-      options: how the image is read; in JSON, a method is one of `methods`.
+      options: how the image is read; in JSON, a method is one of `METHODS`.
     """
 
     image: str
@@ -60,10 +60,7 @@ class SegmentRequest:
 
 
 def read_request(body: bytes, affinity: str | None = None) -> SegmentRequest:
-    """The question in a request's JSON; `affinity` is the server's second backbone.
-
-    Raises UserError, one line, on what cannot be understood.
-    """
+    """The question in a request's JSON. Raises UserError, one line, on what cannot be understood."""
     try:
         fields = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -86,15 +83,26 @@ def read_request(body: bytes, affinity: str | None = None) -> SegmentRequest:
         _checked(fields, name, (int, float), "a number above 0 and up to 1")
         if abs(fields.get(name, 0)) > MOST_PIXELS:  # 10^400 is a whole number in JSON, and no float
             raise UserError(f"{name} is a number above 0 and up to 1, got {_kind(fields[name])}: change it")
-    if (method := fields.get("method", "maskclip")) not in (offered := methods(affinity)):
-        raise UserError(f"a method is one of {', '.join(offered)}, got {method!r}: choose one")
+    _checked(fields, "pamr", int, "a whole number of steps")
+    _checked(fields, "scales", list, "a list of sizes")
+    for scale in fields.get("scales", ()):
+        _checked({"a size": scale}, "a size", (int, float), "a number")
+    if not isinstance(fields.get("flip", False), bool):
+        raise UserError(f"flip is true or false, got {_kind(fields['flip'])}: change it or leave it out")
+    if fields.get("pamr", 0) > MOST_PAMR or len(fields.get("scales", ())) > MOST_SCALES:
+        raise UserError(
+            f"the page takes at most {MOST_PAMR} steps of PAMR and {MOST_SCALES} sizes: use fewer, or "
+            "`python run.py segment`"
+        )
+    methods = METHODS if affinity is None else METHODS | ASKING
+    if (method := fields.get("method", "maskclip")) not in methods:
+        raise UserError(f"a method is one of {', '.join(methods)}, got {method!r}: choose one")
     classes, background = _words(fields["classes"]), fields.get("background")
     empty = background is None or (isinstance(background, str) and not background.strip())
     background = None if empty else _words(background)
     _check_amount(classes, background or ())
     given = {name: fields[name] for name in ASKED if name in fields}
-    method = offered[method]
-    given |= {"method": method, "affinity": None if method in dense.ALONE else affinity}
+    given |= {"method": methods[method], "affinity": affinity if method in ASKING else None}
     options = Options(**given | {"background": background, "cache": False})
     return SegmentRequest(fields["image"], classes, fields.get("model"), options)
 

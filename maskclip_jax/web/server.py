@@ -36,7 +36,7 @@ from maskclip_jax.data.whole_files import json_text
 from maskclip_jax.errors import UserError
 from maskclip_jax.web.intake import Busy, Intake, Slow, TooLarge
 from maskclip_jax.web.limits import Programs
-from maskclip_jax.web.request import MOST_CLASSES, methods, read_request
+from maskclip_jax.web.request import ASKING, METHODS, MOST_CLASSES, read_request
 from maskclip_jax.web.session import MEGABYTE, File, Gone, Session, scene_names
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ MOST_WAITING = 64  # requests in the queue; the next one is refused
 BODIES = 4  # bodies of the largest size in memory at once, finished or not
 LONGEST_ERROR = 400  # characters
 PAGE = {"/": "index.html"} | {
-    f"/{name}": name for name in ("page.js", "drawing.js", "legend.js", "words.js", "page.css")
+    f"/{name}": name for name in ("page.js", "compare.js", "drawing.js", "legend.js", "words.js", "page.css")
 }
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 HEADERS = {  # nothing from outside is loaded, and nobody else's page may frame this one
@@ -257,7 +257,8 @@ def choices(session: Session, most_upload: int) -> dict[str, Any]:
     sets = {name: [", ".join(entry) for entry in class_set(name)] for name in class_set_names()}
     return {
         "models": list(session.models.names),
-        "methods": list(methods(session.models.affinity)),
+        "methods": [*METHODS, *(ASKING if session.models.affinity else ())],
+        "students": session.models.students(),
         "scenes": list(scene_names()),
         "class_sets": {name: words for name, words in sets.items() if len(words) < MOST_CLASSES},
         "prompt_denoising": session.models.recommended_denoising(session.models.names[0]),

@@ -6,6 +6,7 @@ images and the last answers are kept in memory. For one thread at a time: `serve
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import secrets
@@ -25,12 +26,14 @@ from maskclip_jax.data.whole_files import json_text
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.feature_cache import Kept, class_probability, keep_features, read_features, room_for
 from maskclip_jax.segment.files import output_names, result_record
-from maskclip_jax.segment.predict import Segmentation
+from maskclip_jax.segment.options import with_overrides
+from maskclip_jax.segment.pixels import needs_every_pixel
+from maskclip_jax.segment.predict import Segmentation, iter_segmentations
 from maskclip_jax.segment.settings import PredictionSettings, prediction_settings
 from maskclip_jax.visualize import heat_map
 from maskclip_jax.web.cache import Memory
-from maskclip_jax.web.limits import check_cost
-from maskclip_jax.web.models import Models
+from maskclip_jax.web.limits import check_cost, check_every_pixel, check_student
+from maskclip_jax.web.models import Models, Reader
 from maskclip_jax.web.request import SegmentRequest
 
 SHOWN = 768  # pixels of the long side on the page; files have them all
@@ -53,7 +56,8 @@ class Answer(NamedTuple):
     """What the files of an answer are made from."""
 
     request: SegmentRequest
-    settings: PredictionSettings
+    settings: PredictionSettings | None  # None: a student's
+    names: tuple[str, ...]
     shown: bytes  # PNG: red and green are the class's index (low and high byte), blue is its probability
 
 
@@ -106,15 +110,18 @@ class Session:
         began = clock()
         settings = self._settings(request)
         words = clock()
-        kept, ran = self._features(request, settings)
-        seen = clock()
-        result = read_features(kept, settings, size=shown_size(photo.size), columns=room_for(len(settings.word_class)))
-        maps = _png(_maps(result), compress_level=1)  # speed, not size: it goes as far as the next session
+        if settings is None or needs_every_pixel(settings):
+            result, ran, seen = self._whole(request, settings), True, words
+        else:
+            kept, ran = self._features(request, settings)
+            seen, columns = clock(), room_for(len(settings.word_class))
+            result = read_features(kept, settings, size=shown_size(photo.size), columns=columns)
+        shown = Image.fromarray(_maps(result)).resize(shown_size(photo.size)[::-1], Image.Resampling.NEAREST)
+        maps = _png(shown, compress_level=1)  # speed, not size: it goes as far as the next session
         masks = clock()
         token = secrets.token_urlsafe(12)
-        self._answers.put(
-            token, Answer(request, settings, maps), len(maps) + settings.classifier.nbytes + request.nbytes
-        )
+        rows = 0 if settings is None else settings.classifier.nbytes
+        self._answers.put(token, Answer(request, settings, result.classes, maps), len(maps) + rows + request.nbytes)
         record = result_record(photo.name, result) | {"height": photo.size[0], "width": photo.size[1]}
         for entry, colour in zip(record["classes"], class_palette(result.classes), strict=True):
             entry["color"] = "#" + bytes(colour).hex()
@@ -137,32 +144,73 @@ class Session:
             raise Gone(
                 f"an answer has labels.png, result.json, overlay.png and shown.png, got {kind}: choose one of them"
             )
-        result = read_features(self._features(answer.request, answer.settings)[0], answer.settings)
+        result = self._result(answer)
         palette = class_palette(result.classes)
         if kind == "labels.png":
             return File(label_png(result.labels, palette), "image/png", f"{stem}_labels.png")
         if kind == "result.json":
             return File(json_text(result_record(photo.name, result)).encode(), "application/json", f"{stem}.json")
         picture = result.overlay(self._decoded(photo.data, photo.name))
-        return File(_png(picture), "image/png", f"{stem}_overlay.png")
+        return File(_png(Image.fromarray(picture)), "image/png", f"{stem}_overlay.png")
 
     def heat(self, token: str, index: int) -> File:
         """The heat map of one class alone: its probability at every pixel shown."""
         answer = self._answer(token)
         settings = answer.settings
-        if not 0 <= index < len(settings.names):
-            raise Gone(f"this answer has classes 0 to {len(settings.names) - 1}, got {index}: choose one of them")
-        photo = self._photo(answer.request.image)
-        kept, _ = self._features(answer.request, settings)
-        small = self._small(photo)
-        columns = room_for(len(settings.word_class))
-        scores = class_probability(kept, settings, index, size=small.shape[:2], columns=columns)
-        return File(_png(heat_map(small, scores, low=0.0, name=f"probability of {settings.names[index]}")), "image/png")
+        if not 0 <= index < len(answer.names):
+            raise Gone(f"this answer has classes 0 to {len(answer.names) - 1}, got {index}: choose one of them")
+        small = self._small(self._photo(answer.request.image))
+        if settings is None or needs_every_pixel(settings):
+            probabilities = self._whole(answer.request, settings, small, return_probabilities=True).probabilities
+            assert probabilities is not None
+            scores = probabilities[..., index]
+        else:
+            kept, _ = self._features(answer.request, settings)
+            columns = room_for(len(settings.word_class))
+            scores = class_probability(kept, settings, index, size=small.shape[:2], columns=columns)
+        picture = heat_map(small, scores, low=0.0, name=f"probability of {answer.names[index]}")
+        return File(_png(Image.fromarray(picture)), "image/png")
 
-    def _settings(self, request: SegmentRequest) -> PredictionSettings:
+    def _settings(self, request: SegmentRequest) -> PredictionSettings | None:
+        """None for a student, which has its own."""
         reader = self.models.reader(request.model)
+        if not isinstance(reader, Reader):
+            return None
         classifier = reader.classifier(request.words, request.options.templates)
         return prediction_settings(request.classes, reader.pretrained, request.options, classifier=classifier)
+
+    def _result(self, answer: Answer) -> Segmentation:
+        """What `segment` finds in the image, in its own size."""
+        if answer.settings is None or needs_every_pixel(answer.settings):
+            return self._whole(answer.request, answer.settings)
+        return read_features(self._features(answer.request, answer.settings)[0], answer.settings)
+
+    def _whole(
+        self,
+        request: SegmentRequest,
+        settings: PredictionSettings | None,
+        pixels: UInt8[np.ndarray, "H W 3"] | None = None,
+        **more: Any,
+    ) -> Segmentation:
+        """The answer of a student, or one with PAMR or several views, from the pixels (the image's): none is kept."""
+        if pixels is None:
+            photo = self._photo(request.image)
+            pixels = self._decoded(photo.data, photo.name)
+        self.tower_runs += 1
+        if settings is None:
+            student = self.models.reader(request.model)
+            check_student(pixels.shape[:2], student)
+            if more:
+                check_every_pixel(pixels.shape[:2], len(request.classes))
+            (found,) = student.iter_segmentations([pixels], request.classes, with_overrides(request.options, more))
+            return found
+        check_every_pixel(pixels.shape[:2], len(settings.word_class))
+        for scale in settings.options.scales:
+            check_cost(pixels.shape[:2], dataclasses.replace(settings, times=scale), self._kept.budget)
+        (found,) = iter_segmentations(
+            [pixels], dataclasses.replace(settings, options=with_overrides(settings.options, more))
+        )
+        return found
 
     def _features(self, request: SegmentRequest, settings: PredictionSettings) -> tuple[Kept, bool]:
         """The kept features of an image, and whether the image tower had to run for them."""
@@ -231,7 +279,7 @@ def _maps(result: Segmentation) -> UInt8[np.ndarray, "H W 3"]:
     return np.dstack([(labels & 255).astype(np.uint8), (labels >> 8).astype(np.uint8), confidence])
 
 
-def _png(pixels: UInt8[np.ndarray, "H W 3"], **options: int) -> bytes:
+def _png(image: Image.Image, **options: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", **options)
+    image.save(file, format="PNG", **options)
     return file.getvalue()

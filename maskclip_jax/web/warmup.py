@@ -8,7 +8,9 @@ import numpy as np
 
 from maskclip_jax.data.vocabulary import as_classes
 from maskclip_jax.segment.feature_cache import class_probability, keep_features, read_features
+from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.settings import prediction_settings
+from maskclip_jax.web.models import Reader
 from maskclip_jax.web.session import Session, shown_size
 
 ASPECTS = ((1, 1), (3, 4), (4, 3), (9, 16), (16, 9))  # a shape bucket each (data.buckets: sides grow by 3^(1/3))
@@ -18,6 +20,10 @@ COLUMNS = (8, 16)  # words there is room for
 def steps(session: Session) -> Iterator[Callable[[], None]]:
     """What is to be run once, in turn, for the first model of the models."""
     reader = session.models.reader(None)
+    if not isinstance(reader, Reader):  # a student
+        image = np.zeros((*shown_size((480, 640)), 3), np.uint8)
+        yield lambda: list(reader.iter_segmentations([image], None, Options()))
+        return
     short = reader.pretrained.preprocess.short_side or reader.pretrained.preprocess.image_size
     assert short is not None  # every encoder's file says one of the two
     words = as_classes(["dog", "grass", "sky"])

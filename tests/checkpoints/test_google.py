@@ -198,6 +198,17 @@ def damaged(tmp_path, kind):
         write_pair(tmp_path)
         (tmp_path / "tips_v2_b14_text.npz").unlink()
         return tmp_path
+    elif kind == "image half twice":
+        folder = write_pair(tmp_path)
+        shutil.copy(folder / "tips_v2_b14_vision.npz", folder / "tips_v2_b14_text.npz")
+        return folder
+    elif kind == "text half twice":
+        folder = write_pair(tmp_path)
+        return shutil.copy(folder / "tips_v2_b14_text.npz", folder / "other.npz")
+    elif kind == "image tower":
+        np.savez(file, **{name: array for name, array in arrays.items() if name.startswith("img/")})
+    elif kind == "text tower":
+        np.savez(file, **{name: array for name, array in arrays.items() if not name.startswith("img/")})
     elif kind == "two models":
         np.savez(file, **arrays)
         return write_pair(tmp_path)
@@ -222,6 +233,10 @@ WRONG = {
     "naflex": "SigLIP 2's NaFlex, which is another architecture",
     "no pooling head": "without SigLIP's pooling head",
     "half": "half of a TIPS, but its other half, tips_v2_b14_text.npz, is missing",
+    "image half twice": "a TIPS is two files, got the image half alone",
+    "text half twice": "got the text half of a TIPS alone",
+    "image tower": "a SigLIP has an image tower and a text tower, but the second is missing",
+    "text tower": "got SigLIP's text tower alone",
     "two models": "holds several models",
     "no temperature": "temperature_contrastive holds NaN",
 }
@@ -342,6 +357,6 @@ def test_names_of_one_model_and_files_of_another(tmp_path):
     write_pair(folder)
     assert load_clip(folder).config.family == "clip"
     shutil.copy(folder / "tips_v2_b14_vision.npz", folder / "alone.npz")
-    with pytest.raises(UserError, match=r"not a TIPS of scenic's, which lack token_emb/emb_var") as error:
+    with pytest.raises(UserError, match="a TIPS is two files, got the image half alone") as error:
         load_clip(Path(folder / "alone.npz"))
     assert "\n" not in str(error.value)

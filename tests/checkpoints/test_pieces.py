@@ -233,6 +233,20 @@ def test_tokenizers_of_others(tmp_path, checkpoints):
         assert "\n" not in str(error.value)
 
 
+def test_another_tokenizer_than_a_wrong_one(tmp_path, checkpoints):
+    """What lies beside the weights is not read where `tokenizer=` gives another."""
+    config, variables = checkpoints.random_clip("siglip")
+    folder, words = tmp_path / "model", tmp_path / "words.model"
+    folder.mkdir()
+    np.savez(folder / "siglip.npz", **to_names(variables, config, "big_vision"))
+    words.write_bytes(trained_pieces("unigram"))
+    for content in (b"rubbish", b""):
+        (folder / "tokenizer.model").write_bytes(content)
+        with pytest.raises(UserError, match="not a whole SentencePiece model"):
+            load_clip(folder)
+        assert load_clip(folder, tokenizer=words).tokenizer(["a cat"]).shape == (1, 16)
+
+
 def test_a_tokenizer_by_its_path(tmp_path, checkpoints):
     config, variables = checkpoints.random_clip("siglip")
     arrays = to_names(variables, config, "big_vision")

@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
-from maskclip_jax.checkpoints import architecture
+from maskclip_jax.checkpoints import architecture, folders
 from maskclip_jax.checkpoints.load import load_clip
 from maskclip_jax.checkpoints.weights import abstract_variables, to_names
 from maskclip_jax.data.preprocess import Preprocess
@@ -186,7 +186,8 @@ OTHERS = {  # the words of open_clip's own configs of 2026
     "CoCa": {"vision_cfg": {"attentional_pool": True}, "multimodal_cfg": {"width": 512}},
     "NLLB": {"text_cfg": {"hf_model_name": "facebook/nllb-200-distilled-600M"}},
     "XLM-RoBERTa": {"text_cfg": {"hf_model_name": "xlm-roberta-base", "hf_proj_type": "mlp"}},
-    "not OpenAI's architecture": {"vision_cfg": {"pool_type": "avg", "no_ln_pre": True}},  # CLIPA
+    "CLIPA": {"vision_cfg": {"pool_type": "avg", "no_ln_pre": True}},
+    "not OpenAI's architecture": {"vision_cfg": {"timm_model_name": "hiera_base"}},
 }
 
 
@@ -198,6 +199,45 @@ def test_other_architectures_are_named(name):
     with pytest.raises(UserError, match=f"which is {name}") as error:
         architecture.from_open_clip(config)
     assert "\n" not in str(error.value)
+
+
+BARE = {  # a key of their weights, beside a CLIP's own
+    "visual.blocks.0.attn.q_proj.weight": "EVA",
+    "visual.trunk.blocks.0.mlp.fc1_g.weight": "EVA",
+    "visual.trunk.stages.0.blocks.0.conv_dw.weight": "ConvNeXt",
+    "visual.trunk.stages.1.blocks.0.token_mixer.conv.weight": "MobileCLIP",
+    "image_encoder.model.patch_embed.0.weight": "MobileCLIP",
+    "visual.attn_pool.probe": "PE-Core",
+    "visual.attn_pool.query": "CoCa",
+    "text_decoder.resblocks.0.ln_1.weight": "CoCa",
+    "visual.trunk.attn_pool.latent": "SigLIP in timm's form",
+    "visual.trunk.cls_token": "an image tower of timm",
+    "text.transformer.layers.0.fc1.weight": "a CLIP whose text tower is NLLB",
+    "text.transformer.encoder.layer.0.output.dense.weight": "a CLIP whose text tower is XLM-RoBERTa",
+}
+
+
+@pytest.mark.parametrize("key", BARE)
+def test_bare_weights_of_others_are_named(checkpoints, caplog, key):
+    """Whatever else they have; and nothing is said of an assumed activation first."""
+    arrays = to_names(checkpoints.random_clip("vit")[1], checkpoints.CONFIGS["vit"], "openai")
+    for weights in ({key: np.zeros(3, np.float32)}, arrays | {key: np.zeros(3, np.float32)}):
+        with pytest.raises(UserError, match=f"but {BARE[key]}") as error:
+            load_clip(weights)
+        assert "\n" not in str(error.value)
+    assert not caplog.records
+
+
+def test_a_config_is_read_before_the_weights(tmp_path):
+    """Or fetched: what cannot be read is known from the config."""
+    model = open_clip(512, B16 | OTHERS["EVA"]["vision_cfg"], (512, 8, 12))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    with pytest.raises(UserError, match="which is EVA"):
+        folders.candidates(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_siglip_512"}))
+    (tmp_path / "open_clip_config.json").unlink()
+    with pytest.raises(UserError, match=r"not None \(timm's vit_base_patch16_siglip_512\)"):
+        folders.candidates(tmp_path)
 
 
 @pytest.mark.parametrize("model_type", ["siglip2", "chinese_clip", "siglip_vision_model", None, 3, ["clip"]])

@@ -145,6 +145,18 @@ def test_images_per_device():
         config_of(batch_size=12, accumulate=2).per_device(4)
 
 
+def test_groups_of_devices_divide_them():
+    config = config_of(batch_size=12, bn_group_size=2)
+    assert config.student_config.bn_group_size == 2
+    assert config.per_device(4) == 3
+    with pytest.raises(UserError, match="bn_group_size divides the number of devices, 3, got 2: use 1 or 3, or null"):
+        config.per_device(3)
+    with pytest.raises(UserError, match="devices, 1, got 2: use 1, or null"):
+        config.per_device(1)
+    with pytest.raises(UserError, match="bn_group_size"):
+        config_of(bn_group_size=0)
+
+
 def test_which_modes_ask_the_teacher():
     asks = {mode: config_of(mode=mode, unseen=("cat",)).uses_teacher for mode in ("annotation-free", "zero-shot")}
     asks |= {mode: config_of(mode=mode).uses_teacher for mode in ("feature", "supervised")}

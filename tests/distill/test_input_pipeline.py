@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from tiny_distill import CLASSES, config_of
@@ -12,6 +13,7 @@ from maskclip_jax.data.sources import ArraySource
 from maskclip_jax.distill.input_pipeline import (
     device_positions,
     epoch_order,
+    on_devices,
     stream_example,
     train_batch,
     train_batches,
@@ -81,6 +83,12 @@ def test_reading_ahead_changes_nothing_and_starts_anywhere():
     config = config_of(batch_size=4, steps=6, mode="supervised")
     place = {"devices": 1, "local": range(1)}
     ahead = list(train_batches(config, SOURCE, 2, threads=4, **place))
+    placed = list(on_devices(iter(ahead)))
+    assert len(placed) == len(ahead)
+    for before, after in zip(ahead, placed, strict=True):
+        for name, array in after.items():
+            assert isinstance(array, jax.Array)
+            np.testing.assert_array_equal(array, before[name])
     assert len(ahead) == 4
     for step, batch in enumerate(ahead, 2):
         for name, value in train_batch(config, SOURCE, step, **place).items():

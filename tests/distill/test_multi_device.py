@@ -22,10 +22,10 @@ from maskclip_jax.distill.config import DistillConfig
 HERE = Path(__file__).parents[1] / "helpers"  # the modules that tests share
 
 
-def case():
+def case(**changes):
     """Four steps over the change of phase; device 0 has hardly a label, device 1 none."""
-    phases = {"self_training": True, "guided_steps": 2}
-    config = config_of(mode="zero-shot", unseen=("cat", "sky"), background=True, dtype="float64", **phases)
+    fields = {"self_training": True, "guided_steps": 2, "background": True, "dtype": "float64"} | changes
+    config = config_of(mode="zero-shot", unseen=("cat", "sky"), **fields)
     rng = np.random.default_rng(0)
     batches = []
     for _ in range(4):
@@ -61,11 +61,20 @@ def plant(fault: str) -> None:
         step._over_all = counted
 
 
+CHANGES = {"two micro-batches": {"accumulate": 2}, "groups of two": {"bn_group_size": 2}}
+
+
 def run(devices: int, fault: str = "") -> dict[str, np.ndarray]:
     plant(fault)
-    state, metrics = run_steps(*case(), devices)
+    state, metrics = run_steps(*case(**CHANGES.get(fault, {})), devices)
+    shards = [[np.asarray(shard.data) for shard in x.addressable_shards] for x in jax.tree.leaves(state)]
+    apart = max(float(np.abs(shard - first).max()) for first, *others in shards for shard in others or [first])
     arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
-    return arrays | {name: np.array([values[name] for values in metrics]) for name in metrics[0]}
+    return (
+        arrays
+        | {"replicas apart": np.array(apart)}
+        | {name: np.array([values[name] for values in metrics]) for name in metrics[0]}
+    )
 
 
 def in_a_child(folder: Path, devices: int, fault: str = "") -> dict[str, np.ndarray]:
@@ -104,6 +113,7 @@ def test_eight_devices_are_one(one, tmp_path):
     assert np.ptp(one["loss"]) > 1e-2  # the steps did something
     eight = in_a_child(tmp_path, 8)
     assert max(worst(one, eight).values()) < 1e-10
+    assert eight["replicas apart"] == 0  # bit for bit, or they would drift
     for name in ("labelled", "pseudo", "accuracy", "leaked", "learning_rate"):
         np.testing.assert_allclose(eight[name], one[name], rtol=1e-10, err_msg=name)
 
@@ -111,7 +121,20 @@ def test_eight_devices_are_one(one, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["local statistics", "mean of local means", "local count"])
 def test_what_would_be_wrong_is_seen(fault, one, tmp_path):
-    assert worst(one, in_a_child(tmp_path, 8, fault))[".params"] > 1e-3
+    wrong = in_a_child(tmp_path, 8, fault)
+    assert worst(one, wrong)[".params"] > 1e-3
+    assert (wrong["replicas apart"] > 1e-3) == (fault != "mean of local means")
+
+
+@pytest.mark.slow
+def test_a_group_of_devices_has_the_statistics_of_a_micro_batch(tmp_path):
+    """Four devices in groups of two are one that takes two halves in turn; only running averages are made otherwise."""
+    halves, groups = in_a_child(tmp_path, 1, "two micro-batches"), in_a_child(tmp_path, 4, "groups of two")
+    found = worst(halves, groups)
+    assert found.pop(".batch_stats") < 1
+    assert max(found.values()) < 1e-10
+    assert groups["replicas apart"] == 0
+    assert worst(halves, in_a_child(tmp_path, 4))[".params"] > 1e-3  # statistics of all four are others
 
 
 if __name__ == "__main__":

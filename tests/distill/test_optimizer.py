@@ -1,5 +1,7 @@
 """The schedule against its formula, the optimiser against PyTorch's written out."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,16 @@ def test_a_value_worked_by_hand():
     """Half-way: 2^-0.9 = 0.53589; 0.0099 · 0.53589 + 0.0001."""
     found = learning_rate(5, config_of(learning_rate=0.01, min_learning_rate=1e-4, power=0.9, steps=10))
     np.testing.assert_allclose(found, 0.00540529, rtol=1e-5)
+
+
+def test_a_rate_in_proportion_to_the_batch():
+    """Both rates are those of a batch of 16; without the option they are the config's whatever the batch."""
+    config = config_of(learning_rate=0.02, min_learning_rate=0.002, power=1.0, steps=10, batch_size=64)
+    scaled = dataclasses.replace(config, scale_learning_rate=True)
+    for step in (0, 5, 10):
+        assert float(learning_rate(step, scaled)) == pytest.approx(4 * float(learning_rate(step, config)))
+    halved = dataclasses.replace(scaled, batch_size=8)
+    assert float(learning_rate(0, halved)) == pytest.approx(0.01)
 
 
 def test_sgd_is_pytorchs():

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_distill import CLASSES, config_of, setup, text_rows
+from tiny_distill import CLASSES, text_rows, trained_student
 from tiny_run import run_config, train, write_data
 
 from maskclip_jax import cli
 from maskclip_jax.data.sources import Example
 from maskclip_jax.distill.evaluation import evaluate_student
-from maskclip_jax.distill.predict import TrainedStudent, chosen_labels, iter_student_segmentations
+from maskclip_jax.distill.predict import chosen_labels, iter_student_segmentations
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.segment.options import Options
@@ -22,9 +22,7 @@ SIZES = ((32, 32), (40, 56), (32, 32), (21, 33), (64, 32))
 
 @pytest.fixture(scope="module")
 def trained():
-    config = config_of(mode="supervised")
-    _, _, student, state = setup(config)
-    return TrainedStudent(config, student, {"params": state.params, "batch_stats": state.batch_stats}, text_rows(), 0)
+    return trained_student()
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,11 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_distill import config_of, setup, text_rows
+from tiny_distill import trained_student
 from tiny_run import same
 
 from maskclip_jax.data.whole_files import read_json
 from maskclip_jax.distill import is_run, is_student
-from maskclip_jax.distill.predict import TrainedStudent
 from maskclip_jax.distill.student_folder import load_student, save_student
 from maskclip_jax.errors import UserError
 
@@ -23,10 +22,8 @@ def flat(trained):
 
 @pytest.fixture(scope="module")
 def trained():
-    config = config_of(mode="supervised", train_data="/home/alice/secret/voc.npz", eval_data="tfds:voc?split=val")
-    _, _, student, state = setup(config)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return TrainedStudent(config, student, variables, text_rows(), 7, "the latest", {"mIoU": 12.5})
+    data = {"train_data": "/home/alice/secret/voc.npz", "eval_data": "tfds:voc?split=val"}
+    return trained_student(7, "the latest", {"mIoU": 12.5}, **data)
 
 
 @pytest.fixture

@@ -33,7 +33,9 @@ def write(folder, golden, name, **changes):
     config = json.loads(golden[f"{name}/config"].tobytes()) | changes
     (folder / "config.json").write_text(json.dumps(config))
     prefix = f"{name}/w/"
-    save_file({k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}, folder / "model.safetensors")
+    save_file(
+        {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}, folder / "model.safetensors"
+    )
     return folder
 
 

@@ -117,7 +117,14 @@ def test_what_means_nothing_for_an_encoder():
         pipeline = Fidelity(upsample="stretched", probability_scale=100.0, all_denoised="drop_all")
         assert with_fidelity(config, pipeline).fidelity == pipeline
     assert with_fidelity(variant("RN50"), Fidelity.released()).fidelity == Fidelity.released()
-    assert [c.family for c in (*ENCODERS.values(), variant("RN50"))] == ["clip", "siglip", "tips", "tips", "tips", "clip"]
+    assert [c.family for c in (*ENCODERS.values(), variant("RN50"))] == [
+        "clip",
+        "siglip",
+        "tips",
+        "tips",
+        "tips",
+        "clip",
+    ]
     assert dense_method("gem", ENCODERS["siglip"]).blocks == 1
     with pytest.raises(UserError, match="is read as one block, got 2"):
         dense_method(DenseMethod("vv", blocks=2), ENCODERS["siglip"])

@@ -1,6 +1,7 @@
 """Evaluation: one engine, the same answers as the plain ways, whatever the batch, the shapes and the views."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from tiny_distill import CLASSES, STUDENT, config_of, pretrained_clip, setup, te
 from tiny_run import HERE
 
 from maskclip_jax.data.augment import AugmentConfig
+from maskclip_jax.data.buckets import bucket_shape
 from maskclip_jax.data.preprocess import Preprocess, interpolation_matrix
 from maskclip_jax.data.sources import ArraySource, Example
 from maskclip_jax.distill.config import TeacherConfig
@@ -23,8 +25,10 @@ from maskclip_jax.distill.step import make_eval_step
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate import engine as views
 from maskclip_jax.evaluate.encoder import evaluate, evaluate_teacher
-from maskclip_jax.evaluate.engine import MOST_WAITING, Counter, Reader, batches
+from maskclip_jax.evaluate.engine import MOST_WAITING, Counter, Reader, batches, canvas_shape
 from maskclip_jax.evaluate.metrics import confusion_matrix
+from maskclip_jax.ops.compile_count import count_compiles
+from maskclip_jax.segment.grid import usual_sides
 from maskclip_jax.segment.predict import segment_images
 from maskclip_jax.segment.refine import Logits
 from maskclip_jax.students import create_student
@@ -232,6 +236,43 @@ def test_students_see_no_padding(stem, fidelity):
     expected = np.einsum("yh,hwc,xw->yxc", rows, logits, columns).argmax(-1)
     found = evaluate_student(config, variables, frozen.text, ArraySource(image[None], labels[None]))
     assert np.abs(found.confusion - np.asarray(confusion_matrix(labels, expected, 5))).sum() <= 4
+
+
+def test_few_programs_serve_many_sizes_of_images():
+    """Nine sizes, two programs; each image by itself takes the same ones, and counts the same pixels."""
+    config = config_of(augmentation=AugmentConfig(short_side=32), learning_rate=0.03)  # a counter of its own
+    _, frozen, _, state = setup(config)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    sizes = [(32, 33 + n) for n in range(6)] + [(27, 30), (20, 23), (45, 32)]
+    examples = [
+        Example(RNG.integers(0, 256, (*size, 3), np.uint8), RNG.integers(0, 5, size).astype(np.uint8), f"{n}")
+        for n, size in enumerate(sizes)
+    ]
+    score = functools.partial(evaluate_student, config, variables, frozen.text, batch_size=4)
+    with count_compiles() as count:
+        scores = score(examples)
+    assert count.programs == 2
+    with count_compiles() as count:
+        alone = sum(score([example]).confusion for example in examples)
+    assert count.programs == 0
+    np.testing.assert_array_equal(alone, scores.confusion)
+    assert scores.confusion.sum() == sum(h * w for h, w in sizes)
+
+
+def test_vocs_sizes_need_eight_programs():
+    """Long side 500, a short side of every length up to 1:3, short side 512: padded shape and canvas."""
+    preprocess = Preprocess((0.5,) * 3, (0.5,) * 3, "opencv", 512, 2048)
+    sizes = [(500, side) for side in range(167, 501)] + [(side, 500) for side in range(167, 501)]
+    needed = set()
+    for size in sizes:
+        padded = bucket_shape(*preprocess.resized(size), 8, **usual_sides(preprocess))
+        canvas = canvas_shape(size, padded)
+        assert canvas >= size
+        assert canvas[1] >= size[1]
+        needed.add((padded, canvas))
+    assert len(needed) <= 8
+    assert canvas_shape((1000, 600), (512, 744)) == (1024, 1504)
+    assert canvas_shape((700, 700), (512, 744)) == (736, 1056)
 
 
 def test_many_sizes_do_not_wait_for_ever():

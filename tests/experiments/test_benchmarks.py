@@ -11,7 +11,7 @@ import pytest
 
 from experiments.benchmark import __main__ as benchmarks
 from experiments.benchmark import cases, flops, interleave, labelling, table, work, worker_pipe
-from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from maskclip_jax.encoders.config import SIGLIP_VIT, TIPS_VIT, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP, fold
 from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.segment.refine import dense_logits
@@ -27,16 +27,23 @@ def program_flops(function, *args) -> float:
     return jax.jit(function).lower(*args).cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize(
-    "vision",
-    [ViTConfig(32, 8, 64, 2, 2, 256), ResNetConfig(64, 32, (1, 2, 1, 1), 4)],
-    ids=["vit", "resnet"],
-)
-def test_dense_counts_are_those_of_a_program(vision):
-    config = CLIPConfig(vision, TEXT, 48)
+_SIZES = (32, 8, 64, 2, 2, 256)
+TOWERS = {
+    "vit": ViTConfig(*_SIZES),
+    "siglip": ViTConfig(*_SIZES, **SIGLIP_VIT),
+    "tips": ViTConfig(*_SIZES, **TIPS_VIT),
+    "tips, swiglu": ViTConfig(*_SIZES, **TIPS_VIT | {"activation": "swiglu", "class_tokens": 40}),
+    "resnet": ResNetConfig(64, 32, (1, 2, 1, 1), 4),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_dense_counts_are_those_of_a_program(name):
+    vision = TOWERS[name]
+    config = CLIPConfig(vision, TEXT, 64)
     model = CLIP(config)
     variables = fold(config, work.random_variables(model))
-    images, text = jnp.zeros((1, 128, 96, 3)), jnp.zeros((11, 48))
+    images, text = jnp.zeros((1, 128, 96, 3)), jnp.zeros((11, 64))
     counted = flops.dense(config, 128, 96, 11)
     program = program_flops(lambda v, x, t: dense_logits(model, v, x, t).logits, variables, images, text)
     assert counted < program < 1.25 * counted  # norms, activations, softmax, and the keys come on top

@@ -14,14 +14,21 @@ from PIL import Image
 from experiments import report
 from experiments.configs.paper import TARGETS
 from experiments.harness import records, scoring
-from experiments.harness.records import Cell, Missing, Settings, find, run, table
-from experiments.tables import ablations, annotation_free, fine_grained, transforms
+from experiments.harness.records import Cell, Found, Missing, Settings, find, run, table
+from experiments.tables import ablations, annotation_free, encoders, fine_grained, transforms
 from maskclip_jax import cli
+from maskclip_jax.checkpoints.pretrained import Pretrained, Reading
+from maskclip_jax.data.preprocess import Preprocess
+from maskclip_jax.data.sources import ArraySource
 from maskclip_jax.distill.experiment import load_experiment
+from maskclip_jax.encoders.dense import METHODS
+from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
+from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.refine import predict_scores
 
 ROOT = Path(__file__).resolve().parents[2]
+TIPS_V2 = {"b14": 17.4, "l14": 24.7, "so400m14": 23.3, "g14": 17.8}  # mIoU on ADE20K, as published
 
 
 def test_readme_says_what_is_committed():
@@ -107,12 +114,51 @@ def test_the_full_report_shows_what_was_published(tmp_path):
     report.write_report(Settings(scale="full", results=tmp_path / "none"), tmp_path / "out", compute=False)
     text = (tmp_path / "out" / "report.md").read_text()
     assert "41.5 / –" in text
+    assert all(f"| tips_v2_{size} | {value} / – |" in text for size, value in TIPS_V2.items())
     for value in TARGETS.values():
         assert f"{value} / –" in text
     assert (
         "python run.py distill experiments/configs/paper.py:voc20/zero_shot/r50 --out runs/voc20_zero_shot_r50-0"
         in text
     )
+
+
+def test_every_encoder_by_every_method_at_full_size():
+    """A row's command fills that row, a cell's that cell, though "clip" is a part of other methods' names."""
+    settings = Settings(scale="full")
+    found = {f.cell.key: f.cell for f in find(settings, encoders)}
+    rows = [(data, encoder) for data in encoders.DATA for encoder in encoders.ENCODERS]
+    assert set(found) == {f"{d}/{e}/{m}" for d, e in rows for m in METHODS} - {
+        f"{data}/clip_rn50/values" for data in encoders.DATA
+    }
+    for key, cell in found.items():
+        (only,) = shlex.split(cell.command)[-1:]
+        assert records.chosen(Settings(only=(only,)), list(found)) == {key}
+        Options(**cell.config["options"])
+    text = "".join(b for b in encoders.blocks(settings, {key: Found(cell, None) for key, cell in found.items()}))
+    for data, encoder in rows:
+        command = f"python -m experiments.tables.encoders --scale full --only {data}/{encoder}/"
+        assert f"`{command}` |\n" in text
+        filled = records.chosen(Settings(only=(command.split()[-1],)), list(found))
+        assert filled == {key for key in found if key.startswith(f"{data}/{encoder}/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "kind"), [("ade150/tips_v2_b14/maskclip", "tips"), ("ade150/siglip2_b16/gem", "siglip")]
+)
+def test_a_full_cell_on_a_tiny_encoder(monkeypatch, checkpoints, key, kind):
+    """With random weights and one image: the cell's own protocol, windows and templates."""
+    config, variables = checkpoints.random_clip(kind)
+    ids = lambda prompts: np.full((len(prompts), config.text.context_length), 1, np.int32)  # noqa: E731
+    clip = Pretrained(CLIP(config), variables, config, ids, Preprocess((0.5,) * 3, (0.5,) * 3, multiple=8), Reading())
+    image = np.random.default_rng(0).integers(0, 256, (1, 24, 40, 3), np.uint8)
+    monkeypatch.setattr(scoring, "pretrained", lambda model: clip)
+    monkeypatch.setattr(scoring, "open_data", lambda *_: ArraySource(image, np.ones((1, 24, 40), np.uint8)))
+    (cell,) = [cell for cell in encoders.cells(Settings(scale="full")) if cell.key == key]
+    scores = cell.compute()
+    assert scores["images"] == 1
+    assert 0 <= scores["mIoU"] <= 100
 
 
 def test_every_command_that_is_shown_can_be_given():

@@ -11,6 +11,7 @@ from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.data.augment import AugmentConfig
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.optimizer import descent_direction
+from maskclip_jax.distill.predict import TrainedStudent
 from maskclip_jax.distill.step import TrainState, make_train_step
 from maskclip_jax.distill.teacher import teacher_from
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
@@ -103,6 +104,14 @@ def setup(config: DistillConfig, kind: str = "vit"):
     params = variables["params"]
     opt_state = jax.tree.map(np.asarray, descent_direction(config).init(params))
     return teacher, frozen, student, TrainState(np.int32(0), params, variables["batch_stats"], opt_state)
+
+
+def trained_student(step: int = 0, chosen: str = "", scores: dict | None = None, **changes) -> TrainedStudent:
+    """The student of `setup`, as `load_student` has it."""
+    config = config_of(mode="supervised", **changes)
+    _, _, student, state = setup(config)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return TrainedStudent(config, student, variables, text_rows(), step, chosen, scores)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from flax import traverse_util
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import StudentConfig, create_student
-from maskclip_jax.students.classifier import Mapper, TextHead
+from maskclip_jax.students.classifier import LearnedHead, Mapper, TextHead
 from maskclip_jax.students.resnet import ResNet, Variant, variant
 
 KEY = jax.random.key(0)
@@ -155,6 +155,18 @@ def test_logits_are_features_times_text():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("head", [TextHead(8, mapper="mlp"), LearnedHead(3)])
+def test_class_scores_are_exact_products(head):
+    """In the forward pass and in its gradients, where an accelerator's default would round to bfloat16 or TF32."""
+    arguments = (jnp.zeros((1, 2, 2, 8)), *((jnp.zeros((3, 8)),) if isinstance(head, TextHead) else ()), False)
+    variables = head.init(KEY, *arguments)
+    loss = lambda v, x: head.apply(v, x, *arguments[1:]).sum()  # noqa: E731
+    program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(variables, arguments[0]).as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(products) >= 3
+    assert all("HIGHEST" in line for line in products)
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     student = create_student(StudentConfig(**TINY, dtype="bfloat16"))
     images, text = jax.random.normal(KEY, (1, 32, 32, 3)), jax.random.normal(KEY, (3, 8))

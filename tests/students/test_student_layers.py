@@ -88,9 +88,8 @@ def test_adaptive_pool_matrix_by_hand():
 
 
 def test_matrices_of_images_in_a_batch_are_those_of_each_alone():
-    """Also without a GPU's rounding: whole numbers say where a row samples."""
     sizes = [(5, 7), (3, 12), (6, 1), (1, 4)]
-    old, new = (jnp.array(side, jnp.int32)[:, None, None] for side in zip(*sizes, strict=True))
+    old, new = (np.array(side, np.int32)[:, None, None] for side in zip(*sizes, strict=True))
     found, pooled = layers.bilinear_matrix(old, new, (12, 6)), layers.adaptive_pool_matrix(old, 3, 6)
     for (source, target), matrix, pool in zip(sizes, found, pooled, strict=True):
         np.testing.assert_allclose(matrix[:target, :source], layers.bilinear_matrix(source, target), atol=1e-6)
@@ -145,7 +144,8 @@ def test_sync_batch_norm_over_shards_is_batch_norm_of_the_whole(norm_case):
     variables, x = norm_case
 
     def loss(variables, x, axis_name):
-        out, updates = layers.BatchNorm(axis_name).apply(variables, x, True, mutable=["batch_stats"])
+        sync = None if axis_name is None else layers.SyncAxis(axis_name)
+        out, updates = layers.BatchNorm(sync).apply(variables, x, True, mutable=["batch_stats"])
         return jnp.sin(out).sum(), (out, updates)
 
     (_, (whole, stats)), grad = jax.value_and_grad(loss, argnums=1, has_aux=True)(variables, x, None)

@@ -22,15 +22,16 @@ def test_logits_of_a_padded_batch_are_those_of_each_image_alone(head, stem, stri
         config = dataclasses.replace(STUDENT, head=head, stem=stem, output_stride=stride, rates=None, dtype="float64")
         student, text = create_student(config), np.eye(config.width)[:5]
         rng = np.random.default_rng(0)
-        images = rng.normal(size=(3, 64, 72, 3))
-        variables = drawn(shapes_of(student, jnp.asarray(images), jnp.asarray(text)))
-        padded = np.asarray(jax.jit(student.apply)(variables, images, text, sizes=SIZES))
-        cells = [tuple(map(config.cells, size.tolist())) for size in SIZES]
-        alone = np.asarray(jax.jit(student.apply)(variables, images[:1, :45, :61], text))[0]
-        assert alone.shape[:2] == cells[0]
-        assert padded.shape[1:3] == cells[1]  # which fills the array
+        images, text = jnp.asarray(rng.normal(size=(3, 64, 72, 3))), jnp.asarray(text)
+        variables = drawn(shapes_of(student, images, text))
+        logits = jax.jit(lambda *arrays, sizes=None: student.apply(*arrays, sizes=sizes))
+        padded, unmasked = (
+            np.asarray(logits(variables, images, text, sizes=sizes)) for sizes in (SIZES, np.full_like(SIZES, (64, 72)))
+        )
+        rows, columns = map(config.cells, SIZES[0].tolist())
+        alone = np.asarray(logits(variables, images[:1, :45, :61], text))[0]
+        assert alone.shape[:2] == (rows, columns)
+        assert padded.shape[1:3] == tuple(map(config.cells, (64, 72)))
         assert np.ptp(alone) > 0.1
-        np.testing.assert_allclose(padded[0, : cells[0][0], : cells[0][1]], alone, atol=1e-10)
-        unmasked = np.asarray(jax.jit(student.apply)(variables, images, text))
-        np.testing.assert_allclose(padded[1], unmasked[1], atol=1e-10)
-        assert np.abs(padded[0] - unmasked[0])[: cells[0][0], : cells[0][1]].max() > 1e-3  # without masks it is seen
+        np.testing.assert_allclose(padded[0, :rows, :columns], alone, atol=1e-10)
+        assert np.abs(unmasked[0, :rows, :columns] - alone).max() > 1e-3  # without masks it is seen

@@ -237,3 +237,31 @@ def test_paste_camera_suggestions_and_class_sets(visit):
     visitor.answered()
     assert len(visitor.page.input_value("#words").split(", ")) == 20
     assert visitor.page.locator("#legend tbody button, #absent button").count() == 20
+
+
+def test_two_settings_side_by_side(visit):
+    """What was held lies left of the slider, over the same photo; the line below says what differs."""
+    visitor = visit()
+    visitor.scene(SCENE)
+    visitor.type(WORDS)
+    visitor.answered()
+    before = visitor.canvas()
+    visitor.page.click("#hold")
+    assert visitor.page.inner_text("#difference") == "Both are the same as yet: change a setting."
+    visitor.page.fill("#pamr", "3")
+    visitor.answered()
+    assert visitor.page.inner_text("#difference") == "Left: pamr 0. Right: pamr 3."
+    assert (visitor.canvas() != before).any()
+    held, now = (visitor.page.locator(name).bounding_box() for name in ("#held", "#canvas"))
+    assert held == now
+    visitor.slide("split", 0.25)
+    assert visitor.page.evaluate("document.getElementById('held').style.clipPath") == "inset(0px 75% 0px 0px)"
+    visitor.page.click("#legend button >> text=ball")
+    visitor.page.wait_for_selector("#heat:visible")
+    assert not visitor.page.is_visible("#held")
+    visitor.page.click("#back")
+    assert visitor.page.is_visible("#held")
+    visitor.scene("0038")  # another photo has nothing to be compared with
+    visitor.answered()
+    assert not visitor.page.is_visible("#held")
+    assert visitor.page.inner_text("#hold") == "Compare"

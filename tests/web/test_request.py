@@ -52,12 +52,22 @@ def test_options():
     assert asked.options.method == "clip"
     assert (asked.options.prompt_denoising, asked.options.key_smoothing) == (0.3, 1)
     assert asked.options.windows == (96, 48)
+    asked = ask(pamr=10, scales=[0.75, 1], flip=True)
+    assert (asked.options.pamr, len(asked.options.views)) == (10, 4)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"classes": ""}, "at least one word is needed, got none"),
+        ({"pamr": 51}, "at most 50 steps of PAMR"),
+        ({"pamr": 1.5}, "pamr is a whole number of steps"),
+        ({"scales": [1] * 5}, "and 4 sizes"),
+        ({"scales": 1}, "scales is a list of sizes"),
+        ({"scales": [1e400]}, "is no number"),
+        ({"scales": ["1"]}, "a size is a number, got the text '1'"),
+        ({"scales": [99]}, "scales are 0.0625 to 16"),
+        ({"flip": 1}, "flip is true or false, got 1"),
         ({"classes": " \n"}, "at least one word is needed"),
         ({"classes": "dog,,cat"}, "has an empty one"),
         ({"classes": "dog, Dog"}, "in one class only"),

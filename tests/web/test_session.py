@@ -6,10 +6,14 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_distill import trained_student
 from web_calls import same_record
 
 from maskclip_jax import cli
+from maskclip_jax.data.vocabulary import as_classes
 from maskclip_jax.errors import UserError
+from maskclip_jax.segment.predict import segment_images
+from maskclip_jax.web import warmup
 from maskclip_jax.web.models import Models
 from maskclip_jax.web.request import SegmentRequest, read_request
 from maskclip_jax.web.session import SHOWN, Gone, Session, scene_names, shown_size
@@ -95,6 +99,43 @@ def test_the_files_are_those_of_segment(session, tmp_path, monkeypatch, capsys):
     assert sum(area > 0 for area in areas.values()) > 1
     for entry in answer["classes"]:  # of the size shown
         assert entry["area"] == pytest.approx(areas[entry["class"]], abs=0.01)
+
+
+@pytest.mark.parametrize("options", [{"pamr": 2}, {"flip": True, "scales": [1, 1.25]}])
+def test_pamr_and_views_are_those_of_segment(session, options):
+    """Nothing is kept of them: the tower runs for every question."""
+    answer = session.segment(asking(**options))
+    reader = session.models.reader(None)
+    classifier = reader.classifier(as_classes(WORDS.split(", ")), "scene")
+    pixels = decoded(session.picture("0005"))
+    (found,) = segment_images([pixels], WORDS, reader.pretrained, classifier=classifier, **options)
+    np.testing.assert_array_equal(decoded(session.file(token(answer), "labels.png")), found.labels)
+    np.testing.assert_array_equal(decoded(session.file(token(answer), "shown.png"))[..., 0], found.labels)
+    assert session.segment(asking(**options))["image_tower_ran"]
+    assert decoded(session.heat(token(answer), 1)).shape[1] == 512
+
+
+def test_a_student_answers_with_its_own_classes(models):
+    student = trained_student()
+    names = list(student.config.label_names)
+    shelf = Models(["a student"], lambda name: student)
+    own = Session(shelf, most_pixels=1_000_000)
+    for step in warmup.steps(own):
+        step()
+    assert shelf.students() == {"a student": names}
+    assert shelf.recommended_denoising("a student") is None
+    answer = own.segment(asking(classes=", ".join(names), templates=None))
+    (found,) = segment_images([decoded(own.picture("0005"))], None, student)
+    np.testing.assert_array_equal(decoded(own.file(token(answer), "labels.png")), found.labels)
+    assert [entry["class"] for entry in answer["classes"]] == names
+    assert decoded(own.heat(token(answer), 0)).shape[1] == 512
+    for classes, options, message in (
+        ("no such class", {}, "a student has the"),
+        (names[0], {"method": "naive"}, "a student is read as it was trained, got method"),
+        (names[0], {"pamr": 3}, "a student is read as it was trained, got pamr"),
+    ):
+        with pytest.raises(UserError, match=message):
+            own.segment(asking(classes=classes, templates=None, **options))
 
 
 def test_heat_is_the_probability(session):

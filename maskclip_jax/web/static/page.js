@@ -1,5 +1,6 @@
 import {Drawing} from "/drawing.js";
 import {colourOf, writeLegend} from "/legend.js";
+import {Comparison} from "/compare.js";
 import {Words} from "/words.js";
 
 const $ = (id) => document.getElementById(id);
@@ -119,14 +120,16 @@ function shoot() {
 
 // ---- question and answer
 
+const READ_BY_CLIP = ["method", "denoising", "smoothing", "windows", "window", "stride", "background", "least", "pamr", "views"];
+const comparison = new Comparison($);
 const slider = (id) => Number($(id).value) || null; // 0 is off
 
 function question() {
   const windows = $("windows").checked;
+  const what = {image: state.image, classes: state.words.text(), model: $("model").value};
+  if (state.choices.students[what.model]) return what; // it is read as it was trained
   return {
-    image: state.image,
-    classes: state.words.text(),
-    model: $("model").value,
+    ...what,
     method: $("method").value,
     prompt_denoising: slider("denoising"),
     key_smoothing: slider("smoothing"),
@@ -134,7 +137,20 @@ function question() {
     stride: windows ? Number($("stride").value) : null,
     background: $("background").value,
     background_threshold: slider("least"),
+    pamr: Number($("pamr").value),
+    flip: $("views").checked,
+    scales: $("views").checked ? [0.75, 1, 1.25] : [1],
   };
+}
+
+// A student has its own words, and takes no settings.
+function changeModel() {
+  const model = $("model").value;
+  const own = state.choices.students[model];
+  for (const id of READ_BY_CLIP) $(id).disabled = Boolean(own);
+  const typed = state.words.text().split(/[,;]/).map((word) => word.trim());
+  if (own && !typed.every((word) => own.includes(word))) state.words.fillIn(model);
+  else ask(0);
 }
 
 let timer = null, controller = null;
@@ -153,11 +169,12 @@ async function askNow(again = true) {
   $("status").textContent = "Looking …";
   const began = performance.now();
   try {
-    const body = JSON.stringify(question());
+    const asked = question();
+    const body = JSON.stringify(asked);
     const headers = {"Content-Type": "application/json"};
     const answer = await call("/api/segment", {method: "POST", body, headers, signal: controller.signal});
     const drawing = await Drawing.load(state.photo, answer.files.shown);
-    if (number === state.asked) show(answer, drawing, performance.now() - began);
+    if (number === state.asked) show(answer, drawing, asked, performance.now() - began);
   } catch (error) {
     if (number !== state.asked || error.name === "AbortError") return;
     if (error.status === 404 && state.file && again) {
@@ -172,9 +189,9 @@ async function askNow(again = true) {
   }
 }
 
-function show(answer, drawing, milliseconds) {
+function show(answer, drawing, asked, milliseconds) {
   complain("");
-  Object.assign(state, {answer, drawing});
+  Object.assign(state, {answer, drawing, question: asked});
   state.colours = answer.classes.map(({color}) => colourOf(color));
   for (const id of ["tools", "legend", "downloads"]) $(id).hidden = false;
   $("photo").hidden = true;
@@ -197,6 +214,7 @@ function show(answer, drawing, milliseconds) {
 
 function paint(only = null) {
   state.drawing?.draw($("canvas"), state.colours, Number($("opacity").value), only);
+  if (state.question) comparison.paint(state, Number($("opacity").value));
 }
 
 let singled = null;
@@ -220,7 +238,7 @@ function showHeat(index) {
   heat.onload = () => {
     if (state.heat === null) return;
     heat.hidden = false;
-    $("canvas").hidden = true;
+    $("canvas").hidden = $("held").hidden = true;
   };
   heat.onerror = () => {
     showAll();
@@ -267,9 +285,12 @@ function listen() {
     });
   }
   for (const id of ["denoising", "smoothing", "least"]) $(id).addEventListener("input", () => ask(60));
-  for (const id of ["model", "method", "windows"]) $(id).addEventListener("change", () => ask(0));
+  $("model").addEventListener("change", changeModel);
+  for (const id of ["method", "windows", "views"]) $(id).addEventListener("change", () => ask(0));
   for (const id of ["window", "stride"]) $(id).addEventListener("input", () => { if ($("windows").checked) ask(500); });
-  $("background").addEventListener("input", () => ask(500));
+  for (const id of ["background", "pamr"]) $(id).addEventListener("input", () => ask(500));
+  $("hold").addEventListener("click", () => comparison.toggle(state, paint));
+  $("split").addEventListener("input", () => comparison.split());
   $("opacity").addEventListener("input", () => paint());
   $("back").addEventListener("click", showAll);
   $("canvas").addEventListener("mousemove", (event) => {
@@ -294,10 +315,12 @@ async function start() {
   const option = (name) => new Option(name, name);
   $("model").append(...state.choices.models.map(option));
   $("method").append(...state.choices.methods.map(option));
-  state.words = new Words($("words"), $("suggestions"), $("class-set"), state.choices.class_sets, ask);
+  const sets = {...state.choices.class_sets, ...state.choices.students};
+  state.words = new Words($("words"), $("suggestions"), $("class-set"), sets, ask);
   const own = state.choices.prompt_denoising;
   if (own) $("denoising").title = `recommended for ${state.choices.models[0]}: ${own}`;
   addScenes(state.choices.scenes);
+  changeModel();
   document.body.dataset.ready = "yes";
 }
 
