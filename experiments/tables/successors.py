@@ -46,14 +46,12 @@ PUBLISHED = {  # ViT-B/16, each paper's protocol
     "naclip": (79.7, 35.2, 23.3),
     "naclip, PAMR": (83.0, 38.4, 25.7),
     "clip_surgery": (None, None, None),
-    "resclip_rcs": (None, None, None),
-    "sc_clip": (None, None, None),
 }
 
 
 def methods_of(short: str) -> list[str]:
-    """A ResNet's pool has neither residual and MLP (`values` is MaskCLIP's reading there) nor earlier blocks to ask."""
-    return [m for m, method in METHODS.items() if short == "vit" or not (m == "values" or method.earlier)]
+    """A ResNet's pool has neither residual nor MLP: without them it is read as MaskCLIP reads it."""
+    return [method for method in METHODS if short == "vit" or method != "values"]
 
 
 def reading_options(name: str, model: str) -> dict[str, Any]:
