@@ -51,6 +51,14 @@ PROTOCOLS: dict[str, Protocol] = {
     "naclip": Protocol(
         **_SLIDING, short_side=336, method="naclip", probability_scale=40.0, background_threshold=0.1, pamr=10
     ),
+    "sc_clip": Protocol(
+        **_SLIDING,
+        short_side=336,
+        method="sc_clip",
+        probability_scale=40.0,
+        background_threshold=0.15,
+        note="Cityscapes 560; VOC21: scale 50, small areas dropped (not done here)",
+    ),
     "clip_surgery": Protocol(
         "maskclip",
         512,

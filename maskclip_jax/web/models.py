@@ -60,7 +60,7 @@ class Reader:
 
 
 class Models:
-    """`names` of models, and `load` that makes a `Pretrained` of one, or a trained student; maybe the name of a backbone."""
+    """`names` of models, and `load` that makes a `Pretrained` of one, or a trained student; maybe a backbone's name."""
 
     def __init__(self, names: Sequence[str], load: Callable[[str], Any], affinity: str | None = None):
         self.affinity = affinity

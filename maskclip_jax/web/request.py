@@ -60,7 +60,7 @@ class SegmentRequest:
 
 
 def read_request(body: bytes, affinity: str | None = None) -> SegmentRequest:
-    """The question in a request's JSON. Raises UserError, one line, on what cannot be understood."""
+    """The question in a request's JSON; `affinity` is the server's backbone. Raises UserError."""
     try:
         fields = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:

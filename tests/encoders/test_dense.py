@@ -189,6 +189,7 @@ def test_one_line_for_what_cannot_be(wrong, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resclip_rcs", "sc_clip"])
 def test_the_authors_own_towers(name):
     """What ResCLIP's (without its feedback) and SC-CLIP's code answer on the same weights, in float64."""
