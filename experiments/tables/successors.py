@@ -27,7 +27,7 @@ from experiments.harness.scoring import (
     recommended_denoising,
     scenes_sheet,
 )
-from maskclip_jax.encoders.dense import ALONE
+from maskclip_jax.encoders.dense import ALONE, METHODS
 from maskclip_jax.segment.protocols import PROTOCOLS, protocol_options
 
 NAME = "successors"
@@ -35,6 +35,7 @@ TITLE = "MaskCLIP and its training-free successors"
 SCENES = 100
 MODELS = {"resnet": "embedded", "vit": "embedded-vit"}
 READINGS: dict[str, dict[str, Any]] = {"raw": {}, "PD": {}, "KS": {"key_smoothing": 1.0}, "PAMR": {"pamr": 10}}
+ASKING = [method for method in METHODS if method not in ALONE]
 FULL = ("voc20", "context59", "cocostuff171")
 PUBLISHED = {  # ViT-B/16, each paper's protocol
     "clip": (41.8, 9.2, 4.4),
@@ -85,6 +86,9 @@ def cells(settings: Settings) -> list[Cell]:
             for name in READINGS:
                 options = {"method": method} | reading_options(name, model)
                 found.append(protocol_cell(f"{short}/{method}/{name}", model, "scenes", count, options))
+    for method in ASKING:  # the ViT beside itself: no other backbone is embedded
+        options = {"method": method, "affinity": MODELS["vit"]}
+        found.append(protocol_cell(f"vit/{method}/raw", MODELS["vit"], "scenes", count, options))
     return found
 
 
@@ -94,11 +98,12 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         rows = [(row, *(beside(found, f"{data}/{row}") for data in FULL)) for row in PUBLISHED]
         return ["Published / ours, ViT-B/16, mIoU in %.\n", table([("", *FULL), *rows])]
     columns = [(short, name) for short in MODELS for name in READINGS]
-    rows = [(m, *(score(found, f"{s}/{m}/{n}") if m in methods_of(s) else "" for s, n in columns)) for m in ALONE]
+    keys = {m: [f"{s}/{m}/{n}" for s, n in columns] for m in METHODS}
+    rows = [(m, *(score(found, key) if key in found else "" for key in keys[m])) for m in METHODS]
     count = max(f.cell.config["count"] for f in found.values())
     note = (
         f"mIoU in % on {count} held-out scenes, 66 names as prompts, images whole; PD at the checkpoints' thresholds, "
-        "KS at 1, PAMR in 10 steps.\n"
+        "KS at 1, PAMR in 10 steps; what asks a second backbone (the last rows) has the ViT itself.\n"
     )
     pictures = [
         sheet(f"{NAME}_{short}", f"Some scenes by every method, {short}", functools.partial(examples, short))
