@@ -20,8 +20,8 @@ from experiments.harness.figures import Figure
 from experiments.harness.records import Cell, Found, Settings, beside, score, table
 from experiments.harness.scoring import protocol_cell
 from experiments.tables import successors
-from maskclip_jax.encoders.dense import ALONE
-from maskclip_jax.segment.protocols import protocol_options
+from maskclip_jax.encoders.dense import ALONE, METHODS
+from maskclip_jax.segment.protocols import PROTOCOLS, protocol_options
 
 NAME = "encoders"
 TITLE = "Every encoder by every reading"
@@ -63,13 +63,15 @@ def methods_of(encoder: str) -> list[str]:
 def full_options(encoder: str, method: str) -> dict[str, Any]:
     """TIPSv2's protocol for TIPS, for others that of the method."""
     if encoder.startswith("tips"):
-        return protocol_options("tipsv2").changed() | {"method": method}
+        asked = {"affinity": PROTOCOLS[method].affinity} if method in successors.ASKING else {}
+        return protocol_options("tipsv2").changed() | {"method": method} | asked
     return successors.full_options(method)
 
 
 def cells(settings: Settings) -> list[Cell]:
     if settings.scale == "full":
-        keys = [(data, encoder, method) for data in DATA for encoder in ENCODERS for method in methods_of(encoder)]
+        methods = {encoder: [*methods_of(encoder), *successors.ASKING] for encoder in ENCODERS}
+        keys = [(data, encoder, method) for data in DATA for encoder in ENCODERS for method in methods[encoder]]
         return [
             protocol_cell("/".join(key), ENCODERS[key[1]], key[0], None, full_options(*key[1:]))._replace(
                 published=PUBLISHED.get("/".join(key))
@@ -90,7 +92,7 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         out: list[str | Figure] = ["Published / ours, mIoU in %; a row's empty cells are filled by its command.\n"]
         for data in DATA:
             rows = [_row(found, data, encoder) for encoder in ENCODERS]
-            out += [f"{data}:\n", table([("", *ALONE, "to fill it"), *rows])]
+            out += [f"{data}:\n", table([("", *METHODS, "to fill it"), *rows])]
         return out
     count = max(f.cell.config["count"] for f in found.values())
     rows = [
@@ -105,7 +107,7 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
 
 
 def _row(found: dict[str, Found], data: str, encoder: str) -> tuple[Any, ...]:
-    keys = [f"{data}/{encoder}/{method}" for method in ALONE]
+    keys = [f"{data}/{encoder}/{method}" for method in METHODS]
     empty = any(key in found and found[key].record is None for key in keys)
     command = f"`python -m experiments.tables.{NAME} --scale full --only {data}/{encoder}/`" * empty
     return (encoder, *(beside(found, key) for key in keys), command)
