@@ -21,12 +21,11 @@ from experiments.harness.records import Cell, Found, Settings, beside, score, ta
 from experiments.harness.scoring import protocol_cell
 from experiments.tables import successors
 from maskclip_jax.encoders.dense import ALONE, METHODS
-from maskclip_jax.segment.protocols import protocol_options
+from maskclip_jax.segment.protocols import PROTOCOLS, protocol_options
 
 NAME = "encoders"
 TITLE = "Every encoder by every reading"
 SCENES = 100
-AFFINITY = "facebook/dino-vitb16"
 DATA = (*successors.FULL, "ade150")
 ENCODERS = {
     "clip_b16": "openai/clip-vit-base-patch16",
@@ -65,15 +64,17 @@ def methods_of(encoder: str) -> list[str]:
 
 
 def full_options(encoder: str, method: str) -> dict[str, Any]:
-    """TIPSv2's protocol for TIPS, for others that of the method; likeness of patches is DINO's."""
-    tips = encoder.startswith("tips")
-    options = protocol_options("tipsv2").changed() | {"method": method} if tips else successors.full_options(method)
-    return options | ({"affinity": AFFINITY} if METHODS[method].affinity else {})
+    """TIPSv2's protocol for TIPS, for others that of the method."""
+    if encoder.startswith("tips"):
+        asked = {"affinity": PROTOCOLS[method].affinity} if method in successors.ASKING else {}
+        return protocol_options("tipsv2").changed() | {"method": method} | asked
+    return successors.full_options(method)
 
 
 def cells(settings: Settings) -> list[Cell]:
     if settings.scale == "full":
-        keys = [(data, encoder, method) for data in DATA for encoder in ENCODERS for method in methods_of(encoder)]
+        methods = {encoder: [*methods_of(encoder), *successors.ASKING] for encoder in ENCODERS}
+        keys = [(data, encoder, method) for data in DATA for encoder in ENCODERS for method in methods[encoder]]
         return [
             protocol_cell("/".join(key), ENCODERS[key[1]], key[0], None, full_options(*key[1:]))._replace(
                 published=PUBLISHED.get("/".join(key))

@@ -27,7 +27,7 @@ from experiments.harness.scoring import (
     recommended_denoising,
     scenes_sheet,
 )
-from maskclip_jax.encoders.dense import ALONE
+from maskclip_jax.encoders.dense import ALONE, METHODS
 from maskclip_jax.segment.protocols import PROTOCOLS, protocol_options
 
 NAME = "successors"
@@ -35,6 +35,7 @@ TITLE = "MaskCLIP and its training-free successors"
 SCENES = 100
 MODELS = {"resnet": "embedded", "vit": "embedded-vit"}
 READINGS: dict[str, dict[str, Any]] = {"raw": {}, "PD": {}, "KS": {"key_smoothing": 1.0}, "PAMR": {"pamr": 10}}
+ASKING = [method for method in METHODS if method not in ALONE]
 FULL = ("voc20", "context59", "cocostuff171")
 PUBLISHED = {  # ViT-B/16, each paper's protocol
     "clip": (41.8, 9.2, 4.4),
@@ -46,12 +47,16 @@ PUBLISHED = {  # ViT-B/16, each paper's protocol
     "naclip": (79.7, 35.2, 23.3),
     "naclip, PAMR": (83.0, 38.4, 25.7),
     "clip_surgery": (None, None, None),
+    "proxyclip": (80.3, 39.1, 26.5),
+    "clip_dinoiser": (80.9, 35.9, 24.6),  # learned from DINO's S
+    "lposs": (78.8, 37.8, 25.9),
+    "lposs+": (None, None, None),
 }
 
 
 def methods_of(short: str) -> list[str]:
-    """A ResNet's pool has neither residual and MLP (`values` is MaskCLIP's reading there) nor earlier blocks to ask."""
-    return [m for m, method in ALONE.items() if short == "vit" or not (m == "values" or method.earlier)]
+    """A ResNet's pool has neither residual, MLP nor earlier blocks: "values" is MaskCLIP's reading once more."""
+    return [name for name, method in ALONE.items() if short == "vit" or not (method.earlier or name == "values")]
 
 
 def reading_options(name: str, model: str) -> dict[str, Any]:
@@ -63,8 +68,8 @@ def full_options(row: str) -> dict[str, Any]:
     """A row's protocol. What has none of its own, or one that is not of windows, is read as SCLIP's paper reads it."""
     method, _, refined = row.partition(", ")
     own = method in PROTOCOLS and method != "maskclip"
-    options = protocol_options(method if own else "sclip").changed() | {"method": method}
-    return options | {"pamr": 10 if refined else 0}
+    options = protocol_options(method if own else "sclip").changed()
+    return options | ({} if own else {"method": method}) | {"pamr": 10 if refined else 0}
 
 
 def cells(settings: Settings) -> list[Cell]:
@@ -81,6 +86,9 @@ def cells(settings: Settings) -> list[Cell]:
             for name in READINGS:
                 options = {"method": method} | reading_options(name, model)
                 found.append(protocol_cell(f"{short}/{method}/{name}", model, "scenes", count, options))
+    for method in ASKING:  # the ViT beside itself: no other backbone is embedded
+        options = {"method": method, "affinity": MODELS["vit"]}
+        found.append(protocol_cell(f"vit/{method}/raw", MODELS["vit"], "scenes", count, options))
     return found
 
 
@@ -90,11 +98,12 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         rows = [(row, *(beside(found, f"{data}/{row}") for data in FULL)) for row in PUBLISHED]
         return ["Published / ours, ViT-B/16, mIoU in %.\n", table([("", *FULL), *rows])]
     columns = [(short, name) for short in MODELS for name in READINGS]
-    rows = [(m, *(score(found, f"{s}/{m}/{n}") if m in methods_of(s) else "" for s, n in columns)) for m in ALONE]
+    keys = {m: [f"{s}/{m}/{n}" for s, n in columns] for m in METHODS}
+    rows = [(m, *(score(found, key) if key in found else "" for key in keys[m])) for m in METHODS]
     count = max(f.cell.config["count"] for f in found.values())
     note = (
         f"mIoU in % on {count} held-out scenes, 66 names as prompts, images whole; PD at the checkpoints' thresholds, "
-        "KS at 1, PAMR in 10 steps.\n"
+        "KS at 1, PAMR in 10 steps; what asks a second backbone (the last rows) has the ViT itself.\n"
     )
     pictures = [
         sheet(f"{NAME}_{short}", f"Some scenes by every method, {short}", functools.partial(examples, short))

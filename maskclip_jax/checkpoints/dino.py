@@ -48,7 +48,7 @@ MODEL_TYPES = tuple(_DEFAULTS)
 
 
 def from_hf(config: Mapping[str, Any]) -> CLIPConfig:
-    """From the dict of a `config.json` whose `model_type` is one of `MODEL_TYPES`; raises UserError for another form."""
+    """From the dict of a `config.json` whose `model_type` is one of `MODEL_TYPES`. Raises UserError for others."""
     kind = config["model_type"]
     c = _DEFAULTS[kind] | schema.fields(config, _RULES, "config.json")
     width, gated = c["hidden_size"], c.get("use_gated_mlp", False) or c.get("use_swiglu_ffn", False)

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--more-models", nargs="+", metavar="MODEL", help="what else the page's list offers, CLIPs and students"
     )
+    parser.add_argument("--affinity", metavar="NAME", help="second backbone for proxyclip, clip_dinoiser and lposs")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is reached from outside")
     parser.add_argument(
         "--host-name",
@@ -82,6 +83,7 @@ def make_models(args: argparse.Namespace):
     """The models of the page's list: `--model` first and loaded, the others when they are picked."""
     from maskclip_jax.checkpoints.load import EMBEDDED
     from maskclip_jax.distill import is_student
+    from maskclip_jax.segment.paired import loaded_backbone
     from maskclip_jax.web.models import Models
 
     if is_student(args.model):
@@ -96,10 +98,12 @@ def make_models(args: argparse.Namespace):
             own |= {"dense_stride": None, "tokenizer": None, "checkpoint": None, "activation": None}
         return common.load_model(argparse.Namespace(**own))
 
-    models = Models([args.model, *(args.more_models or ()), *EMBEDDED], load)
+    models = Models([args.model, *(args.more_models or ()), *EMBEDDED], load, args.affinity)
     # the page asks for students' classes at once
     for name in (args.model, *filter(is_student, args.more_models or ())):
         models.reader(name)
+    if args.affinity is not None:  # one that cannot be read stops the server, not a visitor
+        loaded_backbone(args.affinity)
     return models
 
 

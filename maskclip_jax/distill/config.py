@@ -62,7 +62,7 @@ class TeacherConfig(Options):
       UserError: as `Options` does, and for an option that says how an image is resized, cut or shown.
     """
 
-    OPTIONS: ClassVar = ("method", "templates", "prompt_denoising", "key_smoothing", "probability")
+    OPTIONS: ClassVar = ("method", "templates", "prompt_denoising", "key_smoothing", "probability", "affinity")
     JSON_FIELDS: ClassVar = ("model", "fidelity", "dense_stride", "activation", *OPTIONS)
 
     model: str = "embedded"

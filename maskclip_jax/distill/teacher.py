@@ -23,8 +23,8 @@ from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.ops.matmul import full_precision
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.grid import cells_of_image, pixel_matrix
-from maskclip_jax.segment.paired import paired
 from maskclip_jax.segment.refine import Scale, Scores, dense_features, predict_scores, probability_scale
+from maskclip_jax.segment.settings import with_backbone
 from maskclip_jax.students.layers import apply_separable
 
 
@@ -116,7 +116,7 @@ def teacher_from(
         text = text_classifier(pretrained, config.class_names, config.teacher.templates)
     if not config.uses_teacher:
         return None, Frozen({}, text)
-    pretrained = paired(pretrained, config.teacher.method, config.teacher.affinity)
+    pretrained = with_backbone(pretrained, config.teacher)
     variables = image_tower(pretrained.variables)
     if full_precision(config.dtype) != jnp.float32:
         unfolded = {name: tree for name, tree in variables.items() if name != "folded"}  # a product, rounded before

@@ -33,8 +33,9 @@ from maskclip_jax.evaluate.metrics import (
 )
 from maskclip_jax.ops.hosts import sum_over_hosts
 from maskclip_jax.segment.options import Options, check_scales, with_overrides
-from maskclip_jax.segment.paired import affinity_name, paired
+from maskclip_jax.segment.paired import affinity_name
 from maskclip_jax.segment.refine import Scores, predict_scores, probability_scale, to_probabilities
+from maskclip_jax.segment.settings import with_backbone
 
 READ_HERE = (
     *("prompt_denoising", "key_smoothing", "method", "affinity", "short_side", "within", "scales", "flip"),
@@ -94,7 +95,7 @@ def evaluate_teacher(
     pretrained = dataclasses.replace(
         pretrained, preprocess=sized(pretrained.preprocess, options.short_side, options.within)
     )
-    pretrained = paired(pretrained, options.method, options.affinity)
+    pretrained = with_backbone(pretrained, options)
     protocol = {
         "scales": list(options.scales),
         "flip": options.flip,
@@ -131,7 +132,7 @@ def beyond_counting(options: Options) -> list[str]:
 def teacher_reader(pretrained: Pretrained, options: Options | None = None) -> Reader:
     """MaskCLIP with its refinement: the options' thresholds and method."""
     o = Options() if options is None else options
-    pretrained = paired(pretrained, o.method, o.affinity)
+    pretrained = with_backbone(pretrained, o)
     model: CLIP = pretrained.model
     method = dense_method(o.method, pretrained.config)
 

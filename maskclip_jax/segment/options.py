@@ -76,6 +76,9 @@ class Options:
     )
     window_mean: str = _option("logits", "what windows that overlap average", choices=("logits", "probabilities"))
     pamr: int = _option(0, "steps that pull masks to the image's edges (paper: 10); slow", type="integer", metavar="N")
+    spread: int = _option(
+        0, "steps that spread masks over pixels of like colours (LPOSS+: 10); very slow", type="integer", metavar="N"
+    )
     scales: Sequence[float | int] = _option(
         (1.0,), "sizes whose probabilities are averaged (1.0); slow", type="number", nargs="+"
     )
@@ -95,8 +98,9 @@ class Options:
         check_choices(self, {name: flag["choices"] for name, flag in flags.items() if "choices" in flag})
         check_method(self.method)
         check_affinity(self.method, self.affinity)
-        if not _is_whole(self.pamr, 0) or self.pamr > MOST_PAMR:
-            raise UserError(f"PAMR takes 0 to {MOST_PAMR} steps, a whole number, got {cut(self.pamr)}: try 10")
+        for name, steps in (("PAMR takes", self.pamr), ("masks spread in", self.spread)):
+            if not _is_whole(steps, 0) or steps > MOST_PAMR:
+                raise UserError(f"{name} 0 to {MOST_PAMR} steps, a whole number, got {cut(steps)}: try 10")
         check_scales(self.scales)
         object.__setattr__(self, "scales", tuple(map(float, self.scales)))
         scale = self.probability_scale

@@ -12,6 +12,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -68,13 +69,14 @@ class PairedCLIP(CLIP):
 
     def _pictures(self, images: Array, grid: Array | None, cells: Array | None) -> Float[Array, "B H2 W2 3"]:
         """The same images for the backbone, a patch of it for every cell; padding stays padding."""
-        c, patch = self.config, self.backbone.vision.patch_size
+        assert self.backbone is not None
+        c, patch = self.config, self.backbone.vision.stride
         h, w = (c.cells(side // c.multiple) for side in images.shape[1:3])
         pictures = images * jnp.asarray(self.scale, images.dtype) + jnp.asarray(self.shift, images.dtype)
         if patch == c.stride and images.shape[1:3] == (h * patch, w * patch):
             return pictures
-        sizes = None if grid is None else (grid * c.multiple, cells * patch)
-        return resampled(pictures, (h * patch, w * patch), *(sizes or (None, None))).astype(images.dtype)
+        before, after = (None, None) if grid is None or cells is None else (grid * c.multiple, cells * patch)
+        return resampled(pictures, (h * patch, w * patch), before, after).astype(images.dtype)
 
 
 def paired(pretrained: Pretrained, method: str | DenseMethod, affinity: Pretrained | str | Path | None) -> Pretrained:
@@ -90,7 +92,7 @@ def paired(pretrained: Pretrained, method: str | DenseMethod, affinity: Pretrain
     check_affinity(method, affinity)
     if affinity is None:
         return pretrained
-    other = affinity if isinstance(affinity, Pretrained) else _loaded(str(affinity))
+    other = affinity if isinstance(affinity, Pretrained) else loaded_backbone(str(affinity))
     if not isinstance(other.config.vision, ViTConfig):
         raise UserError("an affinity is a Vision Transformer's, got a ResNet: take another")
     ours, theirs = pretrained.preprocess, other.preprocess
@@ -107,5 +109,7 @@ def affinity_name(affinity: Pretrained | str | Path | None) -> str | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(source: str) -> Pretrained:
-    return load_backbone(source)
+def loaded_backbone(source: str) -> Pretrained:
+    """`load_backbone`, kept on the device for the next time."""
+    found = load_backbone(source)
+    return dataclasses.replace(found, variables=jax.device_put(found.variables))

@@ -164,8 +164,8 @@ def best_class(
 
 
 def needs_every_pixel(settings: PredictionSettings) -> bool:
-    """Whether an image's answer needs every class at every pixel: averages over scales and flips, and PAMR do."""
-    return settings.options.pamr > 0 or len(settings.options.views) > 1
+    """Whether an image's answer needs every class at every pixel: means of views, PAMR and LPOSS+ do."""
+    return settings.options.pamr > 0 or settings.options.spread > 0 or len(settings.options.views) > 1
 
 
 def every_pixel(
@@ -173,16 +173,16 @@ def every_pixel(
 ) -> Iterator[tuple[int, PixelMaps]]:
     """(index, answer) of every image, in order. `scorer` is `whole_scores` or `window_scores`.
 
-    Views are sizes and the mirrored image; more than one: their probabilities are averaged. PAMR then refines what is
-    there, logits of one view or the mean of many. Raises UserError for an image with too many pixels times words.
+    Views are sizes and the mirrored image; more than one: their probabilities are averaged. PAMR, then LPOSS+ refine
+    what is there, logits of one view or the mean of many. Raises UserError where pixels times words are too many.
     """
     words = len(settings.word_class)
     for image in images:
         if image.shape[0] * image.shape[1] * words > MOST_FLOATS:
             raise UserError(
-                f"PAMR and views keep every word at every pixel, at most {MOST_FLOATS:.0e} numbers, but an image has "
-                f"{image.shape[1]}×{image.shape[0]} pixels and there are {words} words: shrink the image, or leave "
-                "them out"
+                f"PAMR, spreading and views keep every word at every pixel, at most {MOST_FLOATS:.0e} numbers, but an "
+                f"image has {image.shape[1]}×{image.shape[0]} pixels and there are {words} words: shrink the image, or "
+                "leave them out"
             )
     found = []
     for scale, flipped in settings.options.views:
@@ -215,6 +215,7 @@ def _labelled(scores: Scores, image: UInt8[np.ndarray, "H W 3"], settings: Predi
         np.pad(image, (*padding, (0, 0))),
         np.array(size, np.int32),
         settings.options.pamr,
+        settings.options.spread,
         (naming["word_class"], naming["scale"], naming["least"]),
         synonyms=naming["synonyms"],
         classes=classes if settings.options.return_probabilities else 0,
@@ -223,12 +224,13 @@ def _labelled(scores: Scores, image: UInt8[np.ndarray, "H W 3"], settings: Predi
     return PixelMaps(np.asarray(labels, _label_type(classes)), *others)
 
 
-@functools.partial(jax.jit, static_argnames=("synonyms", "classes"))
+@functools.partial(jax.jit, static_argnames=("spread", "synonyms", "classes"))
 def _refined_labels(
     scores: Scores,
     image: UInt8[Array, "H W 3"],
     size: Int[Array, " 2"],
     steps: ArrayLike,
+    spread: int,
     rule: tuple,
     *,
     synonyms: str,
@@ -236,5 +238,10 @@ def _refined_labels(
 ) -> tuple:
     from maskclip_jax.segment.pamr import pamr  # few ask for it
 
-    values = pamr(scores.values, image.astype(jnp.float32) / 255, steps=steps, size=size)
+    colours = image.astype(jnp.float32) / 255
+    values = pamr(scores.values, colours, steps=steps, size=size)
+    if spread:
+        from maskclip_jax.segment.propagation import lposs_pixels
+
+        values = lposs_pixels(values, colours, iterations=spread, size=size)
     return best_class(scores._replace(values=values), *rule, synonyms=synonyms, classes=classes)

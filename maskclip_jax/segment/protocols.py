@@ -22,7 +22,14 @@ class Protocol(Options):
 
 # Sliding windows over images of short side 336, a row for every synonym: what SCLIP began, and others follow.
 _SLIDING = {"templates": "imagenet", "synonyms": "max", "window": 224, "stride": 112}
-PROTOCOLS = {
+# LPOSS: LAION's ViT-B/16 beside DINO's B/16, whose last values make S (here: its tokens).
+_LPOSS = _SLIDING | {
+    "short_side": 448,
+    "method": "lposs",
+    "affinity": "facebook/dino-vitb16",
+    "probability_scale": 100.0,
+}
+PROTOCOLS: dict[str, Protocol] = {
     "maskclip": Protocol("maskclip", 512, note="VOC and COCO-Stuff, long side at most 2048"),
     "maskclip-context": Protocol("maskclip", within=(520, 520), note="Pascal Context"),
     "sclip": Protocol(
@@ -44,6 +51,14 @@ PROTOCOLS = {
     "naclip": Protocol(
         **_SLIDING, short_side=336, method="naclip", probability_scale=40.0, background_threshold=0.1, pamr=10
     ),
+    "sc_clip": Protocol(
+        **_SLIDING,
+        short_side=336,
+        method="sc_clip",
+        probability_scale=40.0,
+        background_threshold=0.15,
+        note="Cityscapes 560; VOC21: scale 50, small areas dropped (not done here)",
+    ),
     "clip_surgery": Protocol(
         "maskclip",
         512,
@@ -58,6 +73,28 @@ PROTOCOLS = {
         window_mean="probabilities",
         note="ADE20K (150 names): TIPSv2 B 17.4, L 24.7, So400m 23.3, g 17.8 mIoU as published",
     ),
+    "proxyclip": Protocol(
+        **_SLIDING | {"window": 336},
+        short_side=336,
+        method="proxyclip",
+        affinity="facebook/dino-vitb8",
+        probability_scale=40.0,
+        background_threshold=0.2,
+        note="Context60: threshold 0.15; ADE20K: short side 448; the authors read values on DINO's finer grid",
+    ),
+    "clip_dinoiser": Protocol(
+        "imagenet",
+        448,
+        window=448,
+        stride=224,
+        synonyms="max",
+        method="clip_dinoiser",
+        affinity="facebook/dino-vitb16",
+        probability_scale=100.0,
+        note="LAION's ViT-B/16; S from DINO's tokens, where the authors' learned layers stand for its last values",
+    ),
+    "lposs": Protocol(**_LPOSS, note="propagates within a window, the authors over all of them"),
+    "lposs+": Protocol(**_LPOSS, spread=10, note="as lposs; over the original image's pixels, the authors over 448's"),
     "gem": Protocol("single", 448, method="gem", probability_scale=100.0, background_threshold=0.85),
 }
 

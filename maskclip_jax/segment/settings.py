@@ -19,7 +19,6 @@ from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import Classes, named_classes, text_classifier
 from maskclip_jax.segment.options import BACKGROUND, Options, with_overrides
-from maskclip_jax.segment.paired import paired
 from maskclip_jax.segment.refine import Sigmoid, probability_scale
 
 
@@ -95,7 +94,7 @@ def prediction_settings(
 ) -> PredictionSettings:
     """The options of `segment_images` (see there) for one model, and the text classifier. Raises UserError."""
     o = with_overrides(options, overrides)
-    pair = paired(pretrained, o.method, o.affinity)
+    pair = with_backbone(pretrained, o)
     names, words, word_class = _words(named_classes(classes), o.background, o.background_threshold is not None)
     if o.synonyms == "max":
         word_class = tuple(c for c, entry in zip(word_class, words, strict=True) for _ in entry)
@@ -115,6 +114,15 @@ def prediction_settings(
     scale = jax.tree.map(np.float32, scale)
     variables, rows = jax.device_put((pair.variables, classifier))
     return PredictionSettings(o, pair.model, variables, preprocess, rows, names, word_class, scale, method)
+
+
+def with_backbone(pretrained: Pretrained, options: Options) -> Pretrained:
+    """`pretrained` with the second backbone that the options name beside it, if they do."""
+    if options.affinity is None:
+        return pretrained
+    from maskclip_jax.segment.paired import paired  # few ask for it
+
+    return paired(pretrained, options.method, options.affinity)
 
 
 def _single(value: float | None) -> np.float32 | None:

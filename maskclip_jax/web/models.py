@@ -60,9 +60,10 @@ class Reader:
 
 
 class Models:
-    """`names` of models, and `load` that makes a `Pretrained` of one, or a trained student."""
+    """`names` of models, and `load` that makes a `Pretrained` of one, or a trained student; maybe a backbone's name."""
 
-    def __init__(self, names: Sequence[str], load: Callable[[str], Any]):
+    def __init__(self, names: Sequence[str], load: Callable[[str], Any], affinity: str | None = None):
+        self.affinity = affinity
         self.names = tuple(dict.fromkeys(names))
         self._load = load
         self._readers: dict[str, Any] = {}

@@ -23,7 +23,8 @@ MOST_SCALES = 4
 
 
 # what the page offers, and the method of `Options` that each is
-METHODS = {"maskclip": "maskclip", "naive": "clip"} | {name: name for name in dense.METHODS}
+METHODS = {"maskclip": "maskclip", "naive": "clip"} | {name: name for name in dense.ALONE}
+ASKING = {name: name for name in dense.METHODS if name not in dense.ALONE}  # with a second backbone only
 ASKED = (
     *("method", "prompt_denoising", "key_smoothing", "window", "stride", "background", "background_threshold"),
     *("templates", "pamr", "scales", "flip"),
@@ -58,8 +59,8 @@ class SegmentRequest:
         return 2000 + sum(100 + 4 * len(word) for word in words) + 4 * len(self.options.templates or "")
 
 
-def read_request(body: bytes) -> SegmentRequest:
-    """The question in a request's JSON. Raises UserError, one line, on what cannot be understood."""
+def read_request(body: bytes, affinity: str | None = None) -> SegmentRequest:
+    """The question in a request's JSON; `affinity` is the server's backbone. Raises UserError."""
     try:
         fields = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -93,14 +94,16 @@ def read_request(body: bytes) -> SegmentRequest:
             f"the page takes at most {MOST_PAMR} steps of PAMR and {MOST_SCALES} sizes: use fewer, or "
             "`python run.py segment`"
         )
-    if (method := fields.get("method", "maskclip")) not in METHODS:
-        raise UserError(f"a method is one of {', '.join(METHODS)}, got {method!r}: choose one")
+    methods = METHODS if affinity is None else METHODS | ASKING
+    if (method := fields.get("method", "maskclip")) not in methods:
+        raise UserError(f"a method is one of {', '.join(methods)}, got {method!r}: choose one")
     classes, background = _words(fields["classes"]), fields.get("background")
     empty = background is None or (isinstance(background, str) and not background.strip())
     background = None if empty else _words(background)
     _check_amount(classes, background or ())
     given = {name: fields[name] for name in ASKED if name in fields}
-    options = Options(**given | {"method": METHODS[method], "background": background, "cache": False})
+    given |= {"method": methods[method], "affinity": affinity if method in ASKING else None}
+    options = Options(**given | {"background": background, "cache": False})
     return SegmentRequest(fields["image"], classes, fields.get("model"), options)
 
 

@@ -36,7 +36,7 @@ from maskclip_jax.data.whole_files import json_text
 from maskclip_jax.errors import UserError
 from maskclip_jax.web.intake import Busy, Intake, Slow, TooLarge
 from maskclip_jax.web.limits import Programs
-from maskclip_jax.web.request import METHODS, MOST_CLASSES, read_request
+from maskclip_jax.web.request import ASKING, METHODS, MOST_CLASSES, read_request
 from maskclip_jax.web.session import MEGABYTE, File, Gone, Session, scene_names
 
 T = TypeVar("T")
@@ -197,7 +197,7 @@ def make_app(
 
     async def segment(request: Request) -> Response:
         async with intake.body_of(request, QUESTION_BYTES, "a question") as data:
-            wanted = read_request(data)
+            wanted = read_request(data, session.models.affinity)
         return json_answer(await turns(done, session.segment, wanted))
 
     async def file(request: Request) -> Response:
@@ -257,7 +257,7 @@ def choices(session: Session, most_upload: int) -> dict[str, Any]:
     sets = {name: [", ".join(entry) for entry in class_set(name)] for name in class_set_names()}
     return {
         "models": list(session.models.names),
-        "methods": list(METHODS),
+        "methods": [*METHODS, *(ASKING if session.models.affinity else ())],
         "students": session.models.students(),
         "scenes": list(scene_names()),
         "class_sets": {name: words for name, words in sets.items() if len(words) < MOST_CLASSES},

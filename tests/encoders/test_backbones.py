@@ -1,5 +1,6 @@
 """DINO, DINOv2 and DINOv3 against transformers' models (`tests/golden`), padded batches, and what is no backbone."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def write(folder, golden, name, **changes):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_against_transformers(tmp_path, golden, name):
-    """Patches of a square and a wide image, where tables are resized; the class token of the whole; in a padded batch."""
+    """Patches of a square and a wide image (tables are resized), alone and in a padded batch; the class token."""
     found = load_backbone(write(tmp_path, golden, name))
     first, read = found.config.vision.class_tokens, jax.jit(found.model.apply, static_argnames="method")
     images = [golden[side].transpose(0, 2, 3, 1).astype(np.float32)[0] for side in ("image", "wide")]
@@ -89,8 +90,8 @@ def test_a_backbone_is_no_model(tmp_path, golden):
     for source in (write(tmp_path, golden, "dinov2"), tmp_path / "model.safetensors"):
         with pytest.raises(UserError, match=r"this one .dinov2. has no text tower: give it as the affinity"):
             load_clip(source)
-    with pytest.raises(UserError, match="'embedded' is a ResNet|embedded is a ResNet"):
+    with pytest.raises(UserError, match="but embedded is a ResNet"):
         load_backbone("embedded")
     own = load_backbone("embedded-vit")  # a CLIP's own image tower will do, too
-    tokens = own.model.apply(own.variables, jnp.zeros((1, 16, 24, 3)), method="encode_tokens")
-    assert tokens.shape == (1, 2, 3, 128)
+    read = functools.partial(own.model.apply, method="encode_tokens")
+    assert jax.eval_shape(read, own.variables, jnp.zeros((1, 16, 24, 3))).shape == (1, 2, 3, 128)

@@ -14,7 +14,7 @@ from maskclip_jax.checkpoints import architecture
 from maskclip_jax.checkpoints.load import _variables
 from maskclip_jax.encoders import dense
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, ViTConfig
-from maskclip_jax.encoders.dense import ATTENTIONS, KEPT, MAPS, METHODS, Around, DenseMethod, dense_method
+from maskclip_jax.encoders.dense import ALONE, ATTENTIONS, KEPT, MAPS, METHODS, Around, DenseMethod, dense_method
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.encoders.resnet import AttentionPool
 from maskclip_jax.errors import UserError
@@ -68,7 +68,7 @@ def image_of(config, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(1, side, side, 3)), jnp.float32)
 
 
-READINGS = {name: dense_method(name, VIT) for name in METHODS} | {
+READINGS = {name: dense_method(name, VIT) for name in ALONE} | {
     "3 blocks with their MLPs": DenseMethod("qq", blocks=3),
     "values of 2 blocks": DenseMethod("value", mlp=False, blocks=2),
     "a narrow Gaussian": DenseMethod("kk+gaussian", sigma=0.5),
@@ -189,6 +189,7 @@ def test_one_line_for_what_cannot_be(wrong, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resclip_rcs", "sc_clip"])
 def test_the_authors_own_towers(name):
     """What ResCLIP's (without its feedback) and SC-CLIP's code answer on the same weights, in float64."""

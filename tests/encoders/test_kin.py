@@ -24,7 +24,7 @@ from maskclip_jax.encoders.config import (
     with_activation,
     with_fidelity,
 )
-from maskclip_jax.encoders.dense import METHODS, DenseMethod, dense_method
+from maskclip_jax.encoders.dense import ALONE, DenseMethod, dense_method
 from maskclip_jax.encoders.model import CLIP, fold
 from maskclip_jax.errors import UserError
 
@@ -67,7 +67,7 @@ def padded_batch():
 
 @pytest.mark.parametrize(
     "methods",
-    [("maskclip", "naclip"), pytest.param(tuple(METHODS), marks=pytest.mark.slow)],
+    [("maskclip", "naclip"), pytest.param(tuple(ALONE), marks=pytest.mark.slow)],
     ids=["two methods", "all methods"],
 )
 @pytest.mark.parametrize("encoder", ENCODERS)

@@ -52,7 +52,7 @@ for name, (config, kind) in MODELS.items():
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape) * 0.5 * (parameter[0].numel() if parameter.ndim > 1 else 9) ** -0.5
-            ones = "norm" in key and key.endswith("weight") or "lambda" in key
+            ones = ("norm" in key and key.endswith("weight")) or "lambda" in key
             parameter.copy_((noise + ones).half().float())
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

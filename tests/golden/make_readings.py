@@ -1,6 +1,6 @@
 """Makes `peers_readings_tiny.npz`: what the authors' own towers answer on random weights, in float64 on a CPU.
 
-    python tests/golden/make_readings.py RESCLIP SCCLIP      # checkouts of yvhangyang/ResCLIP and SuleBai/SC-CLIP; torch
+    python tests/golden/make_readings.py RESCLIP SCCLIP     # checkouts of yvhangyang/ResCLIP, SuleBai/SC-CLIP; torch
 
 Width 32, 12 layers, 2 heads, patch 8, a grid of 7 × 7. ResCLIP is read with its feedback (SFR) off.
 """

@@ -63,6 +63,8 @@ def by_definition(name, q, k, v, *, shape, sigma, norm, middle=None, share=0.4, 
     if name == "calibrated":
         above = 3 * (alike - alike.mean())
         return (softmax(np.where(above < 0, -np.inf, above)) + softmax(s * k @ k.T)) / 2 @ v
+    if name == "affinity":
+        return alike @ v
     assert name == "gem"
     total = 0
     for p in (q, k, v):

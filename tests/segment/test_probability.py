@@ -8,7 +8,7 @@ import pytest
 from random_clip import random_pretrained
 
 from maskclip_jax import segment_images
-from maskclip_jax.encoders.dense import METHODS
+from maskclip_jax.encoders.dense import ALONE
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.grid import pixel_matrix
 from maskclip_jax.segment.protocols import PROTOCOLS
@@ -113,7 +113,7 @@ def test_the_tips_protocol():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALONE)
 def test_every_family_by_every_method(kind, method):
     found = segmented(clip(kind), method=method, prompt_denoising=0.2, key_smoothing=1.0)
     assert found.labels.shape == IMAGE.shape[:2]

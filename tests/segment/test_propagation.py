@@ -89,6 +89,15 @@ def test_pixels_by_dense_solution_whatever_the_padding(size):
     assert np.isfinite(ours).all()
 
 
+def test_features_spread_as_their_scores_do():
+    """The solution is linear, so that a pair of towers spreads features, which serve any words."""
+    features, tokens = case(7)
+    words = np.random.default_rng(8).normal(size=(3, 3))
+    np.testing.assert_allclose(
+        patches(features, tokens, FULL) @ words, patches(features @ words, tokens, FULL), atol=1e-10
+    )
+
+
 def test_two_nodes_by_hand():
     """One edge: D^-½ W D^-½ swaps the two, and (I − α swap)^-1 is [[1, α], [α, 1]] / (1 − α²)."""
     scores = np.zeros((2, 3, 4, 3))
