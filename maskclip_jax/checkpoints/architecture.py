@@ -197,8 +197,7 @@ def check_model_type(config: Mapping[str, Any], backbone: bool = False) -> None:
         return
     if came in dino.MODEL_TYPES:
         raise UserError(
-            f"a model reads texts, but this one ({came}) has no text tower: give it as the affinity, and a CLIP as the "
-            "model"
+            f"a model reads texts, got one without text tower ({came}): give it as the affinity and a CLIP as the model"
         )
     other = f" ({_OTHERS[came]})" if isinstance(came, str) and came in _OTHERS else ""
     if came is None and isinstance(config.get("architecture"), str):

@@ -74,8 +74,8 @@ def checked(config: CLIPConfig, where: str) -> CLIPConfig:
         )
     if not resnet and v.positions == "rotary" and (v.class_position or v.width // v.heads % 4):
         raise UserError(
-            f"{where}: rotary positions take heads of a multiple of 4 and no table, but a width of {v.width} in "
-            f"{v.heads} heads came: take the original file"
+            f"{where}: rotary positions take heads of a multiple of 4 and no table, got a width of {v.width} in "
+            f"{v.heads} heads: take the original file"
         )
     if not resnet and v.class_tokens < (v.class_position or v.head != "map"):
         raise UserError(f"{where}: a tower has a class token or a pooling head, got neither: take the original file")

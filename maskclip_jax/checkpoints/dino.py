@@ -56,7 +56,7 @@ def from_hf(config: Mapping[str, Any]) -> CLIPConfig:
         biases = "".join(q for q in "qkv" if c[{"q": "query_bias", "k": "key_bias", "v": "value_bias"}[q]])
         if not (c["proj_bias"] and c["mlp_bias"]):
             raise UserError(
-                "DINOv3's projections and MLPs have biases, but proj_bias or mlp_bias is false: take Meta's checkpoints"
+                "DINOv3's projections and MLPs have biases, got proj_bias or mlp_bias false: take Meta's checkpoints"
             )
     else:
         biases = "qkv" if c["qkv_bias"] else ""

@@ -107,7 +107,7 @@ def load_backbone(source: str | Path, *, dtype: Dtype = jnp.float32) -> Pretrain
 
     parts, variables = _read(source, backbone=True)
     if not isinstance(parts.config.vision, ViTConfig):
-        raise UserError(f"an affinity is a Vision Transformer's, but {cut(str(source), 120)} is a ResNet: give another")
+        raise UserError(f"an affinity is a Vision Transformer's, got {cut(str(source), 120)}, a ResNet: give another")
     variables = _variables(parts.arrays, parts.config) if variables is None else variables
     model, words = CLIP(parts.config, dtype), MissingTokenizer(str(source), parts.config.text)
     return Pretrained(model, variables, parts.config, words, _preprocess(parts, parts.config), parts.reading)

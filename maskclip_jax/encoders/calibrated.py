@@ -7,6 +7,7 @@ what lies beyond an image in a padded batch (`valid`) lends nothing. Numbers are
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -61,9 +62,9 @@ def replaced(tokens: Tokens, outlier: Bool[Array, "B L"], shape: tuple[int, int]
     kept = ~outlier if valid is None else valid & ~outlier
     both = jnp.concatenate([jnp.where(kept[..., None], tokens, 0), kept[..., None].astype(tokens.dtype)], axis=-1)
     grid = jnp.pad(both.reshape(batch, *shape, width + 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    around = sum(
-        grid[:, i : i + shape[0], j : j + shape[1]] for i in range(3) for j in range(3) if (i, j) != (1, 1)
-    ).reshape(batch, -1, width + 1)
+    places = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    around = functools.reduce(jnp.add, [grid[:, i : i + shape[0], j : j + shape[1]] for i, j in places])
+    around = around.reshape(batch, -1, width + 1)
     total, count = around[..., :-1], around[..., -1:]
     return jnp.where(outlier[..., None] & (count > 0), total / jnp.maximum(count, 1), tokens)
 
@@ -110,6 +111,6 @@ def self_calibrated(
         found = found + CLASS_SHARE * class_tokens[:, :1] if first else found
         return aggregated(found, late, valid)
 
-    whole = sum(earlier[i] for i in SUMMED)
+    whole = functools.reduce(jnp.add, [earlier[i] for i in SUMMED])
     calm = aggregated(replaced(tokens[:, first:], outlier, shape, valid), similarity, valid)
     return answer(calm, tokens[:, :first]) + answer(whole[:, first:], whole[:, :first])

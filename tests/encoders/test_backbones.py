@@ -70,7 +70,7 @@ def agree(ours, theirs):
     [
         ("dinov3", {"model_type": "dinov3_convnext"}, "DINOv3's ConvNeXt: take one of its ViTs"),
         ("dinov3", {"hidden_act": "silu"}, "has hidden_act 'gelu', or 'silu' with use_gated_mlp"),
-        ("dinov3", {"proj_bias": False}, "proj_bias or mlp_bias is false"),
+        ("dinov3", {"proj_bias": False}, "got proj_bias or mlp_bias false"),
         ("dinov3", {"num_attention_heads": 16}, "heads of a multiple of 4"),
         ("dinov3", {"rope_theta": 0}, "rope_theta"),
         ("dinov3", {"key_bias": True}, r"4 missing|2 missing \(layer.0.attention.k_proj.bias"),
@@ -88,9 +88,9 @@ def test_one_line_for_what_is_no_backbone(tmp_path, golden, name, changes, words
 
 def test_a_backbone_is_no_model(tmp_path, golden):
     for source in (write(tmp_path, golden, "dinov2"), tmp_path / "model.safetensors"):
-        with pytest.raises(UserError, match=r"this one .dinov2. has no text tower: give it as the affinity"):
+        with pytest.raises(UserError, match=r"got one without text tower .dinov2.: give it as the affinity"):
             load_clip(source)
-    with pytest.raises(UserError, match="but embedded is a ResNet"):
+    with pytest.raises(UserError, match="got embedded, a ResNet"):
         load_backbone("embedded")
     own = load_backbone("embedded-vit")  # a CLIP's own image tower will do, too
     read = functools.partial(own.model.apply, method="encode_tokens")
