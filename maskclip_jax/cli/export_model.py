@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
         if words is not None:
             rows = text_classifier(pretrained, words, options.templates)
             names = [str(word) for word in words]
-            model = model._replace(about=model.about | {"classes": names, "palette": class_palette(names)})
+            model = model._replace(about=model.about | {"classes": names, "palette": class_palette(names).tolist()})
     about = write_model(model, args.out, args.to)
     print(f"wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MiB) and {args.out}.json")
     if rows is not None:

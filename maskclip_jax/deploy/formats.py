@@ -42,7 +42,7 @@ def write_model(model: Deployed, path: Path, to: str) -> dict[str, Any]:
 def _about(model: Deployed, to: str) -> dict[str, Any]:
     """What a user of the file has to know."""
     height, width = model.size or (f"{model.multiple}*h", f"{model.multiple}*w")
-    classes = len(model.about["classes"]) if model.width is None else "c"
+    classes = "c" if model.width is not None and to == "stablehlo" else len(model.about["classes"])
     inputs = {"image": {"dtype": "uint8", "shape": [1, height, width, 3], "what": "RGB, resized as `resize` says"}}
     if model.width is not None:
         what = "a unit row of the text tower for each class"
@@ -71,6 +71,8 @@ def _stablehlo(model: Deployed) -> tuple[bytes, dict[str, Any]]:
 def _onnx(model: Deployed) -> tuple[Callable[[dict[str, Any]], bytes], dict[str, Any]]:
     if model.size is None:
         raise UserError("an ONNX file has one size of images, but none came: give --size HEIGHT WIDTH")
+    if model.width is not None and "classes" not in model.about:
+        raise UserError("an ONNX file has one number of classes, but none came: give --classes (rows may change)")
     try:
         with _quiet():
             import jax2onnx
@@ -79,8 +81,7 @@ def _onnx(model: Deployed) -> tuple[Callable[[dict[str, Any]], bytes], dict[str,
             f"onnx needs jax2onnx, but {error.name} is not installed: pip install jax2onnx, or take --to stablehlo"
         ) from error
     names = ["image"] if model.width is None else ["image", "classifier"]
-    image, *rows = model.shapes(*model.size, 1)
-    inputs: list[Any] = [image, *(("c", one.shape[1]) for one in rows)]  # any number of classes, in its own notation
+    inputs = model.shapes(*model.size, len(model.about["classes"]))
     try:
         with _quiet():
             proto = jax2onnx.to_onnx(

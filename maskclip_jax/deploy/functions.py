@@ -60,11 +60,11 @@ class Deployed(NamedTuple):
 def deployed_student(trained: TrainedStudent, size: Size = None) -> Deployed:
     """A student for one size or any. Raises UserError for a size that it cannot take."""
     config = trained.config
-    reader, names = student_reader(config), config.label_names
+    reader, names = student_reader(config), list(config.label_names)
     multiple = max(config.student.output_stride, 8)  # of symbolic sides: all its grids then divide them
     _check_size(size, 1)
-    about = {"kind": "student", "classes": names, "palette": class_palette(names), "origin": trained.origin}
-    variables = {"student": trained.variables, "text": trained.text}
+    about = {"kind": "student", "classes": names, "palette": class_palette(names).tolist(), "origin": trained.origin}
+    variables = jax.tree.map(jnp.asarray, {"student": trained.variables, "text": trained.text})
 
     def function(image: UInt8[Array, "1 H W 3"]) -> tuple[Int[Array, "1 H W"], Float[Array, "1 H W C"]]:
         return _labels(reader, variables, image)
@@ -88,7 +88,7 @@ def deployed_segmenter(pretrained: Pretrained, options: Options | None = None, s
     tower = {name: tree for name, tree in pretrained.variables.items() if name != "params"}
     kept = ("visual", "logit_scale", "logit_bias")  # the text tower stays behind
     tower["params"] = {name: tree for name, tree in pretrained.variables["params"].items() if name in kept}
-    tower = jax.tree.map(np.asarray, tower)
+    tower = jax.tree.map(jnp.asarray, tower)
     about = {"kind": "segmenter", "method": str(o.method), "embedding": config.embed_dim}
     about |= {"prompt_denoising": o.prompt_denoising, "key_smoothing": o.key_smoothing}
 

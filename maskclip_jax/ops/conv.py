@@ -6,7 +6,7 @@ computed never depends on the route. `docs/performance.md` has what each of them
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import lax
@@ -62,7 +62,7 @@ def convolve(
 
 
 def route(
-    image: tuple[int, ...], kernel: tuple[int, ...], *, stride: int, dilation: int, dtype: DTypeLike, train: bool
+    image: tuple[Any, ...], kernel: tuple[int, ...], *, stride: int, dilation: int, dtype: DTypeLike, train: bool
 ) -> Route:
     """Which way `convolve` goes for an `image` [B, H, W, i] and a `kernel` [k, k, i, o], given their shapes."""
     (_, height, width, _), (k, _, inputs, outputs) = image, kernel

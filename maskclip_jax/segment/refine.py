@@ -272,9 +272,8 @@ def drop_classes(
     """The second half of `prompt_denoising`, for a confidence that was gathered elsewhere (over several windows)."""
     keep = confidence >= jnp.asarray(threshold, confidence.dtype)
     if all_denoised == "keep_best":
-        best = confidence == confidence.max(axis=-1, keepdims=True)
-        best &= jnp.cumsum(best, axis=-1) == 1  # the first of them, for any number of classes (no one_hot, no arange)
-        keep = jnp.where(keep.any(axis=-1, keepdims=True), keep, best)
+        best = jnp.arange(confidence.shape[-1]) == confidence.argmax(axis=-1, keepdims=True)
+        keep |= best & ~keep.any(axis=-1, keepdims=True)
     return jnp.where(keep[:, None], logits, DROPPED)
 
 
