@@ -63,7 +63,11 @@ def _stablehlo(model: Deployed) -> tuple[bytes, dict[str, Any]]:
     else:
         (height, width), (classes,) = model.size, export.symbolic_shape("c")
     function = jax.jit(model.function)  # a new one: what others compiled of it took this machine's routes
-    exported = export.export(function, platforms=PLATFORMS)(*model.shapes(height, width, classes))
+    try:
+        exported = export.export(function, platforms=PLATFORMS)(*model.shapes(height, width, classes))
+    except Exception as error:  # a method that looks at sizes: JAX has several names for that
+        remedy = "give --size" if model.size is None else "choose another method"
+        raise UserError(f"this model cannot be exported so ({reason(error)}): {remedy}") from error
     low, high = exported.calling_convention_version, export.maximum_supported_calling_convention_version
     return bytes(exported.serialize()), {"platforms": PLATFORMS, "calling convention": [low, high]}
 

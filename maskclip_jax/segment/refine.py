@@ -313,7 +313,8 @@ def key_smoothing(
         else:
             mixed = jnp.einsum("blm,bmc->blc", jnp.einsum("bld,bmd->blm", k, k), source)
     threshold = jnp.asarray(threshold, p.dtype)
-    uncertain = jnp.where(threshold < 1, p.max(axis=-1, keepdims=True) < threshold, ~saturated(p)[..., None])
+    low, below = threshold < 1, p.max(axis=-1, keepdims=True) < threshold
+    uncertain = (low & below) | (~low & ~saturated(p)[..., None])  # no `where` of flags, which onnxruntime has not
     return jnp.where(uncertain, mixed, p)
 
 
