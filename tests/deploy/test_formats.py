@@ -1,8 +1,11 @@
 """A file of each format, run by its own runtime, says what `segment` says."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -21,6 +24,7 @@ BAR = 1e-4
 READING = {"prompt_denoising": 0.25, "key_smoothing": 0.9}
 ALONE = """
 import sys
+from pathlib import Path
 import jaxtyping
 import numpy as np
 from jax import export
@@ -157,3 +161,20 @@ def test_the_command(student_folder, tmp_path, capsys):
         run("--to", "tflite", "--out", out)
     assert stop.value.code == 2
     assert "stablehlo or onnx, not 'tflite': write stablehlo" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_the_documentation_shows(student_folder, monkeypatch, capsys):
+    """Its commands and its snippet; the classifier that is written beside a CLIP's file is that of its words."""
+    monkeypatch.chdir(student_folder.parent)
+    text = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
+    (commands,), (snippet,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.S) for kind in ("bash", "python"))
+    for command in commands.strip().splitlines():
+        assert cli.run_command([*shlex.split(command)[2:], "--no-compile-cache"]) == 0, capsys.readouterr().err
+    found = {}
+    exec(snippet, found)
+    assert np.shape(found["probabilities"]) == (1, 64, 96, 5)
+    about, rows = json.loads(Path("words.stablehlo.json").read_text()), np.load("words.stablehlo.classifier.npy")
+    assert about["classes"] == ["dog", "sofa"]
+    assert rows.shape == (2, about["embedding"])
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
