@@ -22,7 +22,7 @@ ORDER = (
         ("segment",),
         ("label", "evaluate"),
     ),
-    *(("students",), ("distill",), ("export",), ("web",), ("cli",)),
+    *(("students",), ("distill",), ("export", "deploy"), ("web",), ("cli",)),
 )
 RANKS = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TOP = len(ORDER)  # the package's own __init__, run.py and experiments: they may import everything

@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import warnings
+from types import ModuleType
 
 from maskclip_jax.cli.common import MOST_MESSAGE, complain
 from maskclip_jax.cli.process import keep_memory, keep_programs
@@ -22,6 +23,8 @@ COMMANDS = {
     "demo": "the shipped scenes, segmented by the shipped model, with a table of scores",
     "evaluate": "mIoU of a model on images with masks",
     "distill": "train a student on the masks (MaskCLIP+)",
+    "export-model": "a model for other runtimes: StableHLO, ONNX",
+    "push": "a student to the Hugging Face hub, with a model card",
     "convert": "any supported checkpoint into one that loads fast",
     "serve": "a page to try your own photo and words in the browser",
 }
@@ -40,12 +43,16 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser.description = "Name what you want to see and get a mask for it: MaskCLIP and MaskCLIP+ in JAX."
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_line in COMMANDS.items():
-        module = importlib.import_module(f"maskclip_jax.cli.{name}")
+        module = _module(name)
         sub = commands.add_parser(name, help=help_line, description=module.__doc__, formatter_class=_Help)
         if command in (None, name):
             module.add_arguments(sub)
             sub.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs on disk")
     return parser
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"maskclip_jax.cli.{command.replace('-', '_')}")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -84,7 +91,7 @@ def run_command(argv: list[str]) -> int:
             keep_programs()
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: complain(message, "warning")
-            module = importlib.import_module(f"maskclip_jax.cli.{args.command}")
+            module = _module(args.command)
             if getattr(args, "max_pixels", None) is None:
                 return module.run(args) or 0
             from maskclip_jax.data.decode import pixel_limit  # only here: --help needs no NumPy

@@ -51,10 +51,13 @@ def complain(message: Exception | str, kind: str = "error") -> None:
     print(f"{kind}:", cut(str(message), MOST_MESSAGE), file=sys.stderr)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="embedded", help="embedded, embedded-vit, a hub id, or a checkpoint's folder or file"
-    )
+def add_model_arguments(parser: argparse.ArgumentParser, *, source: bool = False) -> None:
+    """The model, `--model` or (with `source`) the first argument, and how to load it."""
+    kinds = {"help": "embedded, embedded-vit, a hub id, or a checkpoint's folder or file"}
+    if source:
+        parser.add_argument("model", metavar="SOURCE", **kinds)
+    else:
+        parser.add_argument("--model", default="embedded", **kinds)
     add_checkpoint_argument(parser)
     parser.add_argument("--fidelity", choices=("clip", "released"), default="clip", help="whose habits to follow")
     parser.add_argument("--tokenizer", help="folder, hub id or .model file of a tokenizer, where a checkpoint has none")

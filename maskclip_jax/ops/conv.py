@@ -6,16 +6,15 @@ computed never depends on the route. `docs/performance.md` has what each of them
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskclip_jax.ops import winograd
-from maskclip_jax.ops.matmul import product
+from maskclip_jax.ops.matmul import for_cpu, is_portable, product
 
 # Up to this many input channels, a k×k convolution is k² slices and one matrix product (a stem, on RGB).
 IM2COL_CHANNELS = 4
@@ -63,15 +62,17 @@ def convolve(
 
 
 def route(
-    image: tuple[int, ...], kernel: tuple[int, ...], *, stride: int, dilation: int, dtype: DTypeLike, train: bool
+    image: tuple[Any, ...], kernel: tuple[int, ...], *, stride: int, dilation: int, dtype: DTypeLike, train: bool
 ) -> Route:
     """Which way `convolve` goes for an `image` [B, H, W, i] and a `kernel` [k, k, i, o], given their shapes."""
     (_, height, width, _), (k, _, inputs, outputs) = image, kernel
+    if is_portable():
+        return "xla"
     if k == 1:
         return "product"
     if inputs <= IM2COL_CHANNELS:
         return "im2col"
-    if stride != 1 or jax.default_backend() != "cpu":
+    if stride != 1 or not for_cpu():
         return "xla"
     if train and k == 3 and min(inputs, outputs) >= _WINOGRAD_CHANNELS and jnp.dtype(dtype) == jnp.float32:
         on_image = _on_image(height, dilation) * _on_image(width, dilation)

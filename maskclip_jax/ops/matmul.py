@@ -5,6 +5,10 @@ What is computed never depends on the route. `docs/performance.md` has what each
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +18,29 @@ from jaxtyping import Array, Bool, Float
 
 # From this many scores of a head on, a CPU takes attention one head at a time: they then stay in its cache.
 _HEAD_BY_HEAD = 2**17
+
+
+_PORTABLE = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """What is traced within is for any machine, its sizes perhaps symbolic: plain operations, no CPU's routes."""
+    token = _PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        _PORTABLE.reset(token)
+
+
+def is_portable() -> bool:
+    """Whether `portable` is on."""
+    return _PORTABLE.get()
+
+
+def for_cpu() -> bool:
+    """Whether what is traced runs on this machine's CPU, so that its routes are worth taking."""
+    return not is_portable() and jax.default_backend() == "cpu"
 
 
 def full_precision(dtype: DTypeLike) -> jnp.dtype:
@@ -65,7 +92,7 @@ def attend(
     mask: Bool[Array, "#B 1 #Q K"] | None = None,
 ) -> Float[Array, "B Q N d"]:
     """Softmax attention, the softmax in full precision; `mask` is True where a query may look at a key."""
-    if jax.default_backend() == "cpu" and q.shape[1] * k.shape[1] >= _HEAD_BY_HEAD:
+    if for_cpu() and q.shape[1] * k.shape[1] >= _HEAD_BY_HEAD:
         return _attend_by_head(q, k, v, mask).astype(v.dtype)
     return jnp.einsum("bnqk,bknd->bqnd", attention_matrix(q, k, mask).astype(v.dtype), v)
 

@@ -22,7 +22,7 @@ from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.encoders.positions import valid_mask
 from maskclip_jax.errors import UserError
-from maskclip_jax.ops.matmul import in_full_precision
+from maskclip_jax.ops.matmul import in_full_precision, is_portable
 
 Arrays = Array | np.ndarray
 DROPPED = -100.0  # the logit of a denoised class; a cosine is never below -1
@@ -272,8 +272,8 @@ def drop_classes(
     """The second half of `prompt_denoising`, for a confidence that was gathered elsewhere (over several windows)."""
     keep = confidence >= jnp.asarray(threshold, confidence.dtype)
     if all_denoised == "keep_best":
-        best = jax.nn.one_hot(confidence.argmax(axis=-1), confidence.shape[-1], dtype=bool)
-        keep = jnp.where(keep.any(axis=-1, keepdims=True), keep, best)
+        best = jnp.arange(confidence.shape[-1]) == confidence.argmax(axis=-1, keepdims=True)
+        keep |= best & ~keep.any(axis=-1, keepdims=True)
     return jnp.where(keep[:, None], logits, DROPPED)
 
 
@@ -308,12 +308,13 @@ def key_smoothing(
     _, length, width = k.shape
     classes = p.shape[-1]
     with jax.default_matmul_precision("highest"):
-        if 2 * width * classes <= length * (width + classes):
+        if is_portable() or 2 * width * classes <= length * (width + classes):
             mixed = jnp.einsum("bld,bdc->blc", k, jnp.einsum("bld,blc->bdc", k, source))
         else:
             mixed = jnp.einsum("blm,bmc->blc", jnp.einsum("bld,bmd->blm", k, k), source)
     threshold = jnp.asarray(threshold, p.dtype)
-    uncertain = jnp.where(threshold < 1, p.max(axis=-1, keepdims=True) < threshold, ~saturated(p)[..., None])
+    low, below = threshold < 1, p.max(axis=-1, keepdims=True) < threshold
+    uncertain = (low & below) | (~low & ~saturated(p)[..., None])  # no `where` of flags, which onnxruntime has not
     return jnp.where(uncertain, mixed, p)
 
 

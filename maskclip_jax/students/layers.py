@@ -216,8 +216,10 @@ def bilinear_matrix(source: Any, target: Any, shape: Sequence[int] | None = None
     """[target, source]: PyTorch's bilinear interpolation, align_corners=False, no antialias, along one axis.
 
     Sizes are numbers, and the result is float64; or they are int32 [B, 1, 1], of images in a padded batch, and it is
-    [B, *shape], zero in the columns of padding.
+    [B, *shape], zero in the columns of padding. Symbolic sizes (`ops.matmul.portable`) are traced too.
     """
+    if shape is None and not (is_number(source) and is_number(target)):
+        source, target, shape = jnp.asarray(source), jnp.asarray(target), (target, source)
     xp, (rows, columns) = (np, (target, source)) if shape is None else (jnp, shape)
     ahead = xp.maximum((2 * xp.arange(rows)[:, None] + 1) * source - target, 0)  # of the position, times 2 · target
     low = xp.minimum(ahead // (2 * target), source - 1)
@@ -230,10 +232,17 @@ def adaptive_pool_matrix(source: Any, target: int, columns: int | None = None) -
 
     `source` is a number, and the result is float64; or it is int32 [B, 1, 1], and it is [B, target, columns].
     """
+    if columns is None and not is_number(source):  # symbolic
+        source, columns = jnp.asarray(source), source
     xp, columns = (np, source) if columns is None else (jnp, columns)
     bins, place = xp.arange(target)[:, None], xp.arange(columns)
     start, stop = bins * source // target, -(-(bins + 1) * source // target)
     return ((start <= place) & (place < stop)) / (stop - start)
+
+
+def is_number(size: Any) -> bool:
+    """Whether a size is a number, none that a program for any size has."""
+    return isinstance(size, int | np.integer)
 
 
 def _count(mask: Bool[Array, "B N"]) -> Int[Array, "B 1 1"]:
