@@ -37,7 +37,7 @@ def cut(value: Any, most: int = 200) -> str:
 
 def as_text(value: str | os.PathLike) -> str:
     """A path as text that any encoding takes: bytes of a file name that are not UTF-8 become backslashed."""
-    return os.fsencode(value).decode(errors="backslashreplace")
+    return os.fspath(value).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def reason(error: BaseException, most: int = 200) -> str:
