@@ -1,4 +1,4 @@
-"""Images of several sizes in one padded batch come out as they would alone (to 1e-5), whatever the padding holds."""
+"""Images of several sizes in one padded batch come out as they would alone, whatever the padding holds: in float64."""
 
 import dataclasses
 
@@ -35,22 +35,22 @@ def test_padding_changes_nothing_inside(checkpoints, kind, dense_stride, attenti
     unit = config.multiple  # images are padded to this already; the batch pads them further, to the bucket
     rng = np.random.default_rng(2)
     sizes, bucket = [(2 * unit, 3 * unit), (3 * unit, unit)], (3 * unit, 4 * unit)
-    images = [rng.normal(size=(*size, 3)).astype(np.float32) for size in sizes]
-    batch = np.full((2, *bucket, 3), 7.0, np.float32)  # not zeros: nothing of it may reach the image
+    images = [rng.normal(size=(*size, 3)) for size in sizes]
+    batch = np.full((2, *bucket, 3), 7.0)  # not zeros: nothing of it may reach the image
     for row, image in zip(batch, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     grid = jnp.asarray(sizes) // config.stride
-    with jax.default_matmul_precision("highest"):
-        apply = dense(config, attention)
+    with jax.enable_x64(True):
+        variables, apply = jax.tree.map(np.float64, variables), dense(config, attention)
         padded = apply(variables, jnp.asarray(batch), grid)
         for i, image in enumerate(images):
             alone = apply(variables, jnp.asarray(image)[None])
             h, w = np.asarray(grid[i])
             assert alone.features.shape[1:3] == (h, w)
-            np.testing.assert_allclose(padded.features[i, :h, :w], alone.features[0], atol=1e-5)
+            np.testing.assert_allclose(padded.features[i, :h, :w], alone.features[0], atol=1e-10)
             keys = padded.keys[i].reshape(bucket[0] // config.stride, -1, padded.keys.shape[-1])[:h, :w]
             expected = alone.keys[0].reshape(h, w, -1)
-            assert np.abs(keys - expected).max() <= 1e-5 * np.abs(expected).max()
+            assert np.abs(keys - expected).max() <= 1e-10 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("dense_stride", [32, 8])
@@ -61,18 +61,18 @@ def test_a_resnet_reads_images_unpadded(checkpoints, dense_stride):
     assert config.multiple == 1
     sizes = [(70, 95), (61, 127)]
     rng = np.random.default_rng(4)
-    images = [rng.normal(size=(*size, 3)).astype(np.float32) for size in sizes]
-    batch = np.full((2, 96, 128, 3), 7.0, np.float32)
+    images = [rng.normal(size=(*size, 3)) for size in sizes]
+    batch = np.full((2, 96, 128, 3), 7.0)
     for row, image in zip(batch, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
-    with jax.default_matmul_precision("highest"):
-        apply = dense(config)
+    with jax.enable_x64(True):
+        variables, apply = jax.tree.map(np.float64, variables), dense(config)
         padded = apply(variables, jnp.asarray(batch), jnp.asarray(sizes))
         for i, image in enumerate(images):
             alone = apply(variables, jnp.asarray(image)[None]).features[0]
             h, w = (config.cells(side) for side in image.shape[:2])
             assert alone.shape[:2] == (h, w) == tuple(((n + 1) // 2) // (dense_stride // 2) for n in image.shape[:2])
-            np.testing.assert_allclose(padded.features[i, :h, :w], alone, atol=1e-5)
+            np.testing.assert_allclose(padded.features[i, :h, :w], alone, atol=1e-10)
 
 
 def test_cells_of_an_unpadded_image():
