@@ -75,7 +75,7 @@ class FileCorpus:
             return changed_at(self.files[index][1]) <= made
         with contextlib.suppress(UserError, OSError):
             file = self.files[index][1]
-            return file.stat().st_size == kept[0] and (self.changed_at(index) <= made or self.sum(index) == kept)
+            return os.path.getsize(file) == kept[0] and (self.changed_at(index) <= made or self.sum(index) == kept)
         return False
 
     def identity(self) -> str:
