@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
 import sys
 import warnings
 from types import ModuleType
+from typing import Any
 
 from maskclip_jax.cli.common import MOST_MESSAGE, complain
 from maskclip_jax.cli.process import keep_memory, keep_programs
@@ -29,6 +31,7 @@ COMMANDS = {
     "serve": "a page to try your own photo and words in the browser",
 }
 RESUMED = ("label", "distill", "demo")  # what was done before Ctrl-C is kept
+WORDS = ("classes", "unseen", "background", "templates", "set")  # arguments that are text, if they are no file
 STARTS_AGAIN = "nothing is kept to go on from, the same command starts from the beginning"
 
 
@@ -80,6 +83,19 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(status)
 
 
+def words(value: Any) -> Any:
+    """Text as it was typed: where Python took the arguments for ASCII (LC_ALL=C without its UTF-8 mode) they are UTF-8.
+
+    But the name of a file stays as the system knows it, and what is not UTF-8 as it is, for the message about it.
+    """
+    if isinstance(value, list):
+        return [words(entry) for entry in value]
+    with contextlib.suppress(UnicodeError):
+        if isinstance(value, str) and not value.isascii() and not os.path.exists(value):
+            return os.fsencode(value).decode()
+    return value
+
+
 def run_command(argv: list[str]) -> int:
     """The exit code of one command. Raises SystemExit for `--help` and arguments that cannot be read."""
     for stream in (sys.stdout, sys.stderr):
@@ -87,6 +103,7 @@ def run_command(argv: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # file names may hold what the terminal cannot show
     try:
         args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
+        vars(args).update({name: words(value) for name, value in vars(args).items() if name in WORDS})
         if not vars(args).pop("no_compile_cache"):
             keep_programs()
         with warnings.catch_warnings():

@@ -7,7 +7,7 @@
 DATA is a folder of images (with all folders in it), or anything `evaluate` takes. Writes labels/NAME.png, the tree of
 the images mirrored, or with --format records a TFDS data set of array_record shards; shards/ and manifest.json hold
 counts and checksums. The same command goes on where it stopped: it makes again what was damaged since, and tries images
-that were skipped, or are newer than their masks, once more. On several hosts, give each its --shard I/N, or run one
+that were skipped, or have changed since, once more. On several hosts, give each its --shard I/N, or run one
 command on all of them with MASKCLIP_COORDINATOR and its companions set, or --cluster on a TPU pod or under Slurm.
 
 `distill` trains from it: --set labels_from=labels/labels, or with records train_data="tfds:labelled?split=train&

@@ -37,7 +37,7 @@ def cut(value: Any, most: int = 200) -> str:
 
 def as_text(value: str | os.PathLike) -> str:
     """A path as text that any encoding takes: bytes of a file name that are not UTF-8 become backslashed."""
-    return os.fsencode(value).decode(errors="backslashreplace")
+    return os.fspath(value).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def reason(error: BaseException, most: int = 200) -> str:
@@ -66,10 +66,11 @@ def read_bytes(path: str | os.PathLike, most: int = MOST_JSON) -> bytes:
         raise UserError(f"{path} must be readable, but is not ({reason(error)}): check it") from error
 
 
-def changed_at(path: str | os.PathLike) -> int:
-    """When a file was changed last, in ns; 0 where it is not there."""
+def changed_at(path: str | os.PathLike, *, or_moved: bool = False) -> int:
+    """When a file was changed last (or moved or linked, which keep the file's own time), in ns; 0: it is not there."""
     try:
-        return os.stat(path).st_mtime_ns
+        found = os.stat(path)
+        return max(found.st_mtime_ns, found.st_ctime_ns) if or_moved else found.st_mtime_ns
     except OSError:
         return 0
 

@@ -6,11 +6,12 @@ A folder is read with all folders in it, and an image's name is its path there w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -30,6 +31,7 @@ class Read(NamedTuple):
     name: str
     image: UInt8[np.ndarray, "H W 3"]
     encoded: bytes | None  # JPEG or PNG that decodes to `image`, where it was asked for
+    sum: list | None = None  # bytes and SHA-256 of its file, where it has one
 
 
 class FileCorpus:
@@ -51,16 +53,30 @@ class FileCorpus:
         return self.files[index][0]
 
     def changed_at(self, index: int) -> int:
-        """When the file was changed last, in ns; 0 where it is not there."""
-        return changed_at(self.files[index][1])
+        """When the file was written, or put there with an older time of its own (`mv`, `cp -p`), in ns; 0: never."""
+        return changed_at(self.files[index][1], or_moved=True)
 
     def read(self, index: int, *, encoded: bool = False) -> Read:
         """Raises UserError where the image is damaged."""
         name, file = self.files[index]
-        if not encoded:
-            return Read(name, read_image(file), None)
         data = read_content(file)
-        return Read(name, read_image(file, data), stored_image(file, data)[0])
+        return Read(name, read_image(file, data), stored_image(file, data)[0] if encoded else None, _sum(data))
+
+    def sum(self, index: int) -> list:
+        """Bytes and SHA-256 of the file. Raises UserError where it cannot be read."""
+        return _sum(read_content(self.files[index][1]))
+
+    def is_still(self, index: int, kept: Any, made: int) -> bool:
+        """Whether the file is the one of `sum` `kept` that was there at `made` (ns); a sum of None tells by its time.
+
+        It is read only where it has changed since, or has another size.
+        """
+        if not isinstance(kept, list):
+            return changed_at(self.files[index][1]) <= made
+        with contextlib.suppress(UserError, OSError):
+            file = self.files[index][1]
+            return os.path.getsize(file) == kept[0] and (self.changed_at(index) <= made or self.sum(index) == kept)
+        return False
 
     def identity(self) -> str:
         """A text that differs when the images do: how many, and their names."""
@@ -100,6 +116,10 @@ def open_corpus(text: str) -> Corpus:
     if text != "scenes" and folder.is_dir() and not (folder / "images.npy").is_file():
         return FileCorpus(folder)
     return SourceCorpus(open_source(text))
+
+
+def _sum(data: bytes) -> list:
+    return [len(data), hashlib.sha256(data).hexdigest()]
 
 
 def _checked_name(name: str) -> str:

@@ -29,9 +29,14 @@ MOST = 2**30  # bytes of a shard's JSON, which names every file of the shard
 
 
 def write_whole(out: Path, path: str, content: bytes) -> str:
-    """Writes `out/path`, whole or not at all, and returns its SHA-256. Raises UserError where that cannot be."""
-    write_made(out, path, lambda temporary: temporary.write_bytes(content))
-    return hashlib.sha256(content).hexdigest()
+    """Writes `out/path`, whole or not at all, and returns its SHA-256. Raises UserError where that cannot be.
+
+    Nothing is written where it is there already: a finished folder may lie on a disk that can only be read.
+    """
+    digest = hashlib.sha256(content).hexdigest()
+    if _digest_of(out / path) != digest:
+        write_made(out, path, lambda temporary: temporary.write_bytes(content))
+    return digest
 
 
 def write_made(out: Path, path: str, make: Callable[[Path], Any]) -> None:
@@ -196,8 +201,8 @@ def finish(out: Path, shards: int, settings: dict[str, Any]) -> dict[str, Any]:
         listed.append({"file": path, "sha256": digest, "images": found["images"], "files": len(found["files"])})
     if skipped:
         write_json_whole(out, SKIPPED, skipped)
-    else:
-        (out / SKIPPED).unlink(missing_ok=True)
+    elif (out / SKIPPED).exists():
+        (out / SKIPPED).unlink()
     manifest = {"settings": settings, "counts": counts, "pixels": pixels, "shards": listed}
     write_json_whole(out, MANIFEST, manifest)
     shutil.rmtree(out / PARTIAL, ignore_errors=True)

@@ -143,6 +143,7 @@ def label_shard(
         "pixels": dict(zip(labeller.names, pixels.tolist(), strict=True)),
         "skipped": [{"name": name, "reason": reason, "index": i} for i, (name, reason) in sorted(skipped.items())],
         "settings": made_with,
+        "sources": _sums(corpus, work, [i for i in indices if i not in skipped]),
         "files": sealed or {path: digest for name in done for path, digest in entries[name].files.items()},
     }
     write_shard(out, shard, shards, found)
@@ -160,38 +161,56 @@ def review(
 ) -> list[int]:
     """Which of the shards `mine` are to be labelled (again): also what was damaged, and images that can be read now.
 
-    And those of images that are newer than their masks, which a warning says. `progress` is called with the number of
-    shards looked at.
+    And those of images that are no longer what their masks were made of, which a warning says. `progress` is called
+    with the number of shards looked at.
     """
     shards, read = shard_count(corpus, options), _reader(corpus, labeller_of(settings), options)
     again = set(damaged_shards(out, mine, shards, progress))
-    newer: list[str] = []
+    changed: list[str] = []
     for shard in mine:
         if (found := read_shard(out, shard, shards)) is None:
             continue
         indices = [e["index"] for e in found["skipped"] if is_count(e.get("index"), len(corpus) - 1)]
-        if corpus.knows_names and (found_newer := _newer(corpus, options, out, shard, set(indices))):
-            newer += found_newer
+        if corpus.knows_names and (names := _changed(corpus, options, out, shard, found, set(indices))):
+            changed += names
             again.add(shard)
         if any(not isinstance(read(index), Exception) for index in indices):
             again.add(shard)
-    if newer:
-        what = f"{len(newer)} images are newer than their masks, the first {newer[0]}"
+    if changed:
+        what = f"{len(changed)} images have changed since their masks were made, the first {changed[0]}"
         warnings.warn(f"{what}: labelled again", stacklevel=2)
     for shard in again:
         undo_shard(out, shard, shards)
+    for name in changed:
+        _mask(out, name).unlink(missing_ok=True)
     return [shard for shard in mine if read_shard(out, shard, shards) is None]
 
 
-def _newer(corpus: Any, options: LabelOptions, out: Path, shard: int, besides: set[int]) -> list[str]:
-    """Names of a finished shard's images that were changed after their masks were made (records: the whole shard)."""
+def _changed(
+    corpus: Any, options: LabelOptions, out: Path, shard: int, found: dict[str, Any], besides: set[int]
+) -> list[str]:
+    """Names of a finished shard's images whose files are others than those that were labelled."""
     indices = range(len(corpus))[shard * options.shard_size : (shard + 1) * options.shard_size]
-    names = {index: corpus.name(index) for index in indices if index not in besides}
-    done = changed_at(out / shard_file(shard, shard_count(corpus, options)))
-    made = {
-        i: changed_at(out / "labels" / f"{name}.png") if options.form == "png" else done for i, name in names.items()
-    }
-    return [name for index, name in names.items() if corpus.changed_at(index) > made[index]]
+    done, sums = changed_at(out / shard_file(shard, shard_count(corpus, options))), found.get("sources", {})
+
+    def is_still(index: int) -> bool:
+        name = corpus.name(index)
+        made = changed_at(_mask(out, name)) if options.form == "png" else done
+        return index in besides or corpus.is_still(index, sums.get(name), made)
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        return [corpus.name(i) for i, still in zip(indices, pool.map(is_still, indices), strict=True) if not still]
+
+
+def _mask(out: Path, name: str) -> Path:
+    return out / "labels" / f"{name}.png"
+
+
+def _sums(corpus: Any, work: _Labelling, indices: Sequence[int]) -> dict[str, list]:
+    """What the images' files are, by name; of those that an earlier run has labelled, too."""
+    if not corpus.knows_names:
+        return {}
+    return {work.names[i]: work.sums.get(i) or corpus.sum(i) for i in indices}
 
 
 def shard_count(corpus: Corpus, options: LabelOptions) -> int:
@@ -243,6 +262,7 @@ class _Labelling:
         self.entries: dict[str, Entry] = {}
         self.skipped: dict[int, tuple[str, str]] = {}
         self.names: dict[int, str] = {}
+        self.sums: dict[int, list] = {}
         self._readers, self._writers, self._most_saving = readers, writers, most_saving
         self._saving: collections.deque[tuple[str, Future[Entry]]] = collections.deque()
 
@@ -278,6 +298,8 @@ class _Labelling:
                 self._skip(index, found)
                 continue
             images.append(found)
+            if found[0].sum is not None:
+                self.sums[index] = found[0].sum
             name = self.names.setdefault(index, found[0].name)
             if not self.corpus.knows_names and (entry := self.store.recall(name)) is not None:
                 self.entries[name] = entry

@@ -1,5 +1,6 @@
 """The command line itself: help without JAX, one line for what cannot be read, exit codes."""
 
+import ast
 import os
 import re
 import subprocess
@@ -182,3 +183,16 @@ def test_the_public_names_are_there_without_being_imported():
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_words_are_utf_8_where_python_takes_them_for_ascii(tmp_path):
+    """The name of a file stays as the system knows it; what is not UTF-8, as it is. Both can be told."""
+    (tmp_path / "größe").touch()
+    script = "import sys; from maskclip_jax.cli import words; from maskclip_jax.data.whole_files import as_text\n"
+    script += "found = words(sys.argv[1:]); print(ascii([found, [as_text(word) for word in found]]))"
+    given = ["Hündin, 猫", str(tmp_path / "größe"), b"caf\xe9"]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    output = subprocess.run([sys.executable, "-c", script, *given], env=environment, capture_output=True, check=True)
+    found, told = ast.literal_eval(output.stdout.decode())
+    assert found == [given[0], os.fsencode(given[1]).decode("ascii", "surrogateescape"), "caf\udce9"]
+    assert told == [*given[:2], "caf\\xe9"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from label_outputs import COUNT, Killed, check_manifest, tree
 
 from maskclip_jax.errors import UserError
 from maskclip_jax.label import store as label_store
+from maskclip_jax.label.corpus import open_corpus
 from maskclip_jax.label.folder import begin
 
 
@@ -137,21 +139,52 @@ def test_skipped_images_are_tried_again(label, photos, tmp_path, finished, form)
     assert tree(tmp_path / "out") == tree(tmp_path / form)
 
 
-@pytest.mark.filterwarnings("always:.* newer than their masks")
+@pytest.mark.filterwarnings("always:.* changed since their masks")
 @pytest.mark.parametrize("form", ["png", "records"])
-def test_images_newer_than_their_masks_are_labelled_again(label, photos, tmp_path, form):
-    data, options = copied(photos, tmp_path / "data"), ("--format", form)
+def test_images_that_have_changed_are_labelled_again(label, photos, tmp_path, form, monkeypatch):
+    """Written anew, or put there with an older time of their own; what was only copied, touched or moved is not.
+
+    Where nothing has changed nothing is written: a finished folder may lie on a disk that can only be read.
+    """
+    data, options, out = copied(photos, tmp_path / "data"), ("--format", form), tmp_path / "out"
+    other, start = tmp_path / "other.jpg", 10**18
+
+    def older(path, content):
+        path.write_bytes(content)
+        os.utime(path, ns=(start, start))
+
     assert label(data, *options).code == 0
-    before = tree(tmp_path / "out")
-    (data / "a" / "02.jpg").write_bytes((data / "a" / "00.jpg").read_bytes())
-    result = label(data, *options)
-    newer = "warning: 1 images are newer than their masks, the first a/02: labelled again"
-    assert (result.code, result.errors) == (0, [newer])
-    after = tree(tmp_path / "out")
-    assert label(data, *options).errors == []
-    assert tree(tmp_path / "out") == after
-    changed = {name for name in after if after[name] != before[name] and not name.endswith(".json")}
-    assert changed == {"labels/a/02.png"} if form == "png" else len(changed) == 1
+    before = tree(out)
+    for path in data.rglob("*.*"):
+        path.touch()
+    with monkeypatch.context() as patch:
+        patch.delattr("maskclip_jax.label.folder.write_made")
+        result = label(data, *options)
+    assert (result.code, result.errors) == (0, [])
+    assert tree(out) == before
+    seen = [before]
+    for place, picture in enumerate(("a/00.jpg", "a/04.jpg", "a/06.jpg")):
+        content = (photos / picture).read_bytes()
+        if place == 0:
+            (data / "a" / "02.jpg").write_bytes(content)
+        elif place == 1:
+            older(other, content)
+            other.rename(data / "a" / "02.jpg")
+        else:  # a folder takes another's place: no file in it has changed, but for its size
+            copied(data, tmp_path / "new")
+            older(tmp_path / "new" / "a" / "02.jpg", content + bytes(8))
+            for path in out.rglob("*"):
+                os.utime(path)
+            shutil.rmtree(data)
+            (tmp_path / "new").rename(data)
+        result = label(data, *options)
+        warning = "warning: 1 images have changed since their masks were made, the first a/02: labelled again"
+        assert (result.code, result.errors) == (0, [warning])
+        seen.append(tree(out))
+        assert label(data, *options).errors == []
+        assert tree(out) == seen[-1]
+        changed = {name for name in seen[-1] if seen[-1][name] != seen[-2][name] and not name.endswith(".json")}
+        assert changed == {"labels/a/02.png"} if form == "png" else len(changed) == 1
 
 
 @pytest.mark.parametrize("form", ["png", "records"])
@@ -203,3 +236,11 @@ def test_records_are_the_same_bytes_in_another_process(label, photos, model, tmp
     run = [sys.executable, str(Path(__file__).parents[2] / "run.py"), "label", photos, *options]
     subprocess.run([str(part) for part in run], check=True, capture_output=True)
     assert tree(tmp_path / "other") == tree(tmp_path / "out")
+
+
+def test_a_folder_without_sums_of_its_images_tells_by_their_times(photos, tmp_path):
+    """As folders that were begun before there were sums do."""
+    corpus = open_corpus(str(copied(photos, tmp_path)))
+    written = corpus.changed_at(0)
+    assert corpus.is_still(0, None, written)
+    assert not corpus.is_still(0, None, written - 10**9)

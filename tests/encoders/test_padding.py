@@ -1,4 +1,4 @@
-"""Images of several sizes in one padded batch come out as they would alone (to 1e-5), whatever the padding holds."""
+"""Images of several sizes in one padded batch come out as they would alone, whatever the padding holds: in float64."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_clip import random_variables
 
 from maskclip_jax.checkpoints import architecture
 from maskclip_jax.encoders.config import CLIPConfig, Fidelity, ViTConfig, variant
@@ -21,8 +22,9 @@ def at_stride(config, dense_stride):
 
 
 def dense(config, attention="value"):
+    """`encode_dense` in the dtype of the images: in float64 what differs by 1e-10 is not rounding."""
     reading = {"attention": attention, "method": "encode_dense"}
-    return jax.jit(lambda v, x, grid=None: CLIP(config).apply(v, x, grid=grid, **reading))
+    return jax.jit(lambda v, x, grid=None: CLIP(config, x.dtype).apply(v, x, grid=grid, **reading))
 
 
 @pytest.mark.parametrize("attention", ["value", "qk"])
@@ -33,22 +35,22 @@ def test_padding_changes_nothing_inside(checkpoints, kind, dense_stride, attenti
     unit = config.multiple  # images are padded to this already; the batch pads them further, to the bucket
     rng = np.random.default_rng(2)
     sizes, bucket = [(2 * unit, 3 * unit), (3 * unit, unit)], (3 * unit, 4 * unit)
-    images = [rng.normal(size=(*size, 3)).astype(np.float32) for size in sizes]
-    batch = np.full((2, *bucket, 3), 7.0, np.float32)  # not zeros: nothing of it may reach the image
+    images = [rng.normal(size=(*size, 3)) for size in sizes]
+    batch = np.full((2, *bucket, 3), 7.0)  # not zeros: nothing of it may reach the image
     for row, image in zip(batch, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     grid = jnp.asarray(sizes) // config.stride
-    with jax.default_matmul_precision("highest"):
-        apply = dense(config, attention)
+    with jax.enable_x64(True):
+        variables, apply = jax.tree.map(np.float64, variables), dense(config, attention)
         padded = apply(variables, jnp.asarray(batch), grid)
         for i, image in enumerate(images):
             alone = apply(variables, jnp.asarray(image)[None])
             h, w = np.asarray(grid[i])
             assert alone.features.shape[1:3] == (h, w)
-            np.testing.assert_allclose(padded.features[i, :h, :w], alone.features[0], atol=1e-5)
+            np.testing.assert_allclose(padded.features[i, :h, :w], alone.features[0], atol=1e-10)
             keys = padded.keys[i].reshape(bucket[0] // config.stride, -1, padded.keys.shape[-1])[:h, :w]
             expected = alone.keys[0].reshape(h, w, -1)
-            assert np.abs(keys - expected).max() <= 1e-5 * np.abs(expected).max()
+            assert np.abs(keys - expected).max() <= 1e-10 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("dense_stride", [32, 8])
@@ -59,18 +61,18 @@ def test_a_resnet_reads_images_unpadded(checkpoints, dense_stride):
     assert config.multiple == 1
     sizes = [(70, 95), (61, 127)]
     rng = np.random.default_rng(4)
-    images = [rng.normal(size=(*size, 3)).astype(np.float32) for size in sizes]
-    batch = np.full((2, 96, 128, 3), 7.0, np.float32)
+    images = [rng.normal(size=(*size, 3)) for size in sizes]
+    batch = np.full((2, 96, 128, 3), 7.0)
     for row, image in zip(batch, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
-    with jax.default_matmul_precision("highest"):
-        apply = dense(config)
+    with jax.enable_x64(True):
+        variables, apply = jax.tree.map(np.float64, variables), dense(config)
         padded = apply(variables, jnp.asarray(batch), jnp.asarray(sizes))
         for i, image in enumerate(images):
             alone = apply(variables, jnp.asarray(image)[None]).features[0]
             h, w = (config.cells(side) for side in image.shape[:2])
             assert alone.shape[:2] == (h, w) == tuple(((n + 1) // 2) // (dense_stride // 2) for n in image.shape[:2])
-            np.testing.assert_allclose(padded.features[i, :h, :w], alone, atol=1e-5)
+            np.testing.assert_allclose(padded.features[i, :h, :w], alone, atol=1e-10)
 
 
 def test_cells_of_an_unpadded_image():
@@ -113,17 +115,16 @@ def test_a_stride_that_becomes_a_dilation_keeps_the_scale(checkpoints):
     np.testing.assert_allclose(centres[1], centres[2], atol=1e-5)
 
 
-@pytest.mark.slow
 def test_position_embeddings_by_count_inside_a_padded_batch():
     # The released habit: 16×64 pixels in patches of 8 have the 16 tokens of the trained grid, and get its embeddings.
     vision = ViTConfig(image_size=32, patch_size=8, width=64, layers=2, heads=1, mlp_width=64)
     config = CLIPConfig(vision, architecture.NO_TEXT, 16, dataclasses.replace(Fidelity(), position_resize="count"))
-    model = CLIP(config)
-    images = jax.random.normal(jax.random.key(0), (1, 16, 64, 3))
-    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 2), jnp.int32))
-    alone = model.apply(variables, images, method="encode_dense").features
-    padded = jnp.pad(images, ((0, 0), (0, 24), (0, 8), (0, 0)))
-    inside = model.apply(variables, padded, grid=jnp.array([[2, 8]]), method="encode_dense").features[:, :2, :8]
-    np.testing.assert_allclose(inside, alone, atol=1e-5)
-    resized = CLIP(dataclasses.replace(config, fidelity=Fidelity())).apply(variables, images, method="encode_dense")
+    images, variables = np.random.default_rng(0).normal(size=(1, 16, 64, 3)), random_variables(config)
+    with jax.enable_x64(True):
+        apply, variables = dense(config), jax.tree.map(np.float64, variables)
+        alone = apply(variables, images).features
+        padded = np.pad(images, ((0, 0), (0, 24), (0, 8), (0, 0)))
+        inside = apply(variables, padded, np.array([[2, 8]])).features[:, :2, :8]
+        np.testing.assert_allclose(inside, alone, atol=1e-10)
+        resized = dense(dataclasses.replace(config, fidelity=Fidelity()))(variables, images)
     assert np.abs(resized.features - alone).max() > 1e-3
