@@ -19,7 +19,7 @@ class DeepLabV2(nn.Module):
     Args:
         width: E, of every branch and of the features.
         dilations: one branch each.
-        bottleneck: channels of a 1×1 convolution before the branches, which shrinks them; None is without, as published.
+        bottleneck: channels of a 1×1 convolution before the branches; None is without, as published.
     """
 
     width: int
