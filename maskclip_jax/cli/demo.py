@@ -2,12 +2,11 @@
 
     python run.py demo
 
-Writes sheet.png (image, naive, MaskCLIP, + prompt denoising, student, truth), scores.json and demo.json, and prints
+Writes sheet.png (image, naive, MaskCLIP, + prompt denoising, truth), scores.json and demo.json, and prints
 mIoU on the held-out scenes. Training used neither masks nor these scenes.
 
-The student (MaskCLIP+) ships too: the ViT's masks taught it (experiments/configs/scenes.py:balanced_vit). `--train`
-trains one here instead, in under three minutes, by `experiments/configs/scenes.py:demo` on 436 other scenes: too short
-to pass its teacher. It stays in OUT/student, where a second call finds it.
+`--train` trains a student (MaskCLIP+) too, in under three minutes, by `experiments/configs/scenes.py:demo` on 436 other
+scenes that the ViT labels: too short to pass its teacher. It stays in OUT/student, where a second call finds it.
 """
 
 from __future__ import annotations
