@@ -26,8 +26,8 @@ Variants (`FILE.py:NAME`):
     large             6,000 generated scenes with labels made before (`label_scenes`), scored on all 500 held-out
                       scenes, as are those below; all but the finetuned ones start from the ResNet's image tower
     balanced          20,000 scenes with labels that say every object as often (`--balance`), 3,000 steps
-    balanced_vit      the student that is to ship: 6,000 scenes with balanced labels of the ViT, from the tower of the ResNet
-                      in `toy_world/started`, which has seen captions alone too; 0.94 M weights, 1.9 MB in float16
+    balanced_vit      6,000 scenes with balanced labels of the ViT; from the tower of the ResNet in `toy_world/started`,
+                      which has seen captions alone too; 0.94 M weights, 1.9 MB in float16
     zero_shot         six classes without annotation: teacher's labels, then the student's own
     supervised        all annotations, the upper bound of zero_shot
     second_round      large once more, with large's student as the teacher of the next (labels by `label_scenes --model
