@@ -24,6 +24,9 @@ Writes OUT/000000.png … for `labels_from` of a `distill` run, and OUT/labels.j
       the same with PAMR, 65% of stuff                   81 /  6 / 13  60.8
       by the student of those (`--model runs/large-0`)   81 /  2 / 17  63.1
       35% of objects, balanced (`--balance 0.7`)         82 /  9 /  9  69.8
+      ViT (240 scenes), half of objects, 65% of stuff    86 /  2 / 12  77.2
+      the same, not denoised, `--balance 0.5`            87 /  1 / 12  77.7
+      35% of objects of these                            91 /  1 /  8  83.2
 
 - Balanced, every object wins about as many pixels before the choice (`balancing_bias`): the ResNet calls most objects
   by a dozen names. Without it six classes (cat, bird, rabbit, bicycle, bottle, guitar) are right in less than a fifth
