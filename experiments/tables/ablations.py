@@ -97,10 +97,15 @@ def cells(settings: Settings) -> list[Cell]:
         config = {"model": model, "data": "scenes", "count": keys, "inputs": inputs_of(model)}
         found.append(Cell(f"keys/{short}", config, functools.partial(key_similarity, model, keys)))
         smooth = functools.partial(smoothings, model)
-        config = {"model": model, "data": "validation", "count": keys, "rows": SMOOTHINGS}
+        config = {
+            "model": model,
+            "data": "validation",
+            "count": keys,
+            "rows": {row: list(how) for row, how in SMOOTHINGS.items()},
+        }
         config["inputs"] = inputs_of(model)
         found.append(Cell(f"smoothing/{short}", config, functools.partial(smooth, "validation", keys)))
-        config = config | {"data": "scenes", "count": count, "rows": {row: SMOOTHINGS[row] for row in CHOSEN}}
+        config = config | {"data": "scenes", "count": count, "rows": {row: list(SMOOTHINGS[row]) for row in CHOSEN}}
         found.append(Cell(f"chosen smoothing/{short}", config, functools.partial(smooth, "scenes", count, CHOSEN)))
     scored = settings.scenes(500)
     found += [student_cell(settings, f"student/{row}", name, count=scored) for row, (name, _) in STUDENTS.items()]
