@@ -230,7 +230,8 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         table([("", *names), *similar]) if similar else "",
         "Key smoothing in other ways, on validation scenes (temperature: weights are a softmax of cosines over it):\n",
         table([("", *smoothed), *((row, *(f"{s[row]:.1f}" for s in smoothed.values())) for row in SMOOTHINGS)]),
-        "The paper's, and the one chosen there (ours), on held-out scenes:\n",
+        "The paper's, and the one chosen there (ours), on the held-out scenes above; none too upsamples probabilities, "
+        "where\nMaskCLIP upsamples logits (the last of the templates' columns):\n",
         table([("", *chosen), *((row, *(f"{s[row]:.1f}" for s in chosen.values())) for row in CHOSEN)]),
         *last,
     ]
