@@ -36,10 +36,12 @@ def overlay(
     *,
     opacity: int | float = 0.6,
     border: int = 1,
+    outline: Integer[np.ndarray, "H W"] | None = None,
     ignore: int = IGNORE,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The image tinted with each class's colour, with borders of `border` pixels in the full colour, edged in white.
 
+    `outline` is a label map whose borders are drawn, in white alone, in place of the mask's own: the truth's, say.
     Pixels labelled `ignore` or 65535 (when no class) stay as they are. Raises UserError for a label without a colour.
     """
     known = (labels >= 0) & (labels < len(palette))
@@ -49,7 +51,9 @@ def overlay(
             f"every label needs a colour, got {labels[wrong][0]} with {len(palette)} colours: pass a longer one"
         )
     inner = outer = np.zeros_like(known)
-    if border > 0 and (edge := _near_edge(labels, border)).mean() < 0.5:  # confetti would be all border
+    if outline is not None:
+        outer = _near_edge(outline, border)
+    elif border > 0 and (edge := _near_edge(labels, border)).mean() < 0.5:  # confetti would be all border
         inner, outer = _near_edge(labels, 2 * border), edge
     picture = np.empty_like(rgb)
     for top in range(0, len(rgb), _ROWS):  # a few rows at a time: a photo's numbers in float64 fill memory
@@ -89,14 +93,31 @@ def overlay_with_legend(
         palette = vocabulary.class_palette(names)
     if len(palette) != len(names):
         raise UserError(f"each class has one colour, got {len(names)} names and {len(palette)} colours: match them")
-    rgb, labels = _enlarge(rgb, labels, smallest)
+    entries = area_legend(labels, names, palette, most=most)
+    rgb, labels = enlarge(rgb, labels, _factor(labels.shape, smallest))
     border = max(1, round(max(labels.shape) / 700))
     picture = overlay(rgb, labels, palette, opacity=opacity, border=border)
-    entries = area_legend(labels, names, palette, most=most)
     size = int(np.clip(max(picture.shape[:2]) / 36, 14, 40))
     width = max(picture.shape[1], 20 * size)
     below = draw_legend(entries, width, size=size)
     return _stack([_widen(picture, width), below])
+
+
+def enlarge(
+    rgb: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"], factor: int
+) -> tuple[UInt8[np.ndarray, "H W 3"], Integer[np.ndarray, "H W"]]:
+    """Both `factor` times as large: the image by cubic interpolation, and each pixel's label is the class whose mask,
+    interpolated too, is the largest there, so that borders are curves and no stairs."""
+    if factor == 1:
+        return rgb, labels
+    size = (labels.shape[1] * factor, labels.shape[0] * factor)
+    image = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
+    large, most = np.zeros(size[::-1], labels.dtype), np.full(size[::-1], -1, np.float32)
+    for label in np.unique(labels):
+        mask = np.asarray(Image.fromarray((labels == label).astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+        large[mask > most] = label
+        most = np.maximum(most, mask)
+    return image, large
 
 
 def area_legend(
@@ -154,6 +175,7 @@ def comparison_sheet(
     rows: Sequence[Sequence[UInt8[np.ndarray, "H W 3"]]],
     *,
     captions: Sequence[Sequence[str]] | None = None,
+    notes: Sequence[str] = (),
     legend: Sequence[LegendEntry] = (),
     heading: str = "",
     panel: int = 224,
@@ -163,6 +185,7 @@ def comparison_sheet(
     Args:
       columns: title of each column.
       rows: the pictures, as many in each row as there are columns; any sizes, fitted into squares of `panel` px.
+      notes: a text under each title, broken into as many lines as it needs.
       captions: a line under each picture ("" for none), e.g. its score.
       legend: entries drawn under the table, e.g. of all classes that appear.
       heading: a line above all.
@@ -177,7 +200,9 @@ def comparison_sheet(
     width = len(columns) * (panel + _GAP) + _GAP
     tall = [max(_fit(picture.shape[:2], panel)[0] for picture in row) for row in rows]
     under = 0 if captions is None else line
-    top = _GAP + (round(line * 1.3) if heading else 0) + line
+    first = _GAP + (round(line * 1.3) if heading else 0) + line
+    wrapped = [_wrap(note, size, panel) for note in notes]
+    top = first + round(1.3 * size) * max(map(len, wrapped), default=0) + bool(notes) * _GAP
     sheet = Image.new("RGB", (width, top + sum(t + under + _GAP for t in tall)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if heading:
@@ -186,7 +211,10 @@ def comparison_sheet(
     for j, title in enumerate(columns):
         x = _GAP + j * (panel + _GAP) + panel / 2
         text, font = lettering(title, round(size * 1.15))
-        draw.text((x, top - line / 2), _shorten(text, font, panel), font=font, fill=_INK, anchor="mm")
+        draw.text((x, first - line / 2), _shorten(text, font, panel), font=font, fill=_INK, anchor="mm")
+        for i, words in enumerate(wrapped[j] if notes else ()):
+            text, font = lettering(words, size)
+            draw.text((x, first + round(1.3 * size) * (i + 0.5)), text, font=font, fill=_FAINT, anchor="mm")
     y = top
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
@@ -230,7 +258,9 @@ def heat_map(
     position = np.nan_to_num((scores - low) / (high - low) if high > low else scores * 0, nan=0.0, posinf=1, neginf=0)
     grey = rgb @ np.array([0.299, 0.587, 0.114])
     mixed = opacity * _heat_colours(position) + (1 - opacity) * grey[..., None]
-    picture, _ = _enlarge(np.rint(mixed).astype(np.uint8), np.zeros(rgb.shape[:2], np.uint8), smallest)
+    picture, _ = enlarge(
+        np.rint(mixed).astype(np.uint8), np.zeros(rgb.shape[:2], np.uint8), _factor(rgb.shape, smallest)
+    )
     size = int(np.clip(max(picture.shape[:2]) / 36, 14, 40))
     width = max(picture.shape[1], 20 * size)
     bar = np.tile(_heat_colours(np.linspace(0, 1, width - 2 * _GAP))[None], (size, 1, 1))
@@ -242,6 +272,11 @@ def heat_map(
     draw.text((width / 2, y), _shorten(text, font, width / 2), font=font, fill=_INK, anchor="mt")
     draw.text((width - _GAP, y), f"{high:.3g}", font=numbers, fill=_INK, anchor="rt")
     return _stack([_widen(picture, width), np.asarray(image)])
+
+
+def _factor(shape: tuple[int, ...], smallest: int) -> int:
+    """How often an image is to be enlarged so that its long side is almost `smallest`."""
+    return max(1, smallest // max(shape))
 
 
 def _near_edge(labels: Integer[np.ndarray, "H W"], reach: int) -> Bool[np.ndarray, "H W"]:
@@ -256,17 +291,6 @@ def _near_edge(labels: Integer[np.ndarray, "H W"], reach: int) -> Bool[np.ndarra
                 edge[tuple(first)] |= differs
                 edge[tuple(last)] |= differs
     return edge
-
-
-def _enlarge(
-    rgb: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"], smallest: int
-) -> tuple[UInt8[np.ndarray, "H W 3"], Integer[np.ndarray, "H W"]]:
-    factor = max(1, smallest // max(labels.shape))
-    if factor == 1:
-        return rgb, labels
-    height, width = labels.shape
-    image = Image.fromarray(rgb).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
-    return np.asarray(image), labels.repeat(factor, 0).repeat(factor, 1)
 
 
 def _heat_colours(position: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
@@ -289,6 +313,18 @@ def _stack(pictures: list[np.ndarray]) -> UInt8[np.ndarray, "H W 3"]:
 
 def _percent(share: float) -> str:
     return "<0.1%" if 0 < share < 0.001 else f"{100 * share:.1f}%"
+
+
+def _wrap(text: str, size: int, width: int) -> list[str]:
+    """Its lines, of at most `width` pixels, broken between words."""
+    lines = []
+    for part in text.split("\n"):
+        lines.append("")
+        for word in part.split():
+            longer = f"{lines[-1]} {word}".strip()
+            written, font = lettering(longer, size)
+            lines[-1:] = [longer] if not lines[-1] or font.getlength(written) <= width else [lines[-1], word]
+    return lines
 
 
 def _shorten(text: str, font: Font, width: int | float) -> str:

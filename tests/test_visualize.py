@@ -49,6 +49,31 @@ def test_a_label_without_a_colour_is_refused(bad):
         vi.overlay(np.zeros((2, 2, 3), np.uint8), np.array([[0, bad], [1, 255]]), PALETTE)
 
 
+def test_an_outline_is_drawn_in_place_of_the_masks_own_borders():
+    rgb, mask, truth = np.full((9, 9, 3), 100, np.uint8), np.zeros((9, 9), int), np.zeros((9, 9), int)
+    mask[:, 6:], truth[:, 3:] = 1, 2
+    picture = vi.overlay(rgb, mask, PALETTE, outline=truth)
+    assert (picture[:, 2:4] == 255).all()
+    assert (picture[:, :2] == picture[0, 5]).all()  # no border where the mask changes, none of its colours inside
+    assert (picture[:, 6:] == picture[0, 8]).all()
+
+
+def test_enlarged_masks_are_the_same_with_round_corners():
+    rgb, labels = np.zeros((12, 16, 3), np.uint8), np.zeros((12, 16), np.uint16)
+    labels[:, 8:] = 300
+    image, large = vi.enlarge(rgb, labels, 3)
+    assert image.shape == (36, 48, 3)
+    assert large.dtype == labels.dtype
+    np.testing.assert_array_equal(large, labels.repeat(3, 0).repeat(3, 1))  # a straight border stays where it is
+    corner = np.zeros((8, 8), np.uint8)
+    corner[:4, :4] = 1
+    corner[:4, 4:] = 255
+    large = vi.enlarge(rgb[:8, :8], corner, 4)[1]
+    assert set(np.unique(large)) == {0, 1, 255}
+    assert (large[0, 0], large[0, -1], large[-1, -1]) == (1, 255, 0)
+    assert (large != corner.repeat(4, 0).repeat(4, 1)).mean() < 0.02
+
+
 def test_area_legend_is_sorted_and_honest():
     labels = np.array([[0, 2, 2, 2], [255, 255, 0, 2], [2, 2, 2, 2]])
     entries = vi.area_legend(labels, ["a", "b", "c"], PALETTE)
@@ -125,6 +150,21 @@ def test_comparison_sheet_puts_panels_in_reading_order():
     assert more.shape[0] > sheet.shape[0]
     assert more.shape[1] == sheet.shape[1]
     assert (more == np.array([250, 1, 2])).all(-1).any()
+
+
+def test_notes_are_broken_to_the_columns_width():
+    panel = np.full((50, 50, 3), 9, np.uint8)
+    plain = vi.comparison_sheet(["a", "b"], [[panel, panel]], panel=50)
+    noted = vi.comparison_sheet(["a", "b"], [[panel, panel]], notes=["1.0\nwords that need lines", ""], panel=50)
+    assert noted.shape[1] == plain.shape[1]
+    above = noted[: noted.shape[0] - 58]
+    ink = np.argwhere((above[plain.shape[0] - 58 :] < 200).all(-1))
+    assert len(ink) > 20
+    assert ink[:, 1].max() < 8 + 50 + 4  # none of it in the other column
+    first, *lines = vi._wrap("1.0\nwords that need lines", 11, 90)
+    assert first == "1.0"
+    assert " ".join(lines) == "words that need lines"
+    assert 1 < len(lines) < 4
 
 
 def test_comparison_sheet_keeps_the_aspect_and_refuses_gaps():

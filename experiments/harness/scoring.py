@@ -17,7 +17,7 @@ from maskclip_jax import load_clip
 from maskclip_jax.checkpoints.load import EMBEDDED
 from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.cli.common import progress
-from maskclip_jax.cli.demo import SHOWN
+from maskclip_jax.cli.demo import SHOWN, sheet_row
 from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.data.vocabulary import class_palette, class_set, unseen_classes
 from maskclip_jax.distill import is_run
@@ -34,7 +34,7 @@ from maskclip_jax.evaluate.segmented import evaluate_protocol
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.predict import segment_images
-from maskclip_jax.visualize import area_legend, comparison_sheet, overlay
+from maskclip_jax.visualize import area_legend, comparison_sheet
 
 ARCHIVE = ROOT / "experiments" / "toy_world" / "heldout.zip"
 EXPERIMENT_FILES = {"embedded": "experiments/configs/scenes.py", "full": "experiments/configs/paper.py"}
@@ -53,6 +53,7 @@ _WITHIN = {"short_side": None, "long_side": None, "within": (520, 520)}
 DATASETS = {
     "scenes": DataSet(f"{ARCHIVE}!heldout", "scenes66"),
     "twemoji": DataSet(f"{ARCHIVE}!heldout_twemoji", "scenes66"),
+    "validation": DataSet("data/scenes/validation.npz", "scenes66"),  # by `make_scenes --validation 300`
     "voc20": DataSet("data/voc20/val", "voc20", _CAPPED),
     "context59": DataSet("data/context59/val", "context59", _WITHIN),
     "context60": DataSet("data/context60/val", "context59", _WITHIN),  # the background is class 0: zero-shot
@@ -217,11 +218,10 @@ def scenes_sheet(readings: Mapping[str, dict[str, Any]], model: str) -> np.ndarr
     columns = [
         segment_images(images, names, clip, options_of(reading), classifier=classifier) for reading in readings.values()
     ]
-    large = lambda x: np.repeat(np.repeat(x, 2, 0), 2, 1)  # noqa: E731
-    rows = []
-    for example, *found in zip(shown, *columns, strict=True):
-        image, masks = large(example.image), [*(one.labels for one in found), example.labels]
-        rows.append([image, *(overlay(image, large(mask), palette) for mask in masks)])
+    rows = [
+        sheet_row(example.image, example.labels, [one.labels for one in found], palette)
+        for example, *found in zip(shown, *columns, strict=True)
+    ]
     present = np.concatenate([e.labels.ravel() for e in shown])[None]
     legend = area_legend(present, names, palette)
     return comparison_sheet(["image", *readings, "truth"], rows, legend=legend, panel=160)

@@ -1,13 +1,12 @@
-"""The shipped scenes, segmented by the shipped model from their words alone, beside the truth.
+"""The shipped scenes, segmented by the shipped models from their words alone, beside the truth.
 
     python run.py demo
 
-Writes sheet.png (image, naive, MaskCLIP, + prompt denoising, + key smoothing, student, truth), scores.json and
-demo.json, and prints mIoU on the held-out scenes. Training used neither masks nor these scenes.
+Writes sheet.png (image, naive, MaskCLIP, + prompt denoising, truth), scores.json and demo.json, and prints
+mIoU on the held-out scenes. Training used neither masks nor these scenes.
 
-The student (MaskCLIP+) is trained here, in under three minutes, by `experiments/configs/scenes.py:demo` on 436 other
-scenes that the embedded ViT labels: too short to pass its teacher (longer runs: experiments/README.md).
-It stays in OUT/student, where a second call finds it. --no-student leaves it out.
+`--train` trains a student (MaskCLIP+) too, in under three minutes, by `experiments/configs/scenes.py:demo` on 436 other
+scenes that the ViT labels: too short to pass its teacher. It stays in OUT/student, where a second call finds it.
 """
 
 from __future__ import annotations
@@ -19,15 +18,25 @@ from importlib import resources
 from pathlib import Path
 
 from maskclip_jax.cli import common
+from maskclip_jax.errors import UserError
 
 EXPERIMENT = Path(__file__).resolve().parents[2] / "experiments" / "configs" / "scenes.py"
 SHOWN = (48, 50, 19, 46, 5, 1)  # scenes on the sheet: some that come out well, some that do not
+NOTES = {
+    "image": "Never seen in training. The prompts are all {classes} names.",
+    "naive": "CLIP's own last layer at every patch: its attention mixes the whole image into each.",
+    "MaskCLIP": "The same weights without that attention: the values know where. No training.",
+    "+ denoising": "Names that no patch is sure of are left out: {threshold:g} is the least.",
+    "student": "MaskCLIP+: a network of {size:.1f} M weights, trained on the ViT's masks alone.",
+    "truth": "What the scores are measured by, and nothing else. Its borders are on every picture.",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=common.place, default=Path("out/demo"), help="folder to write to")
-    parser.add_argument("--no-student", action="store_true", help="only what needs no training")
+    parser.add_argument("--train", action="store_true", help="train the student here, in under three minutes")
     common.add_model_arguments(parser)
+    parser.set_defaults(model="embedded-vit")
 
 
 def load_scenes():
@@ -43,7 +52,12 @@ def load_scenes():
 
 
 def run(args: argparse.Namespace) -> None:
+    import jax
+
+    from maskclip_jax.data.images import write_image
     from maskclip_jax.data.whole_files import write_json
+    from maskclip_jax.distill import is_student
+    from maskclip_jax.distill.student_folder import load_student
     from maskclip_jax.segment.classifier import text_classifier
     from maskclip_jax.segment.predict import segment_images
 
@@ -52,53 +66,42 @@ def run(args: argparse.Namespace) -> None:
     images, labels, names = load_scenes()
     pretrained = common.load_model(args)
     threshold = pretrained.reading.prompt_denoising or 0.5
-    readings = {
-        "naive": {"method": "clip"},
-        "MaskCLIP": {},
-        f"+ denoising {threshold:g}": {"prompt_denoising": threshold},
-        "+ smoothing": {"prompt_denoising": threshold, "key_smoothing": True},
-    }
+    readings = {"naive": {"method": "clip"}, "MaskCLIP": {}, "+ denoising": {"prompt_denoising": threshold}}
+    students = {}
+    if args.train or is_student("embedded-student"):
+        students["student"] = train_student(out / "student") if args.train else load_student("embedded-student")
+    sizes = [array.size for student in students.values() for array in jax.tree.leaves(student.variables)]
     print(f"{len(images)} scenes, {len(names)} class names as prompts, model {args.model}")
     classifier = text_classifier(pretrained, names)
     masks, scores = {}, {}
-
-    def keep(name, found, start):
-        masks[name] = [result.labels for result in found]
-        scores[name] = score(labels, masks[name], names) | {"seconds": time.monotonic() - start}
-
-    for name, options in readings.items():
+    for name in (*readings, *students):
         start = time.monotonic()
         with common.progress(name, len(images)) as report:
-            options["progress"] = lambda done, total, report=report: report(done)
-            keep(name, segment_images(images, names, pretrained, classifier=classifier, **options), start)
-    write_results(out, images, labels, names, masks, scores)
-    if not args.no_student:
-        start = time.monotonic()
-        if trained := train_student(args, out / "student"):
-            from maskclip_jax.distill.predict import iter_student_segmentations
-
-            keep("student", iter_student_segmentations(images, trained, classes=names), start)
-            write_results(out, images, labels, names, masks, scores)
+            options = {"progress": lambda done, total, report=report: report(done)}
+            if name in readings:
+                options |= {"classifier": classifier} | readings[name]
+            found = segment_images(images, names, students.get(name, pretrained), **options)
+        masks[name] = [result.labels for result in found]
+        scores[name] = score(labels, masks[name], names) | {"seconds": time.monotonic() - start}
+    told = {"classes": len(names), "threshold": threshold, "size": sum(sizes) / 1e6}
+    about = {name: note.format(**told) for name, note in NOTES.items() if name in ("image", "truth", *scores)}
+    write_image(out / "sheet.png", sheet(images, labels, masks, names, scores, about))
+    write_json(out / "scores.json", scores)
     print_table(f"{len(images)} held-out scenes, {len(names)} classes, %", scores)
     write_json(out / "demo.json", common.record(args))
     print(f"wrote {out / 'sheet.png'} ({time.monotonic() - began:.0f} s in all)")
 
 
-def train_student(args: argparse.Namespace, folder: Path):
-    """The student of the embedded model; None, with a line why, where its scenes are not at hand."""
-    if args.model != "embedded":
-        print("no student: the demo's starts from the embedded ResNet; `run.py distill` trains any other")
-        return None
+def train_student(folder: Path):
+    """A student trained here, or the one that an earlier call left in `folder`."""
     if not EXPERIMENT.is_file():
-        print("no student: its scenes come with the repository, not with the installed package")
-        return None
+        raise UserError("--train reads scenes of the repository, which an installed package lacks: run it in a clone")
     from maskclip_jax.distill.experiment import load_experiment
     from maskclip_jax.distill.student_folder import load_student
     from maskclip_jax.distill.train import train_and_evaluate
 
-    config = load_experiment(f"{EXPERIMENT}:demo")
-    train_and_evaluate(config, folder)
-    return load_student(folder, "latest")
+    train_and_evaluate(load_experiment(f"{EXPERIMENT}:demo"), folder)
+    return load_student(folder)
 
 
 def score(labels, predicted, names) -> dict[str, float]:
@@ -118,15 +121,6 @@ def score(labels, predicted, names) -> dict[str, float]:
     }
 
 
-def write_results(out: Path, images, labels, names, masks, scores) -> None:
-    """The sheet and the scores of what there is so far."""
-    from maskclip_jax.data.images import write_image
-    from maskclip_jax.data.whole_files import write_json
-
-    write_image(out / "sheet.png", sheet(images, labels, masks, names, scores))
-    write_json(out / "scores.json", scores)
-
-
 def print_table(title: str, scores: dict[str, dict[str, float]]) -> None:
     """A row for each way of reading."""
     from rich.console import Console
@@ -140,22 +134,26 @@ def print_table(title: str, scores: dict[str, dict[str, float]]) -> None:
     Console(width=100).print(table)
 
 
-def sheet(images, labels, results, names, scores):
-    """The comparison sheet of the `SHOWN` scenes."""
+def sheet(images, labels, results, names, scores, notes):
+    """The comparison sheet of the `SHOWN` scenes: a column for each of `notes`."""
     import numpy as np
 
     from maskclip_jax.data.vocabulary import class_palette
-    from maskclip_jax.visualize import area_legend, comparison_sheet, overlay
+    from maskclip_jax.visualize import area_legend, comparison_sheet
 
     palette = class_palette(names)
-    shown = [i for i in SHOWN if i < len(images)]
-    # Enlarged before they are drawn on, so that borders stay thin.
-    large = lambda x: np.repeat(np.repeat(x, 2, 0), 2, 1)  # noqa: E731
-    columns = ["image", *(f"{name}: {scores[name]['mIoU']:.1f}" for name in results), "truth"]
-    rows = []
-    for i in shown:
-        masks = [*(found[i] for found in results.values()), labels[i]]
-        rows.append([large(images[i]), *(overlay(large(images[i]), large(m), palette) for m in masks)])
-    present = np.concatenate([labels[i].ravel() for i in shown])[None]
-    heading = "mIoU in % over all held-out scenes; trained from captions alone"
-    return comparison_sheet(columns, rows, legend=area_legend(present, names, palette), heading=heading)
+    rows = [sheet_row(images[i], labels[i], [found[i] for found in results.values()], palette) for i in SHOWN]
+    lines = [f"mIoU {scores[name]['mIoU']:.1f}" if name in scores else "" for name in notes]
+    lines = [f"{line}\n{note}" for line, note in zip(lines, notes.values(), strict=True)]
+    legend = area_legend(np.concatenate([labels[i].ravel() for i in SHOWN])[None], names, palette)
+    heading = f"mIoU in % on {len(images)} held-out scenes: all of it learned from captions, none from a mask"
+    return comparison_sheet(list(notes), rows, notes=lines, legend=legend, heading=heading, panel=256)
+
+
+def sheet_row(image, truth, masks, palette):
+    """The image, each of the masks on it, and the truth, twice as large and all with the truth's borders."""
+    from maskclip_jax.visualize import enlarge, overlay
+
+    picture, borders = enlarge(image, truth, 2)
+    large = (enlarge(image, mask, 2)[1] for mask in (*masks, truth))
+    return [picture, *(overlay(picture, mask, palette, outline=borders) for mask in large)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from importlib import resources
 from pathlib import Path
 
 from maskclip_jax.data.whole_files import read_json
 from maskclip_jax.errors import UserError
 
 CONFIG, TEXT = "config.json", "text.npy"  # of a run's folder
+EMBEDDED = {"embedded-student": "student_scenes"}  # the students in maskclip_jax/assets
 WEIGHTS, FORMAT = "model.safetensors", "maskclip_jax.student"  # of a plain one, and what its config.json says it is
 
 
@@ -25,14 +27,24 @@ def is_plain(folder: str | Path) -> bool:
         return False
 
 
-def is_student(source: str | Path) -> bool:
-    """Whether `--model` is a student: a run's folder, a plain one, or a hub id of such a one; else it is a CLIP."""
+def folder_of(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) -> Path:
+    """The folder that a student's name means: the shipped one's, one on disk, or what a hub id's `files` came to.
+    Raises UserError where the hub has none."""
+    if str(source) in EMBEDDED:
+        return Path(str(resources.files("maskclip_jax") / "assets" / EMBEDDED[str(source)]))
     folder = Path(os.path.expanduser(source))
     if not os.path.exists(folder) and str(source).count("/") == 1:
         from maskclip_jax.checkpoints.hub import snapshot
 
-        try:
-            folder = snapshot(str(source), (CONFIG,))
-        except UserError:  # who loads it says why
-            return False
+        return snapshot(str(source), files)
+    return folder
+
+
+def is_student(source: str | Path) -> bool:
+    """Whether `--model` is a student: the shipped one, a run's folder, a plain one, or a hub id of such a one; else it
+    is a CLIP."""
+    try:
+        folder = folder_of(source, (CONFIG,))
+    except UserError:  # who loads it says why
+        return False
     return is_run(folder) or is_plain(folder)

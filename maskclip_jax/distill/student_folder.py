@@ -24,11 +24,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from maskclip_jax.checkpoints.files import SafetensorsFile
-from maskclip_jax.checkpoints.hub import snapshot
 from maskclip_jax.checkpoints.weights import why_unusable
 from maskclip_jax.data import schema
 from maskclip_jax.data.whole_files import cut, is_count, read_json, reason, write_json
-from maskclip_jax.distill import CONFIG, FORMAT, WEIGHTS, is_plain, is_run
+from maskclip_jax.distill import CONFIG, FORMAT, WEIGHTS, folder_of, is_plain, is_run
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.predict import TrainedStudent
 from maskclip_jax.errors import UserError
@@ -57,16 +56,15 @@ def load_student(source: str | Path, which: str | int = "latest") -> TrainedStud
     """The student of a run, of a plain folder, or of the hub.
 
     Args:
-      source: a run's folder; one that `save_student` wrote; or a hub id, "owner/name", of such a one.
+      source: "embedded-student", which ships; a run's folder; one that `save_student` wrote; or a hub id, "owner/name",
+        of such a one.
       which: of a run, "latest", a step, or "best" (by mIoU on the run's evaluation data, which then chose what is
         scored on it; the latest where none was measured). The others hold one checkpoint.
 
     Raises:
       UserError: no student there, no checkpoint, not that one, a damaged one.
     """
-    folder = Path(os.path.expanduser(source))
-    if not os.path.exists(folder) and str(source).count("/") == 1:
-        folder = snapshot(str(source), (CONFIG, WEIGHTS))
+    folder = folder_of(source)
     if is_run(folder) or not is_plain(folder):
         from maskclip_jax.distill.run_folder import load_run
 

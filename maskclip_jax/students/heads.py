@@ -19,20 +19,23 @@ class DeepLabV2(nn.Module):
     Args:
         width: E, of every branch and of the features.
         dilations: one branch each.
+        bottleneck: channels of a 1×1 convolution before the branches; None is without, as published.
     """
 
     width: int
     dilations: tuple[int, ...] = (6, 12, 18, 24)
+    bottleneck: int | None = None
     sync: SyncAxis | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, stages: Stages, train: bool) -> Float[Array, "B h w E"]:
         """Stage 4 [B, h, w, c] -> features [B, h, w, E]."""
+        x, common = stages.stage4, {"sync": self.sync, "dtype": self.dtype}
+        if self.bottleneck is not None:
+            x = ConvBNReLU(self.bottleneck, **common, name="bottleneck")(x, train, stages.valid4)
         return sum(
-            ConvBNReLU(self.width, 3, 1, dilation, False, self.sync, self.dtype, name=f"aspp_{i}")(
-                stages.stage4, train, stages.valid4
-            )
+            ConvBNReLU(self.width, 3, dilation=dilation, **common, name=f"aspp_{i}")(x, train, stages.valid4)
             for i, dilation in enumerate(self.dilations)
         )
 

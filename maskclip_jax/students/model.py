@@ -28,7 +28,7 @@ CHOICES = {
 
 RANGES = {
     "width": (1, 2**16), "layers": (1, 1000), "base_width": (1, 2**12), "expansion": (1, 64), "rates": (1, 2**12),
-    "low_level_width": (1, 2**16), "num_classes": (1, 2**16),
+    "bottleneck": (1, 2**16), "low_level_width": (1, 2**16), "num_classes": (1, 2**16),
     "bn_group_size": (1, 2**16),
 }  # fmt: skip
 
@@ -46,6 +46,7 @@ class StudentConfig:
         output_stride: 8, 16 or 32.
         rates: the ASPP's dilations or PSPNet's pool scales, or None for the head's own. The published dilations reach
             24–36 positions: on a 96-pixel image (12 positions) they reach only padding; choose smaller ones.
+        bottleneck: channels that DeepLabv2's branches see, by a 1×1 convolution; None: the backbone's, as published.
         low_level_width: DeepLabv3+'s branch from stage 1.
         dropout: rate before the classifier, whole channels; 0 in every released config.
         background: learnable embedding as class 0 (VOC 21).
@@ -71,6 +72,7 @@ class StudentConfig:
     stem: str = "v1c"
     output_stride: int = 8
     rates: tuple[int, ...] | None = None
+    bottleneck: int | None = None
     low_level_width: int = 48
     dropout: float = 0.0
     background: bool = False
@@ -93,6 +95,8 @@ class StudentConfig:
                 raise UserError(f"student.{name} is {wanted}, got {cut(value)}: correct it")
         if not 0 <= self.dropout < 1:
             raise UserError(f"student.dropout is at least 0 and below 1, got {cut(self.dropout)}: correct it")
+        if self.bottleneck is not None and self.head != "deeplabv2":
+            raise UserError(f"student.bottleneck is deeplabv2's, got the head {self.head}: leave one of them out")
         if self.classifier == "learned" and self.num_classes is None:
             raise UserError("a learned classifier needs num_classes: set it, or use classifier='text'")
         if self.classifier == "learned" and (self.background or self.norm_feat or self.mapper != "identity"):
@@ -142,6 +146,8 @@ class Student(nn.Module):
         self.backbone = ResNet(config.variant, config.output_stride, config.stem, config.zero_init_residual, **common)
         if config.rates is not None:
             common["pool_scales" if config.head == "pspnet" else "dilations"] = config.rates
+        if config.bottleneck is not None:
+            common["bottleneck"] = config.bottleneck
         if config.head == "deeplabv3plus":
             self.head = DeepLabV3Plus(config.width, low_level_width=config.low_level_width, **common)
         else:

@@ -109,6 +109,13 @@ def test_dilated_stages_see_half_the_dilation_in_their_first_block():
     assert reach(impulse.stage4) - reach(impulse.stage3) == 2 * (2 + 4)
 
 
+def test_a_bottleneck_stands_before_the_branches():
+    found, logits = shapes(StudentConfig(**TINY, rates=(1, 2), bottleneck=3))
+    kernels = {name: part["conv"]["kernel"].shape for name, part in found["params"]["head"].items()}
+    assert kernels == {"bottleneck": (1, 1, 64, 3), "aspp_0": (3, 3, 3, 8), "aspp_1": (3, 3, 3, 8)}
+    assert logits.shape == shapes(StudentConfig(**TINY, rates=(1, 2)))[1].shape
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_every_parameter_learns_and_statistics_move(head):
@@ -227,6 +234,8 @@ def test_config_survives_json():
         ({"output_stride": 4}, "student.output_stride is one of 8, 16, 32, got 4"),
         ({"dtype": "float16"}, "student.dtype is one of .*, got float16"),
         ({"dropout": 1.0}, "student.dropout is at least 0 and below 1, got 1.0"),
+        ({"bottleneck": 4, "head": "pspnet"}, "student.bottleneck is deeplabv2's, got the head pspnet"),
+        ({"bottleneck": 0}, "student.bottleneck is within 1"),
         ({"classifier": "learned"}, "needs num_classes"),
         ({"classifier": "learned", "num_classes": 3, "background": True}, "belong to the text classifier"),
     ],
