@@ -20,7 +20,6 @@ NEIGHBOURS, CONTAMINATION = 30, 0.05
 ALIKE = 0.4  # cosines below it are none in `aggregated`
 CLASS_SHARE = 0.3  # of the class token, added to every patch behind the attention
 EARLY, MIDDLE, SUMMED = 4, 9, (4, 5, 6, 7, 8, 9, 10)
-BLOCKS = SUMMED  # all whose tokens are read
 
 Tokens = Float[Array, "B L D"]
 Valid = Bool[Array, "B L"] | None
@@ -96,7 +95,7 @@ def self_calibrated(
 
     Args:
       tokens: in front of the last attention, class tokens first.
-      earlier: those behind each of `BLOCKS`.
+      earlier: those behind each block of `dense.KEPT`.
       read: the last block's attention, of patches and of what is alike.
       shape: rows and columns of the grid of patches.
       valid: True where a patch is image.

@@ -36,7 +36,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from maskclip_jax.encoders import calibrated as calibrated_tokens
 from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
 from maskclip_jax.encoders.layers import attend
 from maskclip_jax.errors import UserError
@@ -186,7 +185,7 @@ ATTENTIONS: dict[str, Callable[[Heads, Heads, Heads, Around], Heads]] = {
 }
 # What is asked of earlier blocks: whose attention is averaged, whose tokens are kept. Counted from 1, of twelve.
 MAPS: dict[str, tuple[int, ...]] = {"kk+gaussian+middle": (6, 7, 8, 9)}
-KEPT: dict[str, tuple[int, ...]] = {"calibrated": calibrated_tokens.BLOCKS}
+KEPT: dict[str, tuple[int, ...]] = {"calibrated": tuple(range(4, 11))}  # all that `calibrated.py` reads
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from maskclip_jax.encoders.calibrated import self_calibrated
 from maskclip_jax.encoders.config import Fidelity, ViTConfig
 from maskclip_jax.encoders.dense import ATTENTIONS, MASKCLIP, Around, DenseMethod, check_blocks, mean_length
 from maskclip_jax.encoders.layers import Dtype, PoolingHead, Transformer, layer_norm
@@ -128,6 +127,8 @@ class VisionTransformer(Module):
         if kept:
             valid = None if mask is None else mask[:, 0, 0, first:]
             earlier = {n: walk.kept[i] for n, i in kept.items()}
+            from maskclip_jax.encoders.calibrated import self_calibrated  # a method that few ask for
+
             path = self_calibrated(x, earlier, patches_alone, shape, valid)
             own = self.ln_post(x) if pooled else x[:, first:]
             return path, (self.head.dense(own, None) if pooled else last[0].dense(own, self.fidelity.keys, None))[1]
