@@ -53,7 +53,9 @@ def complain(message: Exception | str, kind: str = "error") -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default="embedded", help="embedded, embedded-vit, a hub id, or a checkpoint's folder or file"
+        "--model",
+        default="embedded",
+        help="embedded, embedded-vit, embedded-student, a hub id, or a checkpoint's folder or file",
     )
     add_checkpoint_argument(parser)
     parser.add_argument("--fidelity", choices=("clip", "released"), default="clip", help="whose habits to follow")
