@@ -1,4 +1,4 @@
-"""`run.py demo`: its table, its sheet, its record; and a student that is trained here."""
+"""`run.py demo`: its table, its sheet, its record; the student that ships, and one that is trained here."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from PIL import Image
 
 from maskclip_jax import cli
 from maskclip_jax.cli import demo
+from maskclip_jax.distill import folder_of, is_student
 from maskclip_jax.distill.student_folder import load_student
 
 
@@ -25,16 +26,17 @@ def run(capsys, out, *options: str) -> dict:
         cli.main(["demo", "--out", str(out), *options])
     assert stop.value.code == 0, capsys.readouterr().err
     with Image.open(out / "sheet.png") as sheet:
-        assert sheet.width == (2 + len(json.loads((out / "scores.json").read_text()))) * 264 + 8
+        assert sheet.width == 6 * 264 + 8
     return json.loads((out / "scores.json").read_text())
 
 
 @pytest.mark.slow
 def test_demo(tmp_path, capsys):
     scores = run(capsys, tmp_path / "demo")
-    naive, mask, denoised = (found["mIoU"] for found in scores.values())
+    naive, mask, denoised, student = (found["mIoU"] for found in scores.values())
     assert mask > naive + 8  # the paper's point: the last values know where, the last attention forgets it
     assert denoised > mask
+    assert student > naive + 8
     assert json.loads((tmp_path / "demo" / "demo.json").read_text())["settings"]["model"] == "embedded-vit"
 
 
@@ -47,6 +49,15 @@ def test_a_student_trained_here(few_scenes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(experiment, "load_experiment", lambda name: dataclasses.replace(loaded(name), **short))
     run(capsys, tmp_path / "demo", "--train")
     assert load_student(tmp_path / "demo" / "student").step == 2
+
+
+def test_the_shipped_student_is_small_and_known_by_name():
+    assert is_student("embedded-student")
+    files = list(folder_of("embedded-student").iterdir())
+    assert sum(file.stat().st_size for file in files) < 2e6
+    student = load_student("embedded-student")
+    assert list(student.config.label_names) == demo.load_scenes()[2]
+    assert student.config.teacher.model == "embedded-vit"
 
 
 def test_a_row_of_the_sheet_shows_each_mask_with_the_truths_borders():
