@@ -14,16 +14,15 @@ from maskclip_jax import cli
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
-NOT_HERE = ("openai/", "run.py serve")  # needs a network; never ends (tests/cli/test_serve.py starts it)
+NOT_HERE = ("openai/",)  # needs a network
 OFFLINE = [c for c in COMMANDS if c.startswith("python run.py") and not any(name in c for name in NOT_HERE)]
 HUB = [c for c in COMMANDS if c.startswith("python run.py") and any(name in c for name in NOT_HERE)]
-CURL = [c for c in COMMANDS if c.startswith("curl ")]  # run by tests/web/test_server.py
 
 
 def test_every_command_is_known_here():
     installs = [c for c in COMMANDS if c.startswith("pip install")]
     assert len(installs) == 2
-    assert sorted(COMMANDS) == sorted(OFFLINE + HUB + CURL + installs)
+    assert sorted(COMMANDS) == sorted(OFFLINE + HUB + installs)
 
 
 def test_the_gate_runs_what_the_readme_opens_with():

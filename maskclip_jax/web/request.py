@@ -64,9 +64,9 @@ def read_request(body: bytes, affinity: str | None = None) -> SegmentRequest:
     try:
         fields = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"a question is JSON, but this is not ({error}): see the README's curl line") from error
+        raise UserError(f"a question is JSON, but this is not ({error}): see docs/guides/serve.md") from error
     if not isinstance(fields, dict):
-        raise UserError(f"a question is a JSON object, got {_kind(fields)}: see the README's curl line")
+        raise UserError(f"a question is a JSON object, got {_kind(fields)}: see docs/guides/serve.md")
     known = ["image", "classes", "model", *ASKED]
     if unknown := sorted(set(fields) - set(known)):
         raise UserError(f"a question has {', '.join(known)}, got {', '.join(unknown)}: check the spelling")

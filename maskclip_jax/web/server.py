@@ -214,7 +214,7 @@ def make_app(
 
     async def unknown(request: Request, error: Exception) -> Response:
         return JSONResponse(
-            {"error": f"there is no {request.method} {request.url.path[:100]} here: see the README"}, 404
+            {"error": f"there is no {request.method} {request.url.path[:100]} here: see docs/guides/serve.md"}, 404
         )
 
     async def broken(request: Request, error: Exception) -> Response:

@@ -212,10 +212,12 @@ def test_the_line_has_an_end():
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_readmes_curl_lines(server, tmp_path):
+def test_the_guides_curl_lines(server, tmp_path):
     url, _ = server
     (tmp_path / "photo.jpg").write_bytes(photo())
-    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("curl ")]
+    lines = [
+        line for line in (ROOT / "docs" / "guides" / "serve.md").read_text().splitlines() if line.startswith("curl ")
+    ]
     assert lines
     for line in lines:
         command = shlex.split(line.replace("http://127.0.0.1:7860", url))
