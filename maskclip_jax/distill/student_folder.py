@@ -113,6 +113,7 @@ def save_student(trained: TrainedStudent, path: str | Path, *, dtype: str = "flo
                 "run": _without_paths(trained.config).to_dict(),
             },
         )
+        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)  # safetensors' file is its owner's alone
         temporary.rename(path)
     except UserError:
         raise

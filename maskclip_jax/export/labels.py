@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Integer
@@ -154,7 +154,24 @@ class LabelRecords:
         return self.names[index] + suffix_of(self.image(index))
 
 
-Labels = LabelFolder | SegmentFolder | LabelRecords
+@runtime_checkable
+class Labels(Protocol):
+    """Masks that `export` reads: `LabelFolder`, `SegmentFolder`, `LabelRecords`, or one image of the page.
+
+    Fields:
+      classes, names, sure, identity: as above.
+    """
+
+    classes: tuple[str, ...]
+    names: list[str]
+    sure: bool
+    identity: Any
+
+    def read(self, index: int) -> Masks: ...
+
+    def image(self, index: int) -> Any: ...
+
+    def original(self, index: int) -> str: ...
 
 
 def open_labels(folder: Path, images: str | None = None) -> Labels:

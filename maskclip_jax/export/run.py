@@ -131,7 +131,7 @@ def _checked(labels: Labels, form: str, options: ExportOptions) -> ExportOptions
     if media not in rules.media:
         raise UserError(f"--media is {' or '.join(rules.media)} for {form}, got {media}: choose one")
     if form == "yolo" and options.per != "region":
-        raise UserError("a polygon of YOLO is one region, but --per class came: leave it out")
+        raise UserError("a polygon of YOLO is one region, got --per class: leave it out")
     if form == "yolo" and options.split and not {"train", "val"} <= dict(options.split).keys():
         raise UserError("YOLO trains on a part `train` and watches a part `val`, but --split has others: name them so")
     if rules.check is not None:

@@ -7,6 +7,7 @@
     GET  /api/images/NAME              the image as the model is shown it
     POST /api/segment                  a `request.SegmentRequest` as JSON -> classes, areas, confidences, paths of files
     GET  /api/answers/NAME/labels.png  and result.json, overlay.png: the files that `segment` writes
+    GET  /api/answers/NAME/coco.zip    and the other formats of `downloads.FORMATS`: what `export` writes
     GET  /api/answers/NAME/heat/0.png  the heat map of class 0
 
 Whatever cannot be done is answered by {"error": one line} and a status above 399.

@@ -32,6 +32,7 @@ from maskclip_jax.segment.predict import Segmentation, iter_segmentations
 from maskclip_jax.segment.settings import PredictionSettings, prediction_settings
 from maskclip_jax.visualize import heat_map
 from maskclip_jax.web.cache import Memory
+from maskclip_jax.web.downloads import FORMATS, zipped
 from maskclip_jax.web.limits import check_cost, check_every_pixel, check_student
 from maskclip_jax.web.models import Models, Reader
 from maskclip_jax.web.request import SegmentRequest
@@ -130,6 +131,7 @@ class Session:
         stem, path = stem_of(photo.name), f"/api/answers/{token}"
         kinds = {"labels": "labels.png", "json": "result.json", "overlay": "overlay.png", "shown": "shown.png"}
         record["files"] = {kind: f"{path}/{file}" for kind, file in kinds.items()} | {"heat": f"{path}/heat/"}
+        record["files"]["exports"] = {form: f"{path}/{form}.zip" for form in FORMATS}
         record["names"] = {"labels": f"{stem}_labels.png", "json": f"{stem}.json", "overlay": f"{stem}_overlay.png"}
         return record
 
@@ -140,11 +142,13 @@ class Session:
             return File(answer.shown, "image/png")
         photo = self._photo(answer.request.image)
         stem = stem_of(photo.name)
-        if kind not in ("labels.png", "result.json", "overlay.png"):
-            raise Gone(
-                f"an answer has labels.png, result.json, overlay.png and shown.png, got {kind}: choose one of them"
-            )
+        kinds = ("labels.png", "result.json", "overlay.png", *(f"{form}.zip" for form in FORMATS))
+        if kind not in kinds:
+            raise Gone(f"an answer has {', '.join(kinds)} and shown.png, got {kind}: choose one of them")
         result = self._result(answer)
+        if kind.endswith(".zip"):
+            data = zipped(kind.removesuffix(".zip"), photo.name, photo.data, result)
+            return File(data, "application/zip", f"{stem}_{kind}")
         palette = class_palette(result.classes)
         if kind == "labels.png":
             return File(label_png(result.labels, palette), "image/png", f"{stem}_labels.png")

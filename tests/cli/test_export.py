@@ -57,7 +57,7 @@ WRONG = {
     "empty part": (("labels", "--to", "voc", "--split", "a=0.95,b=0.05", "--out", "x"), "b has none of 5"),
     "shares": (("labels", "--to", "voc", "--split", "a=0.5,b=0.6", "--out", "x"), "shares that add up to 1"),
     "parts of yolo": (("labels", "--to", "yolo", *IMAGES, "--split", "a=1", "--out", "x"), "`train`"),
-    "yolo per class": (("labels", "--to", "yolo", *IMAGES, "--per", "class", "--out", "x"), "--per class came"),
+    "yolo per class": (("labels", "--to", "yolo", *IMAGES, "--per", "class", "--out", "x"), "got --per class"),
     "media": (("labels", "--to", "webdataset", *IMAGES, "--media", "link", "--out", "x"), "--media is copy"),
 }
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -136,6 +137,23 @@ def test_a_student_answers_with_its_own_classes(models):
     ):
         with pytest.raises(UserError, match=message):
             own.segment(asking(classes=classes, templates=None, **options))
+
+
+def test_files_for_other_tools(session):
+    """What `export` writes of the one image, image included."""
+    answer = session.segment(asking(background="dog"))
+    labels = decoded(session.file(token(answer), "labels.png"))
+    for form, path in answer["files"]["exports"].items():
+        file = session.file(token(answer), path.rsplit("/", 1)[1])
+        assert file.name == f"0005_{form}.zip"
+        with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
+            assert archive.testzip() is None
+            assert any(name.endswith(".jpg") for name in archive.namelist()), archive.namelist()
+            if form == "coco":
+                found = json.loads(archive.read("instances.json"))
+    assert sum(entry["area"] for entry in found["annotations"]) == (labels > 0).sum()
+    with pytest.raises(Gone, match=r"an answer has .*coco.zip.*, got stl.zip"):
+        session.file(token(answer), "stl.zip")
 
 
 def test_heat_is_the_probability(session):

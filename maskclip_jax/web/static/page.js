@@ -198,6 +198,8 @@ function show(answer, drawing, asked, milliseconds) {
   $("get-labels").href = answer.files.labels;
   $("get-json").href = answer.files.json;
   $("get-overlay").href = answer.files.overlay;
+  $("get-export").replaceChildren($("get-export").options[0],
+    ...Object.entries(answer.files.exports).map(([form, path]) => new Option(form, path)));
   for (const kind of ["labels", "json", "overlay"]) $(`get-${kind}`).title = answer.names[kind];
   writeLegend($("legend"), $("absent"), answer.classes, {choose: showHeat, point: single});
   const shown = answer.classes.find((entry) => entry.class === state.heat);
@@ -293,6 +295,10 @@ function listen() {
   $("split").addEventListener("input", () => comparison.split());
   $("opacity").addEventListener("input", () => paint());
   $("back").addEventListener("click", showAll);
+  $("get-export").addEventListener("change", () => {
+    if ($("get-export").value) Object.assign(document.createElement("a"), {href: $("get-export").value, download: ""}).click();
+    $("get-export").value = "";
+  });
   $("canvas").addEventListener("mousemove", (event) => {
     const {label, probability} = pointed(event);
     single(label);
