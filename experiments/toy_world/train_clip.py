@@ -145,7 +145,7 @@ def both_readings(model: CLIP, images: jax.Array, keep: jax.Array | None):
     them itself when each phrase is scored by the patches that answer to it (PACL, Mukhoti et al. 2023).
     """
     tower = model.visual
-    x = tower.transformer.penultimate(tower._embed(images, None, keep))
+    x = tower.transformer.walk(tower._embed(images, None, keep)).tokens
     block = tower.transformer.resblocks[-1]
     attention, y = block.attn, block.ln_1(x)
     split = lambda a: a.reshape(*a.shape[:2], attention.heads, -1)  # noqa: E731

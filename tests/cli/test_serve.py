@@ -50,15 +50,14 @@ def test_an_address_of_another_machine(call, host):
 
 
 @pytest.mark.parametrize("option", ["--model", "--more-models"])
-def test_a_run_is_sent_to_segment(call, tmp_path, option):
+def test_a_students_folder_is_read_before_the_page_opens(call, tmp_path, option):
     needs_the_extra()
     for name in ("config.json", "text.npy"):
         (tmp_path / name).write_bytes(b"{}")
     result = call("serve", "--port", "0", option, tmp_path)
     assert result.code == 2
-    assert result.errors == [
-        f"error: the page shows CLIPs, but {tmp_path} is a run of distill: look at it with segment --model {tmp_path}"
-    ]
+    assert len(result.errors) == 1
+    assert result.errors[0].startswith(f"error: a run's folder holds its config.json, but {tmp_path}")
 
 
 @pytest.mark.parametrize("number", ["70000", "-1", "http"])

@@ -97,7 +97,7 @@ def test_a_checkpoint_of_what_is_no_run():
     for text in ("newest", "-1", "1.5", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="latest, best, or a step, not"):
             common.checkpoint(text)
-    with pytest.raises(UserError, match="--checkpoint chooses among a run's, but embedded is no folder of a run"):
+    with pytest.raises(UserError, match="--checkpoint chooses among a run's, but embedded is no run"):
         common.load_model(argparse.Namespace(model="embedded", checkpoint="best"))
 
 

@@ -105,7 +105,9 @@ def test_clip_is_the_unmodified_last_layer():
     np.testing.assert_allclose(np.asarray(found).reshape(naive.shape), naive, atol=1e-5)  # presets differ by 1e-3
 
 
-@pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name not in ("value", "qk", *MAPS, *KEPT)])
+@pytest.mark.parametrize(
+    "attention", [name for name in ATTENTIONS if name not in ("value", "qk", "affinity", *MAPS, *KEPT)]
+)
 def test_attention_pool_of_a_resnet(attention):
     """q, k and v of all positions, their mean first; for CLIP Surgery's "vv" with positions, and with its own rule."""
     c, variables = RESNET.vision, variables_of(RESNET)["params"]["visual"]["attnpool"]

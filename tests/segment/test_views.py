@@ -118,7 +118,7 @@ def test_protocols_are_options(pretrained):
     [
         ({"method": "slip"}, "a method is one of"),
         ({"method": DenseMethod("qq", blocks=3)}, "has 2 blocks"),
-        ({"synonyms": "best"}, "'mean' or their 'max'"),
+        ({"synonyms": "best"}, "synonyms is one of mean, max, got best"),
         ({"pamr": -1}, "0 to 1000 steps"),
         ({"pamr": 10**6}, "0 to 1000 steps"),
         *(({"scales": scales}, "scales are 0.0625 to 16") for scales in ((), (0.0,), (1, NAN), (INF,), (1e9,), (-1,))),
