@@ -86,6 +86,7 @@ def prepared(mode: str, dtype: str):
 def test_six_steps_in_float64(mode):
     with jax.enable_x64(True):
         config, teacher, frozen, student, before, batches = prepared(mode, "float64")
+        before = jax.tree.map(np.asarray, before)  # a step uses up the state it is given
         state, losses, rates = before, [], []
         step = quickly(make_train_step(config, student, teacher), state, frozen, on_devices(batches[0]))
         for batch in batches:
