@@ -115,6 +115,10 @@ def test_the_tips_protocol():
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("method", ALONE)
 def test_every_family_by_every_method(kind, method):
+    if kind == "resnet" and ALONE[method].earlier:
+        with pytest.raises(UserError, match="asks a ViT's earlier blocks, which this tower does not have"):
+            segmented(clip(kind), method=method)
+        return
     found = segmented(clip(kind), method=method, prompt_denoising=0.2, key_smoothing=1.0)
     assert found.labels.shape == IMAGE.shape[:2]
     assert np.isfinite(found.probabilities).all()

@@ -168,7 +168,7 @@ def test_class_scores_are_exact_products(head):
     arguments = (jnp.zeros((1, 2, 2, 8)), *((jnp.zeros((3, 8)),) if isinstance(head, TextHead) else ()), False)
     variables = head.init(KEY, *arguments)
     loss = lambda v, x: head.apply(v, x, *arguments[1:]).sum()  # noqa: E731
-    program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(variables, arguments[0]).as_text()
+    program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(variables, arguments[0]).as_text()
     products = [line for line in program.splitlines() if "dot_general" in line]
     assert len(products) >= 3
     assert all("HIGHEST" in line for line in products)
