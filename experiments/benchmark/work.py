@@ -15,6 +15,7 @@ from maskclip_jax.encoders import config as families
 from maskclip_jax.encoders.config import CLIPConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP, fold
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops.matmul import unit
 from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.segment.refine import dense_logits, key_smoothing
 
@@ -127,7 +128,7 @@ def smoothing(length: int = 4096, width: int = 768, order: str = "cheaper", time
 
 def all_pairs(p: jax.Array, keys: jax.Array) -> jax.Array:
     """The same sum as the paper writes it: every position's cosine with every other."""
-    keys = keys * jax.lax.rsqrt(jnp.maximum(jnp.square(keys).sum(-1, keepdims=True), 1e-24))
+    keys = unit(keys)
     mixed = jnp.einsum("bld,bmd->blm", keys, keys) @ p
     return jnp.where(p.max(-1, keepdims=True) < 1, mixed, p)
 

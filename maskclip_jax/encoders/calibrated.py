@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from maskclip_jax.ops.matmul import in_full_precision
+from maskclip_jax.ops.matmul import alike, in_full_precision, mixed, similarity
 
 NEIGHBOURS, CONTAMINATION = 30, 0.05
-ALIKE = 0.4  # cosines below it are none in `aggregated`
+ALIKE = 0.4  # cosines below it are none where patches are averaged
 CLASS_SHARE = 0.3  # of the class token, added to every patch behind the attention
 EARLY, MIDDLE, SUMMED = 4, 9, (4, 5, 6, 7, 8, 9, 10)
 
@@ -68,22 +68,6 @@ def replaced(tokens: Tokens, outlier: Bool[Array, "B L"], shape: tuple[int, int]
     return jnp.where(outlier[..., None] & (count > 0), total / jnp.maximum(count, 1), tokens)
 
 
-def cosines(tokens: Tokens) -> Float[Array, "B L L"]:
-    """How alike every two patches of an image are, -1..1."""
-    x = in_full_precision(tokens)
-    x = x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
-    return jnp.einsum("bld,bmd->blm", x, x, precision="highest")
-
-
-def aggregated(tokens: Tokens, similarity: Float[Array, "B L L"], valid: Valid = None) -> Tokens:
-    """Every patch as the mean of those that are at least `ALIKE`, weighted by how much."""
-    weights = jnp.where(similarity >= ALIKE, similarity, 0)
-    if valid is not None:
-        weights = jnp.where(valid[:, None], weights, 0)
-    weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-6)
-    return jnp.einsum("blm,bmd->bld", weights.astype(tokens.dtype), tokens)
-
-
 def self_calibrated(
     tokens: Float[Array, "B T D"],
     earlier: Mapping[int, Float[Array, "B T D"]],
@@ -102,14 +86,14 @@ def self_calibrated(
     """
     first = tokens.shape[1] - shape[0] * shape[1]
     outlier = outliers(tokens[:, first:], valid)
-    similarity = cosines(replaced(earlier[MIDDLE][:, first:], outlier, shape, valid))
-    late = cosines(earlier[EARLY][:, first:])
+    middle = similarity(replaced(earlier[MIDDLE][:, first:], outlier, shape, valid), valid)
+    early = alike(similarity(earlier[EARLY][:, first:], valid), ALIKE)
 
     def answer(patches: Array, class_tokens: Array) -> Array:
-        found = read(patches, similarity)
+        found = read(patches, middle)
         found = found + CLASS_SHARE * class_tokens[:, :1] if first else found
-        return aggregated(found, late, valid)
+        return mixed(early, found)
 
     whole = functools.reduce(jnp.add, [earlier[i] for i in SUMMED])
-    calm = aggregated(replaced(tokens[:, first:], outlier, shape, valid), similarity, valid)
+    calm = mixed(alike(middle, ALIKE), replaced(tokens[:, first:], outlier, shape, valid))
     return answer(calm, tokens[:, :first]) + answer(whole[:, first:], whole[:, :first])

@@ -39,7 +39,7 @@ from jaxtyping import Array, Bool, Float
 from maskclip_jax.encoders.config import CLIPConfig, ViTConfig
 from maskclip_jax.encoders.layers import attend
 from maskclip_jax.errors import UserError
-from maskclip_jax.ops.matmul import attention_matrix, in_full_precision
+from maskclip_jax.ops.matmul import attention_matrix, in_full_precision, mixed
 
 Heads = Float[Array, "B T N d"]
 POOL_SHARPNESS = 8  # CLIP Surgery: an attention pool's values are normalised, and their scale is this much larger
@@ -158,8 +158,7 @@ def by_affinity(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
     """ProxyCLIP: patches look where a second backbone says (its rows sum to one); class tokens at themselves."""
     assert around.affinity is not None
     first = v.shape[1] - around.affinity.shape[-1]
-    patches = jnp.einsum("bij,bjnd->bind", around.affinity.astype(v.dtype), v[:, first:])
-    return jnp.concatenate([v[:, :first], patches], axis=1)
+    return jnp.concatenate([v[:, :first], mixed(around.affinity, v[:, first:])], axis=1)
 
 
 def _near_keys(k: Heads, around: Around) -> Float[Array, "B N T T"]:

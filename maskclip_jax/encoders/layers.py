@@ -89,8 +89,8 @@ class Attention(nn.Module):
         self, x: Float[Array, "B T D"], queries: Float[Array, "B Q D"] | None = None, rotation: Rotation | None = None
     ) -> tuple[Float[Array, "B Q N d"], Float[Array, "B T N d"]]:
         """Heads of queries and keys, turned by their places where the tower does so."""
-        q, k = self._split(self.q_proj(x if queries is None else queries)), self._split(self.k_proj(x))
-        return (q, k) if rotation is None else (rotated(q, rotation), rotated(k, rotation))
+        q, k = self.q_proj(x if queries is None else queries), self.k_proj(x)
+        return self._turned(q, rotation), self._turned(k, rotation)
 
     def read(
         self,
@@ -99,8 +99,9 @@ class Attention(nn.Module):
         rotation: Rotation | None = None,
     ) -> tuple[Array, Array]:
         """What comes out when `attention` (of q, k, v, each [B, T, N, d]) replaces the softmax; and the keys."""
-        q, k = self.queries_keys(x, rotation=rotation)
-        return self.out_proj(self._merge(attention(q, k, self._split(self.v_proj(x))))), self.k_proj(x)
+        q, k, v = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        heads = self._turned(q, rotation), self._turned(k, rotation), self._split(v)
+        return self.out_proj(self._merge(attention(*heads))), k
 
     def value(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """`W_o (W_v x + b_v) + b_o`: what attention would give if every token looked only at itself (equation 4)."""
@@ -108,6 +109,9 @@ class Attention(nn.Module):
 
     def _split(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], self.heads, -1)
+
+    def _turned(self, x: Array, rotation: Rotation | None) -> Array:
+        return self._split(x) if rotation is None else rotated(self._split(x), rotation)
 
     def _merge(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], -1)

@@ -15,7 +15,7 @@ from maskclip_jax.encoders.layers import Dtype, fold_linear
 from maskclip_jax.encoders.text import TextTransformer
 from maskclip_jax.encoders.vit import VisionTransformer
 from maskclip_jax.errors import UserError
-from maskclip_jax.ops.matmul import in_full_precision
+from maskclip_jax.ops.matmul import in_full_precision, mixed
 from maskclip_jax.ops.module import Module
 
 IMAGE_TOWER_ALONE = (
@@ -109,7 +109,7 @@ class CLIP(Module):
         features = in_full_precision(features)
         if pool:
             flat = features.reshape(len(features), -1, features.shape[-1])
-            features = jnp.einsum("bij,bjd->bid", in_full_precision(affinity), flat).reshape(features.shape)
+            features = mixed(affinity, flat).reshape(features.shape)
         norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
         return DenseFeatures(features / jnp.maximum(norm, 1e-12), keys)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
 # From this many scores of a head on, a CPU takes attention one head at a time: they then stay in its cache.
@@ -83,6 +83,33 @@ def _low_precision_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array
 
 
 _low_precision.defvjp(_low_precision_forward, _low_precision_backward)
+
+
+def unit(x: Float[Array | np.ndarray, "*b D"], axis: int = -1) -> Float[Array, "*b D"]:
+    """Vectors of length one along an axis; zero where they are zero. rsqrt of a floored square, not a division by a
+    norm: it has a gradient there too."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=axis, keepdims=True), 1e-24))
+
+
+def similarity(
+    tokens: Float[Array | np.ndarray, "B L D"], valid: Bool[Array, "B L"] | None = None
+) -> Float[Array, "B L L"]:
+    """The cosine of every two tokens of an image, in full precision; 0 from and to those that are not `valid`."""
+    x = in_full_precision(tokens if valid is None else jnp.where(valid[..., None], tokens, 0))
+    return jnp.einsum("bid,bjd->bij", unit(x), unit(x), precision="highest")
+
+
+def alike(similarity: Float[Array, "B L L"], threshold: ArrayLike) -> Float[Array, "B L L"]:
+    """Weights of a mean over what is alike: similarities of at least `threshold`, divided by their sum."""
+    kept = jnp.where(similarity < threshold, 0, similarity)
+    return kept / (kept.sum(axis=-1, keepdims=True) + 1e-6)
+
+
+def mixed(
+    weights: Float[Array | np.ndarray, "B M L"], x: Float[Array | np.ndarray, "B L *d"]
+) -> Float[Array, "B M *d"]:
+    """`Σ_j weights_ij x_j`: values [B, L, heads, d] or features [B, L, E], in their own type."""
+    return jnp.einsum("bml,bl...->bm...", weights.astype(x.dtype), x)
 
 
 def attend(

@@ -3,9 +3,9 @@
     proxyclip       softmax(γ (S − β S̄)), negatives left out, as the last attention   Lan et al., ECCV 2024, section 3.3
     clip_dinoiser   f′_i = Σ_j S_ij f_j / Σ_j S_ij over S_ij ≥ 0.2                    Wysoczańska et al., ECCV 2024
 
-S_ij is the cosine of two patches' tokens. Both are matrices [B, L, L] whose rows sum to one: `mixed` applies them,
-ProxyCLIP's to the values of CLIP's last block (before its output projection, without residual and MLP),
-CLIP-DINOiser's to the projected features before they are normalised. With a backbone to which every patch is like
+S_ij is the cosine of two patches' tokens. Both are matrices [B, L, L] whose rows sum to one, for `ops.matmul.mixed`:
+ProxyCLIP's for the values of CLIP's last block (before its output projection, without residual and MLP),
+CLIP-DINOiser's for the projected features before they are normalised. With a backbone to which every patch is like
 itself alone, both are the identity. Pure functions, safe under `jit`, `vmap` and `grad`; `grid` says how many rows and
 columns of each image in a padded batch are valid, and padding changes nothing (LPOSS spreads scores: `propagation.py`).
 """
@@ -21,13 +21,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from maskclip_jax.encoders.positions import valid_mask
-from maskclip_jax.ops.matmul import in_full_precision
+from maskclip_jax.ops.matmul import alike, in_full_precision, similarity
 
 Arrays = Array | np.ndarray
-_TINY = 1e-24  # a squared length; below it, where padding is, a token has no direction
 
 
-def similarity(
+def grid_similarity(
     tokens: Float[Arrays, "B h w D"], grid: Int[Arrays, "B 2"] | None = None
 ) -> tuple[Float[Array, "B L L"], Bool[Array, "B L"]]:
     """S, the cosine of every two patches (0 from and to padding), and which patches are image.
@@ -39,14 +38,7 @@ def similarity(
     batch, h, w, width = tokens.shape
     mask = valid_mask(None if grid is None else jnp.asarray(grid), (h, w))
     valid = jnp.ones((batch, h * w), bool) if mask is None else mask.reshape(batch, h * w)
-    units = unit(jnp.where(valid[..., None], jnp.reshape(tokens, (batch, h * w, width)), 0))
-    return jnp.einsum("bid,bjd->bij", units, units, precision="highest"), valid
-
-
-def unit(x: Float[Arrays, "*b D"]) -> Float[Array, "*b D"]:
-    """Vectors of length one, in full precision; zero where they are zero, and there with a gradient."""
-    x = in_full_precision(jnp.asarray(x))
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), _TINY))
+    return similarity(jnp.reshape(tokens, (batch, h * w, width)), valid), valid
 
 
 @jax.jit
@@ -62,7 +54,7 @@ def proxy_attention(
     Where nothing is left, in an image whose patches are all alike, a patch looks at itself, which is what the mask
     leaves last (the authors' code divides by zero there). `beta` and `gamma` may be traced.
     """
-    s, valid = similarity(tokens, grid)
+    s, valid = grid_similarity(tokens, grid)
     count = valid.sum(axis=-1)[:, None, None]
     scores = gamma * (s - beta * s.sum(axis=(1, 2), keepdims=True) / count**2)
     keep = ((scores >= 0) & valid[:, None]) | jnp.eye(s.shape[-1], dtype=bool)
@@ -78,14 +70,7 @@ def pooling_weights(
     A patch is always like itself: padding alone has no weights. The learned variant is the same with `convolved` tokens
     of CLIP's own.
     """
-    s, _ = similarity(tokens, grid)
-    s = jnp.where(s < threshold, 0, s)
-    return s / (s.sum(axis=-1, keepdims=True) + 1e-6)
-
-
-def mixed(weights: Float[Arrays, "B M L"], x: Float[Arrays, "B L *d"]) -> Float[Array, "B M *d"]:
-    """`Σ_j weights_ij x_j`: values [B, L, heads, d] or features [B, L, E], in their own type."""
-    return jnp.einsum("bml,bl...->bm...", jnp.asarray(weights, x.dtype), x)
+    return alike(grid_similarity(tokens, grid)[0], threshold)
 
 
 @jax.jit

@@ -24,6 +24,7 @@ from maskclip_jax.data.whole_files import atomic_path, cache_folder
 from maskclip_jax.encoders.config import TextConfig
 from maskclip_jax.encoders.model import CLIP, IMAGE_TOWER_ALONE
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops.matmul import unit
 
 _FORMAT = "maskclip_jax text classifier 1"  # part of the fingerprint: change it whenever the computation changes
 _LENGTH_STEP = 16  # prompts are cut to a multiple of this many tokens, so that few lengths are ever compiled
@@ -82,9 +83,9 @@ def text_classifier(
         if stored is not None:
             return stored
 
-    unit = _embed_all(pretrained, ids, batch_size, progress)
+    embeddings = _embed_all(pretrained, ids, batch_size, progress)
     starts = np.cumsum([0, *counts[:-1]])
-    classifier = _unit(np.add.reduceat(unit, starts, axis=0))
+    classifier = _unit(np.add.reduceat(embeddings, starts, axis=0))
     if path is not None:
         try:
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -96,7 +97,6 @@ def text_classifier(
 
 def classifier_from_embeddings(embeddings: Float[Array, "C N E"]) -> Float[Array, "C E"]:
     """Embeddings of N prompts per class -> unit vectors: normalised, averaged, normalised again. Pure."""
-    unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))  # noqa: E731
     return unit(unit(embeddings.astype(jnp.float32)).mean(axis=1))
 
 
@@ -175,8 +175,7 @@ def fingerprint(pretrained: Pretrained, ids: Int[np.ndarray, "N T"], counts: Seq
 
 @functools.partial(jax.jit, static_argnames="model")
 def _embed(model: CLIP, variables: Any, ids: Int[Array, "N T"]) -> Float[Array, "N E"]:
-    embeddings = jnp.asarray(model.apply(variables, ids, method="encode_text"), jnp.float32)
-    return embeddings * jax.lax.rsqrt(jnp.maximum(jnp.square(embeddings).sum(-1, keepdims=True), 1e-24))
+    return unit(jnp.asarray(model.apply(variables, ids, method="encode_text"), jnp.float32))
 
 
 def _embed_all(

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from maskclip_jax.ops.matmul import in_full_precision
-from maskclip_jax.segment.affinity import similarity
+from maskclip_jax.segment.affinity import grid_similarity
 
 Arrays = Array | np.ndarray
 _CLASSES = 8  # solved for together, over pixels: more would leave a CPU's cache
@@ -62,7 +62,7 @@ def lposs(
       (1 − α) Ŷ, a mean of scores roughly, and what patches without neighbours had. No mask depends on the factor.
     """
     batch, h, w, classes = scores.shape
-    s, valid = similarity(tokens, grid)
+    s, valid = grid_similarity(tokens, grid)
     apart = jnp.asarray(_distances((h, w)), s.dtype) * cell
     kept = jnp.where(valid[:, None], s, -jnp.inf)
     least = jax.lax.top_k(kept, min(neighbours, h * w))[0][..., -1:]

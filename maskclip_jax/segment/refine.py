@@ -22,7 +22,7 @@ from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.encoders.positions import valid_mask
 from maskclip_jax.errors import UserError
-from maskclip_jax.ops.matmul import in_full_precision, is_portable
+from maskclip_jax.ops.matmul import in_full_precision, is_portable, unit
 
 Arrays = Array | np.ndarray
 DROPPED = -100.0  # the logit of a denoised class; a cosine is never below -1
@@ -302,9 +302,7 @@ def key_smoothing(
     source = p
     if valid is not None:
         source, k = (jnp.where(valid[..., None], x, 0) for x in (p, k))
-    axis = -1 if normalize == "channels" else 1
-    # rsqrt of a floored square, not a norm: it has a gradient at zero, where padding is
-    k = k * jax.lax.rsqrt(jnp.maximum(jnp.square(k).sum(axis=axis, keepdims=True), 1e-24))
+    k = unit(k, -1 if normalize == "channels" else 1)  # has a gradient at zero, where padding is
     _, length, width = k.shape
     classes = p.shape[-1]
     with jax.default_matmul_precision("highest"):

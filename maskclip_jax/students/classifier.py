@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from maskclip_jax.ops.matmul import in_full_precision
+from maskclip_jax.ops.matmul import in_full_precision, unit
 from maskclip_jax.ops.module import Dense, Module
 
 EXACT = lax.Precision.HIGHEST  # TPUs and GPUs would round float32 to 8 to 11 bits: classes differ by less
@@ -66,8 +66,7 @@ class TextHead(Module):
             weights = jnp.concatenate([embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True), weights])
         features = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(features, deterministic=not train)
         if self.norm_feat:
-            # rsqrt of a floor rather than a division by the norm: dropped-out features must not give NaN gradients
-            features *= lax.rsqrt(jnp.maximum(jnp.square(features).sum(-1, keepdims=True), 1e-24))
+            features = unit(features)  # also of dropped-out features, which must not give NaN gradients
         return jnp.matmul(features, weights.T, precision=EXACT)
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from maskclip_jax.ops.matmul import mixed
 from maskclip_jax.segment import affinity
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/affinity_tiny.npz")
@@ -73,7 +74,7 @@ def test_proxyclip_as_its_authors_compute_it(fine):
     tokens, values = GOLDEN[f"proxy/{fine}tokens"], GOLDEN["proxy/values"]
     values = affinity.resampled(values.reshape(1, 3, 4, -1), tokens.shape[:2])
     heads = values.reshape(1, -1, 3, 4)  # the matrix serves every head
-    out = affinity.mixed(affinity.proxy_attention(tokens[None].astype(float)), heads).reshape(heads.shape[1], -1)
+    out = mixed(affinity.proxy_attention(tokens[None].astype(float)), heads).reshape(heads.shape[1], -1)
     out = np.asarray(out) @ GOLDEN["proxy/out_weight"].T + GOLDEN["proxy/out_bias"]
     np.testing.assert_allclose(out, GOLDEN[f"proxy/{fine}out"], atol=2e-6)
 
@@ -85,7 +86,7 @@ def test_clip_dinoiser_as_its_authors_compute_it(learned):
         kernel = GOLDEN["dinoiser/obj_proj.weight"].transpose(2, 3, 1, 0)
         clip = GOLDEN["dinoiser/clip_tokens"].astype(float)
         tokens = affinity.convolved(clip, kernel, GOLDEN["dinoiser/obj_proj.bias"])
-    pooled = affinity.mixed(affinity.pooling_weights(tokens), features.reshape(2, 12, -1))
+    pooled = mixed(affinity.pooling_weights(tokens), features.reshape(2, 12, -1))
     wanted = GOLDEN["dinoiser/learned_out" if learned else "dinoiser/out"]
     np.testing.assert_allclose(np.asarray(pooled).reshape(wanted.shape), wanted, atol=2e-6)
 
