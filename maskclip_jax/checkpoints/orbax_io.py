@@ -18,7 +18,6 @@ import os
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from maskclip_jax.checkpoints.weights import abstract_variables, check_depth, ch
 from maskclip_jax.data import schema
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.sums import SUMS, damaged_files, write_sums
-from maskclip_jax.data.whole_files import cut, is_count, read_json, reason
+from maskclip_jax.data.whole_files import cut, is_count, new_folder, read_json
 from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.errors import UserError
 
@@ -64,16 +63,12 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
       UserError: `path` exists or cannot be written, or `pretrained` has other image statistics than its checkpoint.
     """
     path = Path(os.path.expanduser(path)).absolute()
-    if path.exists():
-        raise UserError(f"a checkpoint is written to a new folder, but {path} exists: choose another name")
     fidelity = pretrained.config.fidelity
     if (fidelity.image_statistics, fidelity.image_resize) != ("checkpoint", "checkpoint"):
         raise UserError("a checkpoint is converted with its own image statistics: load it with fidelity='clip'")
     if not pretrained.config.has_text:
         raise UserError("a checkpoint is converted whole, got an image tower alone: load both towers")
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # short, and ASCII for tensorstore, whatever `path` is
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(path, "a checkpoint") as temporary:
         needed, free = 4 * sum(map(np.size, jax.tree.leaves(_kept(pretrained)))), shutil.disk_usage(temporary).free
         if free < needed:
             raise UserError(f"{path} takes {needed / 2**20:.1f} MiB, but {free / 2**20:.1f} are free: make room")
@@ -84,15 +79,6 @@ def save_converted(pretrained: Pretrained, path: str | Path) -> Path:
         if isinstance(pretrained.tokenizer, Tokenizer):
             pretrained.tokenizer.save(temporary)
         write_sums(temporary)
-        temporary.rename(path)
-    except UserError:
-        raise
-    except Exception as error:  # a full disk has many names: OSError, ValueError of tensorstore, one of tokenizers
-        raise UserError(
-            f"a checkpoint must be writable, but {path} is not ({reason(error)}): make room, or choose another"
-        ) from error
-    finally:
-        remove_surely(temporary)
     return path
 
 
@@ -211,15 +197,6 @@ def quiet_orbax() -> Iterator[None]:
     finally:
         log.setLevel(level)
         sys.unraisablehook = hook
-
-
-def remove_surely(folder: Path) -> None:
-    """Removes a folder that threads may still be writing to after an error."""
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -63,8 +63,13 @@ def _names(folder: Path) -> list[str]:
 
 
 def _sum(path: Path) -> list[int | str]:
+    return [path.stat().st_size, digest_of(path)]
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def with_digest(content: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import errno
 import json
 import math
 import os
+import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +178,38 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, what: str) -> Iterator[Path]:
+    """Yields a temporary folder beside `path` to fill; a clean exit renames it to `path`, an error removes it.
+
+    Raises UserError, which calls it `what`, where `path` exists or anything fails: a full disk has many names.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{what} is written to a new folder, but {path} exists: choose another name")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # short, and ASCII for tensorstore, whatever `path` is
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(path)
+    except UserError:
+        raise
+    except Exception as error:  # OSError, ValueError of tensorstore, those of tokenizers and safetensors
+        raise UserError(
+            f"{what} must be writable, but {path} is not ({reason(error)}): make room, or choose another"
+        ) from error
+    finally:
+        remove_surely(temporary)
+
+
+def remove_surely(folder: Path) -> None:
+    """Removes a folder that threads may still be writing to after an error."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def sync(path: Path) -> None:

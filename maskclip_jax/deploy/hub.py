@@ -10,6 +10,7 @@ from typing import Any
 
 from maskclip_jax.data.whole_files import cut, reason
 from maskclip_jax.distill import CONFIG, WEIGHTS, is_plain
+from maskclip_jax.distill.predict import TrainedStudent
 from maskclip_jax.distill.student_folder import load_student, read_student, save_student
 from maskclip_jax.errors import UserError
 
@@ -42,11 +43,9 @@ def push(folder: str | Path, name: str, *, license: str = "unknown", private: bo
     if constants.HF_HUB_OFFLINE:
         raise UserError("the hub must be reached, but HF_HUB_OFFLINE is set: unset it")
     with tempfile.TemporaryDirectory() as temporary:
-        plain, trained = folder, (read_student if is_plain(folder) else load_student)(folder)
-        if not is_plain(folder):
-            plain = save_student(trained, Path(temporary) / "student")
-        card = folder / CARD
-        text = card.read_bytes() if is_plain(folder) and card.is_file() else model_card(plain, name, license).encode()
+        plain = folder if is_plain(folder) else save_student(load_student(folder), Path(temporary) / "student")
+        trained, card = read_student(plain), plain / CARD
+        text = card.read_bytes() if card.is_file() else model_card(trained, name, license).encode()
         files = {CONFIG: plain / CONFIG, WEIGHTS: plain / WEIGHTS, CARD: text}
         operations = [CommitOperationAdd(path, content) for path, content in files.items()]
         try:
@@ -61,9 +60,8 @@ def push(folder: str | Path, name: str, *, license: str = "unknown", private: bo
     return str(address)
 
 
-def model_card(folder: Path, name: str, license: str = "unknown") -> str:
-    """The README.md of a plain folder: what the hub shows. Raises UserError for a folder that is none."""
-    trained = read_student(folder)
+def model_card(trained: TrainedStudent, name: str, license: str = "unknown") -> str:
+    """The README.md of a plain folder's student: what the hub shows."""
     config, scores = trained.config, trained.scores or {}
     student = config.student
     head = ["---", f"license: {json.dumps(license)}", "library_name: maskclip-jax", "pipeline_tag: image-segmentation"]

@@ -23,9 +23,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
-from maskclip_jax.checkpoints.orbax_io import quiet_orbax, remove_surely
+from maskclip_jax.checkpoints.orbax_io import quiet_orbax
 from maskclip_jax.data.sums import SUMS, damaged_files, read_sums, with_digest, write_sums
-from maskclip_jax.data.whole_files import read_json, reason, write_json
+from maskclip_jax.data.whole_files import read_json, reason, remove_surely, write_json
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import hosts
 

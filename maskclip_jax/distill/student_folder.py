@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
-import shutil
-import uuid
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -26,7 +23,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from maskclip_jax.checkpoints.files import SafetensorsFile
 from maskclip_jax.checkpoints.weights import why_unusable
 from maskclip_jax.data import schema
-from maskclip_jax.data.whole_files import cut, is_count, read_json, reason, write_json
+from maskclip_jax.data.sums import digest_of
+from maskclip_jax.data.whole_files import cut, is_count, new_folder, read_json, write_json
 from maskclip_jax.distill import CONFIG, FORMAT, WEIGHTS, folder_of, is_plain, is_run
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.predict import TrainedStudent
@@ -87,17 +85,13 @@ def save_student(trained: TrainedStudent, path: str | Path, *, dtype: str = "flo
     from safetensors.numpy import save_file
 
     path = Path(os.path.expanduser(path)).absolute()
-    if os.path.lexists(path):
-        raise UserError(f"a student is written to a new folder, but {path} exists: choose another name")
     if dtype not in DTYPES:
         raise UserError(f"a student's dtype is {' or '.join(DTYPES)}, got {cut(dtype)}: choose one of them")
     with np.errstate(over="ignore"):
         arrays = {name: np.ascontiguousarray(value, dtype) for name, value in _arrays(trained).items()}
     if lost := [name for name, value in arrays.items() if not np.isfinite(value).all()]:
         raise UserError(f"a student's numbers must be finite in {dtype}, but {lost[0]}'s are not: use another dtype")
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(path, "a student") as temporary:
         save_file(arrays, temporary / WEIGHTS, {"format": FORMAT})
         write_json(
             temporary / CONFIG,
@@ -109,20 +103,11 @@ def save_student(trained: TrainedStudent, path: str | Path, *, dtype: str = "flo
                 "step": trained.step,
                 "chosen": trained.chosen,
                 "scores": trained.scores,
-                "sha256": _sha256(temporary / WEIGHTS),
+                "sha256": digest_of(temporary / WEIGHTS),
                 "run": _without_paths(trained.config).to_dict(),
             },
         )
         (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)  # safetensors' file is its owner's alone
-        temporary.rename(path)
-    except UserError:
-        raise
-    except Exception as error:  # safetensors has its own for a full disk
-        raise UserError(
-            f"{path} must be writable, but is not ({reason(error)}): make room, or choose another"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
@@ -141,7 +126,7 @@ def read_student(folder: Path) -> TrainedStudent:
     config, file = about["run"], folder / WEIGHTS
     if not file.is_file():
         raise UserError(f"{folder} holds no {WEIGHTS}: copy or download it again")
-    if _sha256(file) != about["sha256"]:
+    if digest_of(file) != about["sha256"]:
         raise UserError(f"{file} is not the one that {CONFIG} was written with: copy or download both again")
     arrays, student = SafetensorsFile(file), create_student(config.student_config)
     wanted = _shapes(config, arrays)
@@ -190,8 +175,3 @@ def _without_paths(config: DistillConfig) -> DistillConfig:
         teacher = dataclasses.replace(config.teacher, model=last(config.teacher.model))
         return dataclasses.replace(config, **found, teacher=teacher)
     return config
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

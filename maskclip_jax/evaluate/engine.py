@@ -5,12 +5,10 @@ The engine under `encoder.py` and `distill.evaluation`; it knows neither teacher
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +24,7 @@ from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.metrics import confusion_matrix
-from maskclip_jax.segment.grid import cells_of_image, most_at_once, pixel_matrix, usual_sides
+from maskclip_jax.segment.grid import ahead, cells_of_image, most_at_once, pixel_matrix, usual_sides
 from maskclip_jax.segment.refine import Scores
 
 CANVAS = 32  # annotations are padded to multiples of this
@@ -93,18 +91,7 @@ Prepared = tuple[tuple[View, ...], Integer[np.ndarray, "H W"]]
 
 def read_ahead(source: DataSource, share: range, prepare_one: Callable[[Example], Prepared]) -> Iterator[Prepared]:
     """The examples of `share`, read and resized ahead of time, in order."""
-    waiting: collections.deque[Future[Prepared]] = collections.deque()
-    with ThreadPoolExecutor(READERS) as pool:
-        try:
-            for index in share:
-                waiting.append(pool.submit(lambda i: prepare_one(source[i]), index))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # an error, or nobody who listens any more: what was not begun is not begun
-            for one in waiting:
-                one.cancel()
+    return ahead(lambda index: prepare_one(source[index]), share, READERS, AHEAD)
 
 
 def prepared(

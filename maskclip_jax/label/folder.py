@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from maskclip_jax.data.sums import with_digest, without_digest
+from maskclip_jax.data.sums import digest_of, with_digest, without_digest
 from maskclip_jax.data.whole_files import cut, is_count, read_json, reason, sync
 from maskclip_jax.errors import UserError
 
@@ -29,14 +29,9 @@ MOST = 2**30  # bytes of a shard's JSON, which names every file of the shard
 
 
 def write_whole(out: Path, path: str, content: bytes) -> str:
-    """Writes `out/path`, whole or not at all, and returns its SHA-256. Raises UserError where that cannot be.
-
-    Nothing is written where it is there already: a finished folder may lie on a disk that can only be read.
-    """
-    digest = hashlib.sha256(content).hexdigest()
-    if _digest_of(out / path) != digest:
-        write_made(out, path, lambda temporary: temporary.write_bytes(content))
-    return digest
+    """Writes `out/path`, whole or not at all, and returns its SHA-256. Raises UserError where that cannot be."""
+    write_made(out, path, lambda temporary: temporary.write_bytes(content))
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_made(out: Path, path: str, make: Callable[[Path], Any]) -> None:
@@ -62,10 +57,14 @@ def write_made(out: Path, path: str, make: Callable[[Path], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_json_whole(out: Path, path: str, value: Any) -> str:
-    """`write_whole` of indented JSON; bytes of file names that are not UTF-8 become JSON's escapes."""
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    return write_whole(out, path, text.encode(errors="backslashreplace"))
+def write_json_whole(out: Path, path: str, value: Any) -> None:
+    """`write_whole` of indented JSON; bytes of file names that are not UTF-8 become JSON's escapes.
+
+    Nothing is written where it is there already: a finished folder may lie on a disk that can only be read.
+    """
+    content = (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    if _digest_of(out / path) != hashlib.sha256(content).hexdigest():
+        write_whole(out, path, content)
 
 
 def begin(out: Path, settings: dict[str, Any]) -> None:
@@ -168,8 +167,7 @@ def damaged_shards(
 
 def _digest_of(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(path)
     except (OSError, ValueError):
         return None
 

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
 from maskclip_jax.data.images import label_png, read_label_png, stored_label
+from maskclip_jax.data.sums import digest_of
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.data.whole_files import as_text, changed_at, is_count, parse_json, read_bytes
 from maskclip_jax.errors import UserError
@@ -224,8 +225,7 @@ class RecordStore:
 
         path = f"records/{DATASET}/{VERSION}/{DATASET}-train.array_record-{self.shard:05d}-of-{self.shards:05d}"
         write_made(self.out, path, write)
-        with (self.out / path).open("rb") as file:
-            return {path: hashlib.file_digest(file, "sha256").hexdigest()}
+        return {path: digest_of(self.out / path)}
 
     def clear(self) -> None:
         """Removes what waited, after the shard's JSON is written."""

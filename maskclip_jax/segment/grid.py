@@ -8,10 +8,10 @@ padding is masked: it changes nothing. How cells become pixels of the image agai
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from maskclip_jax.segment.refine import (
 )
 from maskclip_jax.segment.settings import PredictionSettings
 
+T = TypeVar("T")
 _ATTENTION_BYTES = 2**30  # of one layer's attention matrices in float32
 _BATCH_PIXELS, _BATCH_PIXELS_CPU = 2**24, 2**20  # more make a CPU no faster, and take a gigabyte of temporaries
 _BACKBONE_HEADS = 16  # of a ViT-L, which stands for whatever second backbone
@@ -155,7 +156,7 @@ def run_batches(
         return batch.rows, padded_batch([image(row) for row in batch.rows], batch.size, batch.shape)
 
     waiting: tuple = ()
-    for rows, arrays in _ahead(padded, (b for b in batches if wanted is None or not wanted.isdisjoint(b.rows))):
+    for rows, arrays in ahead(padded, (b for b in batches if wanted is None or not wanted.isdisjoint(b.rows))):
         found = compute(*arrays)
         if waiting:
             yield from apart(*waiting)
@@ -164,16 +165,20 @@ def run_batches(
         yield from apart(*waiting)
 
 
-def _ahead(make: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`make` of every item in order, the next one being made in a thread meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for item in items:
-            waiting, made = pool.submit(make, item), waiting
-            if made is not None:
-                yield made.result()
-        if waiting is not None:
-            yield waiting.result()
+def ahead(make: Callable[[Any], T], items: Iterable[Any], workers: int = 1, most: int = 1) -> Iterator[T]:
+    """`make` of every item in order, up to `most` more being made in threads meanwhile."""
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > most:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # an error, or nobody who listens any more: what was not begun is not begun
+            for one in waiting:
+                one.cancel()
 
 
 def padded_batch(

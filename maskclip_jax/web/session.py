@@ -13,7 +13,7 @@ import secrets
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from jaxtyping import UInt8
@@ -111,7 +111,7 @@ class Session:
         began = clock()
         settings = self._settings(request)
         words = clock()
-        if settings is None or needs_every_pixel(settings):
+        if not _keeps(settings):
             result, ran, seen = self._whole(request, settings), True, words
         else:
             kept, ran = self._features(request, settings)
@@ -164,7 +164,7 @@ class Session:
         if not 0 <= index < len(answer.names):
             raise Gone(f"this answer has classes 0 to {len(answer.names) - 1}, got {index}: choose one of them")
         small = self._small(self._photo(answer.request.image))
-        if settings is None or needs_every_pixel(settings):
+        if not _keeps(settings):
             probabilities = self._whole(answer.request, settings, small, return_probabilities=True).probabilities
             assert probabilities is not None
             scores = probabilities[..., index]
@@ -185,7 +185,7 @@ class Session:
 
     def _result(self, answer: Answer) -> Segmentation:
         """What `segment` finds in the image, in its own size."""
-        if answer.settings is None or needs_every_pixel(answer.settings):
+        if not _keeps(answer.settings):
             return self._whole(answer.request, answer.settings)
         return read_features(self._features(answer.request, answer.settings)[0], answer.settings)
 
@@ -254,6 +254,11 @@ class Session:
 
     def _decoded(self, data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
         return read_image(name, data, most_pixels=self.most_pixels)
+
+
+def _keeps(settings: PredictionSettings | None) -> TypeGuard[PredictionSettings]:
+    """Whether an answer is read from features that are kept: not a student's, nor one with PAMR or several views."""
+    return settings is not None and not needs_every_pixel(settings)
 
 
 @functools.cache
