@@ -1,8 +1,6 @@
 """A file of each format, run by its own runtime, says what `segment` says."""
 
 import json
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
+from doc_pages import run_page
 from tiny_distill import CLASSES, pretrained_clip, text_rows
 
 from maskclip_jax import cli
@@ -167,12 +166,7 @@ def test_the_command(student_folder, tmp_path, capsys):
 def test_what_the_documentation_shows(student_folder, monkeypatch, capsys):
     """Its commands and its snippet; the classifier that is written beside a CLIP's file is that of its words."""
     monkeypatch.chdir(student_folder.parent)
-    text = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
-    (commands,), (snippet,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.S) for kind in ("bash", "python"))
-    for command in commands.strip().splitlines():
-        assert cli.run_command([*shlex.split(command)[2:], "--no-compile-cache"]) == 0, capsys.readouterr().err
-    found = {}
-    exec(snippet, found)
+    found = run_page("deploy.md", capsys)
     assert np.shape(found["probabilities"]) == (1, 64, 96, 5)
     about, rows = json.loads(Path("words.stablehlo.json").read_text()), np.load("words.stablehlo.classifier.npy")
     assert about["classes"] == ["dog", "sofa"]

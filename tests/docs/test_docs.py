@@ -1,30 +1,14 @@
 """The site is built without a warning, and every command and snippet of its pages is run, page by page, in order."""
 
-import contextlib
-import io
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+from doc_pages import ROOT, copy_photos, parts, run_page
 
-from maskclip_jax import cli
-
-ROOT = Path(__file__).parents[2]
 PAGES = sorted(p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md"))
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.S | re.M)
-NOT_HERE = ("openai/", "photo.jpg")  # what needs a network or a file of the reader's: read as a command, not run
-
-
-def parts(page: str) -> list[tuple[str, str]]:
-    """(language, text) of a page's blocks that are to be run, or that follow one: the output it prints."""
-    return [(kind, text) for kind, text in FENCE.findall((ROOT / "docs" / page).read_text()) if kind != "eval"]
-
-
 ELSEWHERE = ("architecture.md", "export.md", "deploy.md")  # templates; tests/export and tests/deploy run these two
 RUN = [p for p in PAGES if any(kind in ("bash", "python") for kind, _ in parts(p)) and p not in ELSEWHERE]
 
@@ -34,31 +18,9 @@ RUN = [p for p in PAGES if any(kind in ("bash", "python") for kind, _ in parts(p
 def test_commands_and_snippets(page, tmp_path, monkeypatch, capsys):
     for name in ("maskclip_jax", "experiments"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "photos").mkdir()
-    for scene in sorted((ROOT / "maskclip_jax" / "assets" / "scenes" / "images").iterdir())[2:8]:
-        shutil.copy(scene, tmp_path / "photos")
+    copy_photos(tmp_path, slice(2, 8))
     monkeypatch.chdir(tmp_path)
-    scope: dict = {}
-    printed = None
-    for kind, text in parts(page):
-        if kind == "bash":
-            for line in text.replace("\\\n", " ").strip().splitlines():
-                words = shlex.split(line)
-                assert words[:2] == ["python", "run.py"], f"{line!r}: only commands of ours are shown as ones to run"
-                if any(name in line for name in NOT_HERE):
-                    cli.build_parser().parse_args(words[2:])
-                else:
-                    assert cli.run_command(words[2:]) == 0, (line, capsys.readouterr().err)
-        elif kind == "python" and (name := re.match(r"# (\w+\.py)\n", text)):
-            Path(name[1]).write_text(text)
-        elif kind == "python":
-            out = io.StringIO()
-            with contextlib.redirect_stdout(out):
-                exec(compile(text, page, "exec"), scope)
-            printed = out.getvalue()
-        elif kind == "text" and printed:
-            assert text == printed
-            printed = None
+    run_page(page, capsys)
 
 
 def test_the_extra_is_the_requirements_file():

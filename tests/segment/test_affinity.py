@@ -1,24 +1,16 @@
 """Proxy attention and CLIP-DINOiser's pooling: by hand, by the authors' own functions, and what they promise."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
+from affinity_cases import FULL, GOLDEN, PARTS
+from affinity_cases import float64 as float64
 
 from maskclip_jax.ops.matmul import mixed
 from maskclip_jax.segment import affinity
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden/affinity_tiny.npz")
 MATRICES = {"proxyclip": affinity.proxy_attention, "clip_dinoiser": affinity.pooling_weights}
-FULL, PARTS = np.array([[3, 4], [3, 4]]), np.array([[3, 2], [2, 4]])
 both = pytest.mark.parametrize("name", MATRICES)
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def case(seed=0):

@@ -1,26 +1,19 @@
 """LPOSS and LPOSS+: by dense solution, by the authors' own functions, and what they promise."""
 
 import functools
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from affinity_cases import FULL, GOLDEN, PARTS
+from affinity_cases import float64 as float64
 
 from maskclip_jax.segment.propagation import lab, lposs, lposs_pixels
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden/affinity_tiny.npz")
-FULL, PARTS = np.array([[3, 4], [3, 4]]), np.array([[3, 2], [2, 4]])
 # Solved to the end; each is one program for all tests, whose arrays have one shape.
 EXACT = {"iterations": 60, "tolerance": 1e-13}
 patches = functools.partial(lposs, neighbours=4, **EXACT)
 pixels = functools.partial(lposs_pixels, radius=2, **EXACT)
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def case(seed=0):
