@@ -6,7 +6,8 @@ three environment variables name it, on each host:
     MASKCLIP_COORDINATOR=10.0.0.1:1234  MASKCLIP_HOSTS=4  MASKCLIP_HOST=0   (to 3)
 
 A host that waits for another in a sum cannot be told in that sum that the other has failed. Within `ending_together`
-it reads so from a file that the failing one leaves in a folder that all see; of a host that was killed, JAX tells.
+it reads so from a file that the failing one leaves in a folder that all see; one that was killed gives no more signs
+of life. JAX would tell of that too, but sometimes only by aborting the process, without a word that helps.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from jaxtyping import Int64
 from maskclip_jax.errors import UserError
 
 VARIABLES = ("MASKCLIP_COORDINATOR", "MASKCLIP_HOSTS", "MASKCLIP_HOST")
-SILENCE = 20  # seconds without a sign of life (JAX's own threads give it) after which a host counts as dead
+SILENCE, SILENCE_FOR_JAX = 15, 60  # seconds without a sign of life after which a host counts as dead
 LOOK_EVERY, TIME_TO_READ = 1.0, 5.0  # seconds: between looks for a failed host's words, and how long they stay there
 
 
@@ -50,7 +51,7 @@ def join_hosts(environment: Mapping[str, str] = os.environ, *, cluster: bool = F
     given = [name for name in VARIABLES if name in environment]
     if not given:
         if cluster:
-            jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE)
+            jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE_FOR_JAX)
         return
     if len(given) != len(VARIABLES):
         missing = ", ".join(name for name in VARIABLES if name not in environment)
@@ -64,7 +65,9 @@ def join_hosts(environment: Mapping[str, str] = os.environ, *, cluster: bool = F
     if count > 1:
         # Read when the CPU backend starts, and without effect on any other: CPU hosts communicate through gloo.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(environment["MASKCLIP_COORDINATOR"], count, index, heartbeat_timeout_seconds=SILENCE)
+        jax.distributed.initialize(
+            environment["MASKCLIP_COORDINATOR"], count, index, heartbeat_timeout_seconds=SILENCE_FOR_JAX
+        )
 
 
 @contextlib.contextmanager
@@ -84,7 +87,9 @@ def ending_together(folder: str | Path) -> Iterator[None]:
     name = int(multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(4), np.uint32)[0]))
     words, over = Path(folder).expanduser() / f".ended-{name:08x}", threading.Event()
     leaving = threading.Lock()  # whoever takes it ends the process; the other thread waits for that
-    threading.Thread(target=_watch, args=(words, over, leaving), daemon=True).start()
+    signs = _SignsOfLife(name)
+    watcher = threading.Thread(target=_watch, args=(words, over, leaving, signs), daemon=True)
+    watcher.start()
     try:
         yield
     except StoppedTogether:
@@ -96,11 +101,48 @@ def ending_together(folder: str | Path) -> Iterator[None]:
         _exit(line)
     finally:
         over.set()
+        watcher.join(2 * LOOK_EVERY)
+        signs.give(_SignsOfLife.LEFT)
 
 
-def _watch(words: Path, over: threading.Event, leaving: threading.Lock) -> None:
-    """Ends this host when another one's last words are there, whatever its main thread waits for."""
+class _SignsOfLife:
+    """Every host's counter, in the key-value store of JAX's coordinator, which has no public door."""
+
+    LEFT = "left"
+
+    def __init__(self, name: int):
+        from jax._src.distributed import global_state
+
+        self._client, self._prefix, self._count = global_state.client, f"maskclip_jax/signs/{name:08x}/", 0
+        self._seen: dict[int, tuple[str, float]] = {}
+
+    def give(self, sign: str) -> None:
+        """Puts this host's sign in the store, if that can be reached."""
+        with contextlib.suppress(Exception):
+            self._client.key_value_set(f"{self._prefix}{jax.process_index()}", sign, allow_overwrite=True)
+
+    def silent_host(self) -> int | None:
+        """Gives a sign, and says which host has given none for `SILENCE` seconds, if any."""
+        self._count, now = self._count + 1, time.monotonic()
+        self.give(str(self._count))
+        signs: dict[str, str] = {}
+        with contextlib.suppress(Exception):
+            signs = dict(self._client.key_value_dir_get(self._prefix))
+        for host in range(jax.process_count()):
+            sign = signs.get(f"{self._prefix}{host}", "")
+            if host not in self._seen or self._seen[host][0] != sign or sign == self.LEFT:
+                self._seen[host] = sign, now
+        return next((host for host, (_, at) in self._seen.items() if now - at > SILENCE), None)
+
+
+def _watch(words: Path, over: threading.Event, leaving: threading.Lock, signs: _SignsOfLife) -> None:
+    """Ends this host when another one's last words are there, or it is silent, whatever its main thread waits for."""
     while not over.wait(LOOK_EVERY):
+        if (silent := signs.silent_host()) is not None:
+            line = _of_hosts(f"no sign of life from host {silent} for {SILENCE} s")
+            leaving.acquire()
+            _leave_words(words, line)
+            _exit(line)
         with contextlib.suppress(OSError, UnicodeError):
             line = words.read_text(encoding="utf-8")
             leaving.acquire()
@@ -116,11 +158,16 @@ def _last_words(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return f"stopped: host {jax.process_index()}: {text or 'interrupted'}: run the same command again to go on"
     if isinstance(error, jax.errors.JaxRuntimeError):
-        text = f"the hosts work together, but another one is gone, or a device failed ({text[:300]}): start all again"
+        return _of_hosts(text[:300])
     elif not isinstance(error, UserError | OSError):
         traceback.print_exception(error)
         text = f"{type(error).__name__}: {text}"
     return f"error: host {jax.process_index()}: {text}"
+
+
+def _of_hosts(why: str) -> str:
+    what = "the hosts work together, but another one is gone, or a device failed"
+    return f"error: host {jax.process_index()}: {what} ({why}): start all again"
 
 
 def _leave_words(words: Path, line: str) -> None:
