@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from maskclip_jax.cli.common import MOST_MESSAGE, complain
-from maskclip_jax.cli.process import keep_memory, keep_programs
+from maskclip_jax.cli.process import collect_less_often, keep_memory, keep_programs
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         if getattr(sys, name) is None:  # closed by who started this
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     keep_memory()
+    collect_less_often()
     try:
         try:
             status = run_command(argv)

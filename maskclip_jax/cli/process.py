@@ -1,4 +1,4 @@
-"""What a command sets for its whole process: freed memory is kept, and so are compiled programs.
+"""What a command sets for its whole process: freed memory is kept, and so are compiled programs; garbage is rare.
 
 For commands, not for libraries; both are made before JAX is imported.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import importlib.util
 import os
@@ -38,6 +39,15 @@ def keep_memory() -> bool:
         return False
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28))
     return sum(mallopt(*setting) for setting in settings) == len(settings)
+
+
+def collect_less_often() -> None:
+    """Lets Python look for garbage in cycles after 50,000 new objects, not 700.
+
+    JAX makes millions of objects while it traces, hardly any of them in cycles: of a first mask's 3.6 CPU seconds the
+    default spends 0.45 on looking, this 0.2.
+    """
+    gc.set_threshold(50_000, 20, 100)
 
 
 def give_back_after_compiling() -> None:

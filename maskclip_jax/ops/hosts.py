@@ -7,7 +7,8 @@ three environment variables name it, on each host:
 
 A host that waits for another in a sum cannot be told in that sum that the other has failed. Within `ending_together`
 it reads so from a file that the failing one leaves in a folder that all see; one that was killed gives no more signs
-of life. JAX would tell of that too, but sometimes only by aborting the process, without a word that helps.
+of life. JAX would tell of that too, but sometimes only by aborting the process, without a word that helps. That is how
+the others end when host 0 is killed, within a second: it holds what all ask for signs, and Python cannot prevent it.
 """
 
 from __future__ import annotations
