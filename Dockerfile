@@ -11,7 +11,8 @@ RUN pip install --no-cache-dir build && python -m build --wheel --outdir /dist
 FROM python:3.12-slim
 ARG EXTRA=web
 COPY --from=build /dist /dist
-RUN pip install --no-cache-dir "$(ls /dist/*.whl)[$EXTRA]" && rm -r /dist && useradd --create-home maskclip
+RUN pip install --no-cache-dir "$(ls /dist/*.whl)[$EXTRA]" && rm -r /dist \
+  && useradd --create-home maskclip && install --directory --owner maskclip /work
 USER maskclip
 WORKDIR /work
 EXPOSE 7860
