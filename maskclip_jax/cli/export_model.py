@@ -20,7 +20,7 @@ from pathlib import Path
 from maskclip_jax.cli import common
 
 OTHER_FORMATS = {
-    "tflite": "write stablehlo, and convert it with LiteRT's own tools",
+    "tflite": "no converter from JAX was seen to work; write onnx, which phones run too",
     "savedmodel": "write stablehlo, and wrap it with jax2tf where TensorFlow is",
     "torchscript": "write onnx",
 }

@@ -83,14 +83,20 @@ def write_cvat(out: Path, part: str, pictures: Iterable[Picture], options: Expor
             names.append(f"{picture.name}\n")
         add(f"ImageSets/Segmentation/{part or 'default'}.txt", "".join(names).encode())
         lines = ["# label:color_rgb:parts:actions"]
-        for name, colour in zip(cvat_labels(picture.classes), voc_colours(OBJECTS + 1 + len(names)), strict=False):
+        labels = cvat_labels(picture.classes)
+        for name, colour in zip(labels, voc_colours(len(labels)), strict=True):
             lines.append(f"{name}:{','.join(map(str, colour.tolist()))}::")
         add("labelmap.txt", ("\n".join(lines) + "\n").encode())
 
 
 def cvat_labels(classes: Sequence[str]) -> list[str]:
-    """Names as labelmap.txt can hold them, "background" first. Raises UserError where two become one."""
+    """Names as labelmap.txt can hold them, "background" first. Raises UserError where two become one, or past 255.
+
+    CVAT's reader counts labels in 8 bits where an image has fewer than 256 colours (Datumaro, mask_tools.unpaint_mask).
+    """
     labels = ["background", *(re.sub(r":|^#", "_", name).strip() for name in classes[first_object(classes) :])]
+    if len(labels) > 256:
+        raise UserError(f"a mask of CVAT tells 255 classes apart, but these are {len(labels) - 1}: take another format")
     if twice := next((name for i, name in enumerate(labels) if name in labels[:i]), None):
         raise UserError(f"CVAT's labels have different names without ':' and '#', but two become {twice!r}: rename one")
     return labels

@@ -1,4 +1,4 @@
-"""The Dockerfile's steps without Docker: the wheel, of what is copied, installed and used where the repository is not."""
+"""The Dockerfile's steps without Docker: the wheel, of what is copied, installed and used without the repository."""
 
 import argparse
 import json

@@ -20,12 +20,21 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def many(place) -> str:
+    """300 classes, most of them nowhere, in a folder beside the labels, and its images in their own."""
+    maps = exports.maps_of_many()
+    exports.write_photos(place / "many photos", {file: labels.shape for file, labels in maps.items()})
+    exports.write_labels(place / "many", place / "many photos", classes=exports.MANY, maps=maps)
+    return "many"
+
+
 @pytest.fixture
 def made(place, tmp_path):
     """`made(format, **options)` exports the labels and returns (folder, notes)."""
 
     def make(form: str, source: str = "labels", **options):
-        images = str(place / "photos") if source == "labels" else None
+        images = {"labels": str(place / "photos"), "many": str(place / "many photos")}.get(source)
         out = tmp_path / form
         return out, export(open_labels(place / source, images), form, out, ExportOptions(**options))
 

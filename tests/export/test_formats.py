@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import export_readers
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskclip_jax.errors import UserError
 from maskclip_jax.export.picture import export_names
 from maskclip_jax.export.run import FORMATS, split_images
 
@@ -73,11 +75,11 @@ def test_cvat_of_more_regions_than_colours(made, monkeypatch):
     assert "over 5 regions" in notes[0]
 
 
-@pytest.mark.parametrize("form", READ["given"])
-def test_what_heavy_tools_have_read(made, form):
+@pytest.mark.parametrize(("case", "form"), [(case, form) for case, forms in READ["given"].items() for form in forms])
+def test_what_heavy_tools_have_read(made, many, case, form):
     """Label Studio's, Datumaro's (CVAT's), Ultralytics', FiftyOne's and panopticapi's readers had these very files."""
-    out, _ = made(form)
-    assert exports.digest(out) == READ["given"][form], "read back again: tests/golden/make_exports_read.py"
+    out, _ = made(form, "labels" if case == "given" else many)
+    assert exports.digest(out) == READ["given"][case][form], "read back again: tests/golden/make_exports_read.py"
 
 
 def test_fiftyone(made):
@@ -185,19 +187,38 @@ def test_links_lead_to_the_images(made, place):
     assert not os.path.islink(out / "images" / "sub" / "a.png")  # stored turned: a copy is upright
 
 
-def test_more_than_255_classes(place, tmp_path):
-    classes = tuple(f"c{i}" for i in range(300))
-    from maskclip_jax.errors import UserError
-    from maskclip_jax.export.labels import open_labels
-    from maskclip_jax.export.run import export
+def test_more_than_255_classes(made, many):
+    """Here 255 is a class, 65535 is none: what other tools read of it is above."""
+    for form in ("voc", "cvat"):
+        with pytest.raises(UserError, match="255 classes"):
+            made(form, many)
+    out, _ = made("webdataset", many)
+    with tarfile.open(out / "all-000000.tar") as archive:
+        for file, labels in exports.maps_of_many().items():
+            with Image.open(archive.extractfile(f"{os.path.splitext(file)[0]}.seg.png")) as image:
+                np.testing.assert_array_equal(np.asarray(image), labels)
 
-    exports.write_labels(tmp_path / "labels", place / "photos", classes=classes)
-    labels = open_labels(tmp_path / "labels", str(place / "photos"))
-    with pytest.raises(UserError, match="255 classes"):
-        export(labels, "voc", tmp_path / "voc")
-    export(labels, "fiftyone", tmp_path / "fiftyone")  # here 255 is a class
-    with Image.open(tmp_path / "fiftyone" / "labels" / "a.png") as image:
-        np.testing.assert_array_equal(np.asarray(image), MAPS["a"].astype(int) + 1)
+
+def test_two_images_of_one_stem_and_one_of_background(place, made, tmp_path):
+    """As `segment` takes them (`label` does not): both are there, the second by another name; nothing is an object."""
+    maps = {"a.jpg": MAPS["a"], "a.png": np.zeros((7, 300), np.uint8)}
+    exports.write_photos(place / "pair", {file: labels.shape for file, labels in maps.items()})
+    exports.write_segments(place / "two", place / "pair", maps)
+    out, notes = made("voc", "two")
+    wanted = np.minimum(MAPS["a"], 2)
+    same(export_readers.voc(out), {"a": wanted, "a-2": maps["a.png"]})
+    assert "'a' is 'a-2' there" in notes[0]
+    out, notes = made("coco", "two")
+    nothing = np.full((7, 300), 255)
+    same(export_readers.coco(out / "instances.json"), {"a.jpg": np.where(wanted, wanted, 255), "a.png": nothing})
+    assert notes == []
+    for form in ("label-studio", "coco-panoptic", "yolo", "cvat", "fiftyone"):
+        made(form, "two")
+    assert {path.name for path in (tmp_path / "yolo" / "labels").iterdir()} == {"a.txt", "a-2.txt"}
+    assert (tmp_path / "yolo" / "labels" / "a-2.txt").read_text() == ""
+    maps, objects = export_readers.cvat(tmp_path / "cvat" / "annotations.zip")
+    assert (maps["a-2"] == 255).all()
+    assert not objects["a-2"].any()
 
 
 def test_names_that_nothing_can_hold():

@@ -1,5 +1,6 @@
 """What `export` wrote, read back as label maps (255 is no class), by tools' libraries or their formats' words."""
 
+import io
 import json
 import tarfile
 import urllib.parse
@@ -110,7 +111,7 @@ def yolo(folder: Path, part: str = "train") -> dict[str, np.ndarray]:
     return maps
 
 
-def cvat(file: Path, part: str = "default") -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def cvat(file: Path | io.BytesIO, part: str = "default") -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(classes, where 255 is the background; numbers of objects, 0 is none)."""
     maps, objects = {}, {}
     with zipfile.ZipFile(file) as archive:

@@ -22,6 +22,7 @@ CLASSES = ("dog", "wet: grass, #2", "Küche 台所")
 FILES = ("a.jpg", "sub/a.jpg", "sub/b.c (1) ü.png", "sub/images/d.jpg", "e.png")
 SHAPES = ((37, 53), (24, 24), (1, 1), (40, 17), (9, 130))
 TURNED, GREY = "sub/a.jpg", "e.png"  # stored lying down; without colours
+MANY = tuple(f"thing, no. {i} & <ü>" for i in range(300))
 
 
 def label_maps(classes: int = len(CLASSES)) -> dict[str, np.ndarray]:
@@ -37,16 +38,25 @@ def label_maps(classes: int = len(CLASSES)) -> dict[str, np.ndarray]:
     return maps
 
 
-def confidences() -> dict[str, np.ndarray]:
+def maps_of_many() -> dict[str, np.ndarray]:
+    """By file, of classes `MANY`: those about the end of a byte; an image of no class (65535); one of one class."""
+    random = np.random.default_rng(10)
+    known = np.array([0, 127, 254, 255, 256, 299, 65535])
+    mixed = np.kron(known[random.integers(0, 7, (4, 5))], np.ones((4, 5), int))
+    maps = {"all none.png": np.full((16, 24), 65535), "ß x/of ü, (one).png": np.full((12, 31), 255), "mixed.jpg": mixed}
+    return {file: labels.astype(np.uint16) for file, labels in maps.items()}
+
+
+def confidences(maps: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """By name: 0..255."""
-    random = np.random.default_rng(8)
-    return {name: random.integers(0, 256, labels.shape).astype(np.uint8) for name, labels in label_maps().items()}
+    random, maps = np.random.default_rng(8), label_maps() if maps is None else maps
+    return {name: random.integers(0, 256, labels.shape).astype(np.uint8) for name, labels in maps.items()}
 
 
-def write_photos(folder: Path) -> Path:
+def write_photos(folder: Path, shapes: dict[str, tuple[int, int]] | None = None) -> Path:
     """The images that the maps are of."""
     random = np.random.default_rng(9)
-    for file, shape in zip(FILES, SHAPES, strict=True):
+    for file, shape in (shapes or dict(zip(FILES, SHAPES, strict=True))).items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(random.integers(0, 256, (*shape, 3)).astype(np.uint8))
         exif = Image.Exif()
@@ -57,10 +67,12 @@ def write_photos(folder: Path) -> Path:
 
 
 def write_labels(
-    out: Path, photos: Path, *, records: bool = False, sure: bool = True, classes: tuple[str, ...] = CLASSES
+    out: Path, photos: Path, *, records: bool = False, sure: bool = True, classes: tuple[str, ...] = CLASSES, maps=None
 ) -> Path:
-    """What `label` leaves, as files or records."""
-    maps, known = label_maps(), confidences()
+    """What `label` leaves, as files or records, of maps by file."""
+    originals = dict(zip(FILES, label_maps().values(), strict=True)) if maps is None else maps
+    maps = {os.path.splitext(file)[0]: labels for file, labels in originals.items()}
+    known = confidences(maps)
     settings = {"format": "records" if records else "png"}
     label_files.begin(out, settings)
     features = {"confidence": sure, "top_k": 0, "width": None}
@@ -68,7 +80,7 @@ def write_labels(
     if records:
         store = RecordStore(out, out, classes, 0, 1, features)
     files = {}
-    for file, (name, labels) in zip(FILES, maps.items(), strict=True):
+    for file, (name, labels) in zip(originals, maps.items(), strict=True):
         encoded = stored_image(photos / file, (photos / file).read_bytes())[0]
         saved = Labelled(name, encoded, labels, known[name] if sure else None, {}, {})
         if records:  # which count pixels of classes alone
@@ -82,11 +94,11 @@ def write_labels(
     return out
 
 
-def write_segments(out: Path, photos: Path, classes: tuple[str, ...] = ("background", *CLASSES[:2])) -> Path:
-    """What `segment` leaves; a class's confidence is the mean of its pixels'."""
-    maps, known = label_maps(), confidences()
-    for number, (file, (name, labels)) in enumerate(zip(FILES, maps.items(), strict=True)):
-        sure = known[name].astype(np.float32) / 255
+def write_segments(out: Path, photos: Path, maps=None) -> Path:
+    """What `segment` leaves of maps by file; a class's confidence is the mean of its pixels'."""
+    maps, classes = maps or dict(zip(FILES, label_maps().values(), strict=True)), ("background", *CLASSES[:2])
+    for number, (file, labels) in enumerate(maps.items()):
+        sure = confidences(maps)[file].astype(np.float32) / 255
         found: Segmentation = segmentation_of(PixelMaps(np.minimum(labels, 2), sure, None), classes)
         found.save(out, photos / file if file != TURNED else None, name=f"{number}")
         path = out / f"{number}.json"

@@ -4,7 +4,9 @@ import base64
 import io
 import re
 import shutil
+import zipfile
 
+import export_readers
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +14,7 @@ from web_calls import ask, call, same_record
 
 from maskclip_jax import cli
 from maskclip_jax.data.vocabulary import class_palette
+from maskclip_jax.export.run import FORMATS
 from maskclip_jax.visualize import overlay
 
 pytestmark = pytest.mark.slow
@@ -78,9 +81,9 @@ class Visitor:
         cells = [row.locator("td").all_inner_texts() for row in rows]
         return {name: float(area.strip("<%")) for name, area, _ in cells}
 
-    def download(self, link):
+    def download(self, link, choice=None):
         with self.page.expect_download() as waiting:
-            self.page.click(link)
+            self.page.click(link) if choice is None else self.page.select_option(link, label=choice)
         with open(waiting.value.path(), "rb") as file:
             return waiting.value.suggested_filename, file.read()
 
@@ -114,6 +117,22 @@ def segmented(tmp_path, monkeypatch, path, *options):
     assert stopped.value.code == 0
     stem = path.rsplit(".", 1)[0]
     return (tmp_path / "out" / f"{stem}_labels.png").read_bytes(), (tmp_path / "out" / f"{stem}.json").read_bytes()
+
+
+def masks_of(form, content, folder):
+    """The label map in a file for another tool."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        archive.extractall(folder)
+    if form == "cvat":  # takes the archive as it is
+        return next(iter(export_readers.cvat(io.BytesIO(content))[0].values()))
+    name = {"coco-panoptic": "panoptic", "label-studio": "label_studio"}.get(form, form)
+    (found,) = getattr(export_readers, name)(folder / "instances.json" if form == "coco" else folder).values()
+    return found
+
+
+def indices_of(png):
+    with Image.open(io.BytesIO(png)) as image:
+        return np.array(image)
 
 
 def test_from_a_scene_to_its_label_png(visit, server, tmp_path, monkeypatch):
@@ -157,6 +176,15 @@ def test_from_a_scene_to_its_label_png(visit, server, tmp_path, monkeypatch):
     assert name == f"{SCENE}.json"
     assert same_record(found, record)
 
+    # every choice of the list is a file with these masks
+    forms = visitor.page.locator("#get-export option").all_inner_texts()[1:]
+    assert set(forms) == FORMATS.keys() - {"webdataset"}
+    for form in forms:
+        name, content = visitor.download("#get-export", form)
+        assert name == f"{SCENE}_{form}.zip"
+        assert visitor.page.input_value("#get-export") == ""
+        np.testing.assert_array_equal(masks_of(form, content, tmp_path / form), indices_of(labels), err_msg=form)
+
 
 def test_the_page_draws_what_the_overlay_draws(visit, server):
     """drawing.js and visualize.overlay are one formula: at 768 pixels, where nothing is enlarged, to a grey level."""
@@ -169,8 +197,7 @@ def test_the_page_draws_what_the_overlay_draws(visit, server):
     visitor.upload("noise.png", file.getvalue())
     assert visitor.answered() > 1
     _, labels = visitor.download("#get-labels")
-    with Image.open(io.BytesIO(labels)) as image:
-        labels = np.array(image)
+    labels = indices_of(labels)
     with Image.open(
         io.BytesIO(call(server[0] + visitor.page.evaluate("document.getElementById('photo').getAttribute('src')")).data)
     ) as image:
