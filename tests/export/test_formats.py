@@ -19,7 +19,6 @@ from maskclip_jax.export.run import FORMATS, split_images
 MAPS = exports.label_maps()
 ORIGINAL = {file: MAPS[os.path.splitext(file)[0]] for file in exports.FILES}
 READ = json.loads((Path(__file__).parents[1] / "golden" / "exports_read.json").read_text())
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 
 
 def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:

@@ -48,7 +48,9 @@ def coco(path: Path) -> dict[str, np.ndarray]:
     for image in found.loadImgs(found.getImgIds()):
         labels = np.full((image["height"], image["width"]), 255)
         for one in found.loadAnns(found.getAnnIds(image["id"])):
-            mask = found.annToMask(one).astype(bool)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "__array__ implementation")  # pycocotools' own
+                mask = found.annToMask(one).astype(bool)
             y, x = np.nonzero(mask)
             assert one["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
             assert one["area"] == mask.sum()
