@@ -21,15 +21,14 @@ RECIPE = re.sub(r"^#.*\n|\\\n", "", (ROOT / "Dockerfile").read_text(), flags=re.
 STEPS = [tuple(line.split(maxsplit=1)) for line in RECIPE.splitlines() if line]
 SCENE = ROOT / "maskclip_jax" / "assets" / "scenes" / "images" / "0005.jpg"
 USED = """
-import json, sys
 from pathlib import Path
 import maskclip_jax
 from maskclip_jax.cli import demo, run_command
 
 images, labels, names = demo.load_scenes()
-demo.load_scenes, demo.SHOWN = lambda: (images[:2], labels[:2], names), (0, 1)
-words = ["--classes", "sheep, ball, sand", "--no-compile-cache", "--model"]
-print("codes", [run_command(["segment", "photo.jpg", *words, "embedded", "--out", "masks"]),
+demo.load_scenes, demo.SHOWN = lambda: (images[:1], labels[:1], names), (0,)
+words = ["--classes", "sheep, ball, sand", "--no-compile-cache", "--model", "embedded-vit"]
+print("codes", [run_command(["segment", "photo.jpg", *words, "--out", "masks"]),
     run_command(["export", "masks", "--to", "coco", "--out", "coco"]),
     run_command(["demo", "--out", "shown", "--no-compile-cache"])])
 print(Path(maskclip_jax.__file__).parent, len(images))

@@ -223,9 +223,11 @@ def test_bad_files_and_bad_words(visit):
     assert "at least one word is needed" in visitor.message()
     visitor.type(", ".join(f"thing {i}" for i in range(500)))
     visitor.page.wait_for_selector("#message:has-text('at most 256 classes, got 500')")
-    visitor.type("dog, sand")
+    visitor.type("dog:x, dog_x")
     visitor.answered()
     assert not visitor.page.is_visible("#message")
+    visitor.page.select_option("#get-export", label="cvat")
+    assert "two become 'dog_x'" in visitor.message()
 
 
 def test_two_visitors_at_once(visit, server):

@@ -26,6 +26,10 @@ class Refused extends Error {
 }
 
 async function call(path, options) {
+  return (await reply(path, options)).json();
+}
+
+async function reply(path, options) {
   let response;
   try {
     response = await fetch(path, options);
@@ -33,9 +37,8 @@ async function call(path, options) {
     if (error.name === "AbortError") throw error;
     throw new Refused("the server does not answer: is `run.py serve` still running?", 0);
   }
-  const content = await response.json();
-  if (!response.ok) throw new Refused(content.error, response.status);
-  return content;
+  if (!response.ok) throw new Refused((await response.json()).error, response.status);
+  return response;
 }
 
 function complain(text) {
@@ -262,6 +265,19 @@ function showAll() {
 
 // ---- events
 
+async function getExport() { // not by its address: what a format cannot hold is said
+  const {value: path, selectedOptions: [{text: form}]} = $("get-export");
+  $("get-export").value = "";
+  try {
+    const href = URL.createObjectURL(await (await reply(path)).blob());
+    const download = state.answer.names.labels.replace(/labels\.png$/, `${form}.zip`);
+    Object.assign(document.createElement("a"), {href, download}).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60_000);
+  } catch (error) {
+    complain(error.message);
+  }
+}
+
 function listen() {
   $("file").addEventListener("change", () => {
     const [file] = $("file").files;
@@ -295,10 +311,7 @@ function listen() {
   $("split").addEventListener("input", () => comparison.split());
   $("opacity").addEventListener("input", () => paint());
   $("back").addEventListener("click", showAll);
-  $("get-export").addEventListener("change", () => {
-    if ($("get-export").value) Object.assign(document.createElement("a"), {href: $("get-export").value, download: ""}).click();
-    $("get-export").value = "";
-  });
+  $("get-export").addEventListener("change", getExport);
   $("canvas").addEventListener("mousemove", (event) => {
     const {label, probability} = pointed(event);
     single(label);
