@@ -114,7 +114,8 @@ class _SignsOfLife:
     def __init__(self, name: int):
         from jax._src.distributed import global_state
 
-        self._client, self._prefix, self._count = global_state.client, f"maskclip_jax/signs/{name:08x}/", 0
+        self._client: Any = global_state.client
+        self._prefix, self._count = f"maskclip_jax/signs/{name:08x}/", 0
         self._seen: dict[int, tuple[str, float]] = {}
 
     def give(self, sign: str) -> None:
@@ -123,12 +124,13 @@ class _SignsOfLife:
             self._client.key_value_set(f"{self._prefix}{jax.process_index()}", sign, allow_overwrite=True)
 
     def silent_host(self) -> int | None:
-        """Gives a sign, and says which host has given none for `SILENCE` seconds, if any."""
+        """Gives a sign, and says which host has given none for `SILENCE` seconds, if any; none if nobody can know."""
         self._count, now = self._count + 1, time.monotonic()
         self.give(str(self._count))
-        signs: dict[str, str] = {}
-        with contextlib.suppress(Exception):
+        try:
             signs = dict(self._client.key_value_dir_get(self._prefix))
+        except Exception:  # another JAX's store, or host 0 is gone: JAX tells of that
+            return None
         for host in range(jax.process_count()):
             sign = signs.get(f"{self._prefix}{host}", "")
             if host not in self._seen or self._seen[host][0] != sign or sign == self.LEFT:
