@@ -32,6 +32,8 @@ def write_model(model: Deployed, path: Path, to: str) -> dict[str, Any]:
     """
     if to not in FORMATS:
         raise UserError(f"a format is {' or '.join(FORMATS)}, got {cut(to)}: choose one of them")
+    if (other := path.suffix[1:].casefold()) in FORMATS and other != to:
+        raise UserError(f"a file is called as its format is, got {path.name} for {to}: take --to {other}, or rename it")
     content, specific = FORMATS[to](model)
     about = _about(model, to) | specific
     write_bytes(path, content(about) if callable(content) else content)

@@ -62,7 +62,7 @@ def deployed_student(trained: TrainedStudent, size: Size = None) -> Deployed:
     config = trained.config
     reader, names = student_reader(config), list(config.label_names)
     multiple = max(config.student.output_stride, 8)  # of symbolic sides: all its grids then divide them
-    _check_size(size, 1)
+    _check_size(size, 1, config.student.output_stride)
     about = {"kind": "student", "classes": names, "palette": class_palette(names).tolist(), "origin": trained.origin}
     variables = jax.tree.map(jnp.asarray, {"student": trained.variables, "text": trained.text})
 
@@ -84,7 +84,7 @@ def deployed_segmenter(pretrained: Pretrained, options: Options | None = None, s
     reader = teacher_reader(dataclasses.replace(pretrained, preprocess=preprocess), o)
     if size is None and reader.method.attention == "kk+gaussian":
         raise UserError(f"{o.method} weighs neighbours on one grid, got any size: give --size, or another method")
-    _check_size(size, config.stride)
+    _check_size(size, config.stride, config.stride)
     tower = {name: tree for name, tree in pretrained.variables.items() if name != "params"}
     kept = ("visual", "logit_scale", "logit_bias")  # the text tower stays behind
     tower["params"] = {name: tree for name, tree in pretrained.variables["params"].items() if name in kept}
@@ -116,9 +116,11 @@ def _labels(reader: Reader, variables: Any, image: Array) -> tuple[Array, Array]
     return jnp.argmax(scores.values, axis=-1).astype(jnp.int32), found.astype(jnp.float32)
 
 
-def _check_size(size: Size, multiple: int) -> None:
-    if size is not None and not all(0 < side <= MOST_SIDE and side % multiple == 0 for side in size):
-        raise UserError(f"a size is two multiples of {multiple} up to {MOST_SIDE} pixels, got {size}: correct it")
+def _check_size(size: Size, multiple: int, least: int) -> None:
+    if size is not None and not all(least <= side <= MOST_SIDE and side % multiple == 0 for side in size):
+        raise UserError(
+            f"a size is two multiples of {multiple} from {least} to {MOST_SIDE} pixels, got {size}: correct it"
+        )
 
 
 def _resize(reader: Reader) -> dict[str, Any]:

@@ -147,11 +147,11 @@ def mean_length(tokens: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"] | No
     return length.mean(axis=1) if mask is None else length.mean(axis=1, where=mask[:, 0, 0])
 
 
-def gaussian_neighbourhood(shape: tuple[int, int], sigma: float, tokens: int) -> Float[np.ndarray, "T T"]:
-    """NACLIP's ω: `exp(−d² / 2σ²)` for patches d apart, and 0 from and to class tokens. Made on the host."""
+def gaussian_neighbourhood(shape: tuple[int, int], sigma: float, tokens: int) -> Float[Array, "T T"]:
+    """NACLIP's ω: `exp(−d² / 2σ²)` for patches d apart, and 0 from and to class tokens."""
     along = (np.exp(-((np.arange(n)[:, None] - np.arange(n)) ** 2) / (2 * sigma**2)) for n in shape)
-    first = tokens - shape[0] * shape[1]
-    return np.pad(np.kron(*along), ((first, 0), (first, 0))).astype(np.float32)
+    first = tokens - shape[0] * shape[1]  # only the two factors are constants of a compiled program
+    return jnp.pad(jnp.kron(*(jnp.asarray(a, jnp.float32) for a in along)), ((first, 0), (first, 0)))
 
 
 def by_affinity(q: Heads, k: Heads, v: Heads, around: Around) -> Heads:
@@ -301,7 +301,7 @@ def check_affinity(method: str | DenseMethod, affinity: object) -> None:
     if asks and affinity is None:
         raise UserError(
             f"{method!r} asks a second backbone which patches are alike, got none: add --affinity, for example "
-            "facebook/dinov2-base"
+            "facebook/dinov2-base, or take another method"
         )
     if affinity is not None and not asks:
         asking = ", ".join(name for name, preset in METHODS.items() if preset.affinity)
@@ -314,10 +314,9 @@ def check_affinity(method: str | DenseMethod, affinity: object) -> None:
 def check_blocks(method: DenseMethod, vision: object) -> None:
     """Raises UserError where a tower has fewer blocks than the method reads, or no earlier ones to ask."""
     if method.earlier and (not isinstance(vision, ViTConfig) or vision.layers < 2):
-        methods = ", ".join(name for name, preset in METHODS.items() if not preset.earlier)
-        raise UserError(
-            f"{method.attention!r} asks a ViT's earlier blocks, which this tower does not have: take one of {methods}"
-        )
+        methods = ", ".join(name for name, preset in ALONE.items() if not preset.earlier)
+        name = next((name for name, preset in METHODS.items() if preset.attention == method.attention), method)
+        raise UserError(f"{name!r} asks a ViT's earlier blocks, which this tower does not have: take one of {methods}")
     if isinstance(vision, ViTConfig) and vision.head == "map" and method.blocks > 1:
         raise UserError(f"a pooling head (SigLIP) is read as one block, got {method.blocks}: use 1")
     if isinstance(vision, ViTConfig) and method.blocks > vision.layers:

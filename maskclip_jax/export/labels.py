@@ -76,10 +76,13 @@ class SegmentFolder:
         self.records, self.files, self.identity = [], [], hashlib.sha256()
         classes: set[tuple[str, ...]] = set()
         for file in sorted(folder.glob("*.json")):
-            if file.name == "segment.json" or not is_own(file, {"image", "height", "width", "classes"}):
+            if file.name == "segment.json":
                 continue
-            record = read_json(file)
+            own = is_own(file, {"image", "height", "width", "classes"})
+            if not own and not file.with_name(file.stem + TRAILS[1]).is_file():
+                continue  # somebody else's
             try:
+                record = read_json(file)
                 classes.add(tuple(entry["class"] for entry in record["classes"]))
                 sure = [np.nan if entry["confidence"] is None else entry["confidence"] for entry in record["classes"]]
                 self.records.append((file.stem, (int(record["height"]), int(record["width"])), np.float32(sure)))

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import re
+import sys
 import tarfile
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -138,7 +139,7 @@ def write_webdataset(out: Path, part: str, pictures: Iterable[Picture], options:
     """PART-000000.tar …: NAME.jpg (.png), NAME.seg.png (grey: the class, 255 ignored), NAME.json. Shards stay."""
     pictures = iter(pictures)
     for number in itertools.count():
-        shard = itertools.islice(pictures, options.shard_size)
+        shard = itertools.islice(pictures, min(options.shard_size, sys.maxsize))
         if (first := next(shard, None)) is None:
             return
         path = out / f"{part or 'all'}-{number:06d}.tar"

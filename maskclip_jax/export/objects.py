@@ -115,8 +115,13 @@ def finish_yolo(out: Path, parts: Sequence[str], classes: Sequence[str]) -> None
     """data.yaml: where the parts are, and the names. Without a split all images are for both."""
     places = {part: f"images/{part}" for part in parts if part} or {"train": "images", "val": "images"}
     lines = [f"{part}: {json.dumps(place)}" for part, place in places.items()] + ["names:"]
-    lines += [f"  {index - first_object(classes)}: {json.dumps(name)}" for index, name in _named(classes)]
+    lines += [f"  {index - first_object(classes)}: {_yaml(name)}" for index, name in _named(classes)]
     write_bytes(out / "data.yaml", ("\n".join(lines) + "\n").encode())
+
+
+def _yaml(name: str) -> str:
+    """In double quotes, as JSON, but that YAML knows no pairs of surrogates: an emoji came out as two of them."""
+    return '"' + "".join(json.dumps(c)[1:-1] if c < "\U00010000" else f"\\U{ord(c):08x}" for c in name) + '"'
 
 
 def _named(classes: Sequence[str]) -> Iterator[tuple[int, str]]:

@@ -21,13 +21,12 @@ from maskclip_jax.data.buckets import Shape
 from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.dense import DenseMethod
 from maskclip_jax.encoders.model import CLIP
-from maskclip_jax.ops import round_up
 from maskclip_jax.segment.grid import batch_size_for, bucket_shapes, grid_scores, padded_batch, plan_batches
 from maskclip_jax.segment.pixels import PixelMaps, label_pixels
 from maskclip_jax.segment.predict import Segmentation, segmentation_of
 from maskclip_jax.segment.refine import DROPPED, Scale, cosines, dense_features, grid_confidence
 from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.windows import Plan, laid_out, plan_windows, refine_windows, window_crops
+from maskclip_jax.segment.windows import Plan, laid_out, plan_windows, refine_windows, window_crops, window_side
 
 _LEAST_COLUMNS = 8
 
@@ -69,13 +68,6 @@ def keep_features(image: UInt8[np.ndarray, "H W 3"], settings: PredictionSetting
             KeptBatch(*_encode(settings.model, settings.variables, pixels, sizes, method=settings.method), sizes)
         )
     return Kept(tuple(batches), plan, image.shape[:2])
-
-
-def window_side(plan: Plan, multiple: int) -> int:
-    """Pixels that each window is padded to: no more than the image needs, and four sizes to an octave, so that few
-    programs serve windows of every size (padding is masked)."""
-    cells = round_up(max(plan.window), multiple) // multiple
-    return multiple * round_up(cells, max(1, 1 << (cells - 1).bit_length() >> 3))
 
 
 def read_features(

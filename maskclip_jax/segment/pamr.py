@@ -1,7 +1,7 @@
 """PAMR: scores that follow the image's own edges (Araslanov and Roth, CVPR 2020), as NACLIP and SCLIP use it.
 
 Every step replaces a pixel's scores by a mean over its neighbours', weighted by how alike their colours are. A pure
-function, jitted: the number of steps is traced, so that any number of them is the same program.
+function, jitted. A number of steps that is traced is the same program for any, without reverse-mode gradients.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int
 DILATIONS = (8, 16)  # pixels to the neighbours: SCLIP's and NACLIP's
 
 
-@functools.partial(jax.jit, static_argnames="dilations")
 def pamr(
     scores: Float[Array | np.ndarray, "H W C"],
     image: Float[Array | np.ndarray, "H W 3"],
@@ -35,17 +34,23 @@ def pamr(
     Args:
       scores: logits or probabilities of every pixel; classes do not mix.
       image: colours of the same pixels.
-      steps: may be traced; 0 changes nothing.
+      steps: 0 changes nothing. An array may be traced, but only an int lets `jax.grad` through.
       dilations: distances of the neighbours, in pixels.
       size: rows and columns that are image, where arrays are padded; the rest comes out meaningless.
     """
+    program = _BY_STEPS if isinstance(steps, int) else _FOR_ANY
+    return program(scores, image, steps=steps, dilations=dilations, size=size)
+
+
+def _pamr(scores: ArrayLike, image: ArrayLike, *, steps: ArrayLike, dilations: tuple[int, ...], size) -> Array:
     x, m = jnp.asarray(image, jnp.float32), jnp.asarray(scores, jnp.float32)
     height, width = x.shape[:2] if size is None else size
     near = functools.partial(_neighbours, height=height, width=width, dilations=dilations)
     around = jnp.stack([y for y, _ in near(x)])
     others = np.array([other for _, other in near(x)])
     # PyTorch's std, divided by n − 1; the pixel itself counts once at each dilation
-    sigma = around.std(axis=0, ddof=1)
+    variance = around.var(axis=0, ddof=1)
+    sigma = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)  # has a gradient at zero
     likeness = -(jnp.abs(x - around[others]) / (1e-8 + 0.1 * sigma)).mean(axis=-1)
     weights = jax.nn.softmax(likeness, axis=0)
 
@@ -54,6 +59,10 @@ def pamr(
         return sum(weight[..., None] * y for weight, y in zip(weights, neighbours, strict=True))
 
     return jax.lax.fori_loop(0, steps, step, m)
+
+
+_FOR_ANY = jax.jit(_pamr, static_argnames="dilations")
+_BY_STEPS = jax.jit(_pamr, static_argnames=("dilations", "steps"))
 
 
 def _neighbours(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import cg
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from maskclip_jax.ops.matmul import in_full_precision
@@ -63,11 +63,11 @@ def lposs(
     """
     batch, h, w, classes = scores.shape
     s, valid = grid_similarity(tokens, grid)
-    apart = jnp.asarray(_distances((h, w)), s.dtype) * cell
+    apart = _distances((h, w), s.dtype) * cell
     kept = jnp.where(valid[:, None], s, -jnp.inf)
     least = jax.lax.top_k(kept, min(neighbours, h * w))[0][..., -1:]
     weight = _power(jnp.maximum(s, 0), gamma) * jnp.exp(-jnp.asarray(sigma, s.dtype) * _power(apart, power))
-    weight = jnp.where((kept >= least) & valid[..., None] & ~jnp.eye(h * w, dtype=bool), weight, 0)
+    weight = jnp.where(~(kept < least) & valid[..., None] & ~jnp.eye(h * w, dtype=bool), weight, 0)
     weight = weight + weight.swapaxes(1, 2)
 
     def image(weight: Array, y: Array) -> Array:
@@ -139,16 +139,20 @@ def _propagated(
     tolerance: float,
 ) -> Float[Array, " C *n"]:
     """`(1 − α) (I − α D^-½ W D^-½)^-1 y` of every class; `spread` multiplies one class's nodes by W."""
-    alone = degree <= 0
+    alone = degree <= float(jnp.finfo(degree.dtype).tiny) ** 0.6  # of less the root's gradient would overflow
     root = jnp.where(alone, 1, jax.lax.rsqrt(jnp.where(alone, 1, degree)))
+    sound = jnp.isfinite(root).all()
 
     def laplacian(x: Array) -> Array:
         return x - alpha * root * spread(root * x)
 
     def solve(y: Array) -> Array:
-        return cg(laplacian, y, tol=tolerance, maxiter=iterations)[0]
+        # cg squares y, and gives 0 where the squares vanish, or are no numbers
+        most = jax.lax.stop_gradient(jnp.abs(y).max(initial=0))
+        most = jnp.where(sound, jnp.where(most == 0, 1, most), jnp.nan)
+        return cg(laplacian, y / most, tol=tolerance, maxiter=iterations)[0] * most
 
-    return jax.vmap(solve)(y) * jnp.where(alone, 1, 1 - alpha)
+    return jax.vmap(solve)(y.astype(jnp.result_type(y, degree))) * jnp.where(alone, 1, 1 - alpha)
 
 
 def _colour_weights(colours: Array, inside: Array, tau: ArrayLike, radius: int) -> Float[Array, "k k H W"]:
@@ -162,8 +166,7 @@ def _colour_weights(colours: Array, inside: Array, tau: ArrayLike, radius: int) 
         other = jax.lax.dynamic_slice(around, (dy, dx, 0), colours.shape)
         exists = jax.lax.dynamic_slice(there, (dy, dx), inside.shape) & inside & (index != side**2 // 2)
         squared = jnp.square(colours - other).sum(axis=-1)
-        apart = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)  # has a gradient at zero
-        return jnp.where(exists, jnp.exp(-apart / tau), 0)
+        return jnp.where(exists, jnp.exp(-_power(squared, 0.5) / tau), 0)
 
     return jax.lax.map(offset, jnp.arange(side**2)).reshape(side, side, *inside.shape)
 
@@ -181,12 +184,12 @@ def _spread_over_pixels(weights: Float[Array, "k k H W"], radius: int, x: Float[
     return jax.lax.fori_loop(0, 2 * radius + 1, row, jnp.zeros_like(x))
 
 
-def _distances(shape: tuple[int, int]) -> Float[np.ndarray, "L L"]:
-    """Between the cells of a grid, in cells."""
-    places = np.stack(np.indices(shape), axis=-1).reshape(-1, 2)
-    return np.sqrt(np.square(places[:, None] - places).sum(axis=-1))
+def _distances(shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "L L"]:
+    """Between the cells of a grid, in cells. Made where it is used: as a constant it would be part of the program."""
+    y, x = (jnp.square(jnp.arange(n)[:, None] - jnp.arange(n)).astype(dtype) for n in shape)
+    return jnp.sqrt(y[:, None, :, None] + x[:, None]).reshape(2 * (shape[0] * shape[1],))
 
 
 def _power(x: Array, exponent: ArrayLike) -> Array:
-    """x^exponent of what is not negative, with a gradient at zero: 0, whatever the exponent."""
-    return jnp.where(x > 0, jnp.where(x > 0, x, 1) ** exponent, 0)
+    """x^exponent of what is not negative, with a gradient at zero: 0, whatever the exponent. NaN stays."""
+    return jnp.where(x <= 0, 0, jnp.where(x <= 0, 1, x) ** exponent)

@@ -88,7 +88,8 @@ def window_scores(
     plans = [plan_windows(image.shape[:2], settings) for image in images]
     owners = [i for i, plan in enumerate(plans) for _ in range(plan.count)]
     crops = (crop for image, plan in zip(images, plans, strict=True) for crop in window_crops(image, plan, settings))
-    shape = (round_up(settings.options.windows[0], settings.config.stride),) * 2
+    multiple, needed = settings.config.stride, round_up(settings.options.windows[0], settings.config.stride)
+    shape = (min(needed, max((window_side(plan, multiple) for plan in plans), default=needed)),) * 2
     batches = list(plan_batches([shape] * len(owners), functools.partial(batch_size_for, settings)))
     found: dict[int, list[WindowLogits]] = defaultdict(list)
     smoothing = settings.refinement["smoothing"] is not None
@@ -116,6 +117,13 @@ def plan_windows(original: Shape, settings: PredictionSettings) -> Plan:
             f"{plan.count} of one of {valid[1]} × {valid[0]}: make the stride larger"
         )
     return plan
+
+
+def window_side(plan: Plan, multiple: int) -> int:
+    """Pixels that each window is padded to: no more than the image needs, and four sizes to an octave, so that few
+    programs serve windows of every size (padding is masked)."""
+    cells = round_up(max(plan.window), multiple) // multiple
+    return multiple * round_up(cells, max(1, 1 << (cells - 1).bit_length() >> 3))
 
 
 def axis_windows(length: int, window: int, stride: int) -> AxisWindows:

@@ -12,10 +12,9 @@ from maskclip_jax.encoders.config import ViTConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
 from maskclip_jax.ops.compile_count import count_compiles
-from maskclip_jax.segment.feature_cache import window_side
 from maskclip_jax.segment.grid import attention_bytes
 from maskclip_jax.segment.settings import PredictionSettings
-from maskclip_jax.segment.windows import plan_windows
+from maskclip_jax.segment.windows import plan_windows, window_side
 
 MOST_WINDOWS = 256  # of one image: others wait meanwhile
 MOST_SIDE = 8192  # pixels of the resized image's long side

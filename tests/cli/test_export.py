@@ -87,6 +87,10 @@ def other_size(folder):
     shutil.copy(folder / "photos" / "e.png", folder / "photos" / "a.jpg")
 
 
+def torn(folder):
+    (folder / "segments" / "3.json").write_text("")
+
+
 def gone(folder):
     (folder / "photos" / "a.jpg").unlink()
 
@@ -97,6 +101,7 @@ STATES = {
     undone: ("labels", "is not finished"),
     other_size: ("labels", "'a' are 53×37 and 130×9"),
     gone: ("labels", "has none called 'a'"),
+    torn: ("segments", "3.json is not as `segment` writes it: segment that image again"),
 }
 
 

@@ -130,7 +130,7 @@ def test_words_that_come_later(tmp_path, to, run):
     [
         ({"method": "naclip"}, None, "naclip weighs neighbours on one grid"),
         ({"window": 32}, (48, 64), "reads a whole image once, .* got window"),
-        ({}, (50, 64), "two multiples of 8 up to 8192"),
+        ({}, (50, 64), "two multiples of 8 from 8 to 8192"),
     ],
 )
 def test_what_a_segmenter_cannot(options, size, words):
@@ -153,6 +153,12 @@ def test_the_command(student_folder, tmp_path, capsys):
     assert code == 2
     assert "a student is read as it was trained, got --key-smoothing" in errors
     assert not list(out.parent.glob("*"))
+    code, _, errors = run("--to", "stablehlo", "--out", out, "--size", 32, 5)
+    assert code == 2
+    assert "a size is two multiples of 1 from 8 to 8192 pixels, got (32, 5)" in errors
+    code, _, errors = run("--to", "stablehlo", "--out", out, "--size", 32, 40)
+    assert code == 2
+    assert "a file is called as its format is, got student.onnx for stablehlo: take --to onnx" in errors
     code, printed, _ = run("--to", "stablehlo", "--out", out.with_suffix(".stablehlo"), "--size", 32, 40)
     assert code == 0
     assert "inputs: image uint8 [1, 32, 40, 3]" in printed

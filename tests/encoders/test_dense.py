@@ -180,8 +180,8 @@ def test_presets_follow_the_tower():
         (lambda: DenseMethod(sigma=0), "sigma above 0"),
         (lambda: DenseMethod(share=1.5), "share of attention is 0 to 1"),
         (lambda: DenseMethod("calibrated", blocks=2), "reads the last block alone"),
-        (lambda: dense_method("sc_clip", RESNET), "asks a ViT's earlier blocks"),
-        (lambda: dense_method("resclip_rcs", with_layers(1)), "asks a ViT's earlier blocks"),
+        (lambda: dense_method("sc_clip", RESNET), "'sc_clip' asks a ViT's earlier blocks"),
+        (lambda: dense_method("resclip_rcs", with_layers(1)), "'resclip_rcs' asks a ViT's earlier blocks"),
         (lambda: dense_method(DenseMethod("qq", blocks=6), VIT), "has 4 blocks"),
     ],
 )

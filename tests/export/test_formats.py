@@ -10,9 +10,11 @@ import export_readers
 import exports
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from maskclip_jax.errors import UserError
+from maskclip_jax.export.objects import finish_yolo
 from maskclip_jax.export.picture import export_names
 from maskclip_jax.export.run import FORMATS, split_images
 
@@ -53,6 +55,9 @@ def test_yolo(made):
     renamed = {"sub/images/d": "sub/images_/d"}  # readers put labels/ for the last images/ in a path
     same(export_readers.yolo(out), {renamed.get(name, name): labels for name, labels in MAPS.items()})
     assert len(notes) == 1
+    names = ["\U0001f600 \\ud83d", 'a: "b"', "Küche 台所"]  # beyond 16 bits, and what only looks like it
+    finish_yolo(out, [""], names)
+    assert list(yaml.safe_load((out / "data.yaml").read_text())["names"].values()) == names
 
 
 def test_cvat(made):
@@ -129,7 +134,7 @@ def test_webdataset_shards_go_on(made, place, monkeypatch):
 @pytest.mark.parametrize("form", FORMATS)
 def test_records_and_segments_too(made, place, form, tmp_path):
     """The background is no object; records bring their images along."""
-    out, _ = made(form, "segments", split=(("train", 0.6), ("val", 0.4)))
+    out, _ = made(form, "segments", split=(("train", 0.6), ("val", 0.4)), shard_size=10**30)
     text = "".join(path.read_text() for path in out.rglob("*.[jty][sxa][otm]*") if path.suffix != ".png")
     assert form in ("cvat", "voc", "webdataset") or "background" not in text
     assert {path.name for path in tmp_path.iterdir()} == {form}  # nothing of its making is left

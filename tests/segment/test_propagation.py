@@ -133,6 +133,29 @@ def test_nodes_that_are_unlike_all_others_keep_their_scores():
     np.testing.assert_allclose(pixels(scores, image, tau=1e-6, size=size), scores, rtol=1e-12)
 
 
+@pytest.mark.parametrize("factor", [1e30, 1e-30, np.nan, np.inf])
+def test_scores_of_any_size_and_what_is_no_number(factor):
+    """Conjugate gradients square what they get: zeros came out for all of these."""
+    scores, tokens = case(5)
+    wanted = patches(scores, tokens, FULL)
+    np.testing.assert_allclose(patches(scores.astype(np.float32), tokens, FULL), wanted, rtol=1e-6)
+    scores, tokens = scores.astype(np.float32), tokens.astype(np.float32)
+    ours = patches(scores * np.float32(factor), tokens, FULL)
+    if np.isfinite(factor):
+        np.testing.assert_allclose(ours / factor, wanted, rtol=1e-4)
+    else:
+        assert np.isnan(ours).all()
+        assert np.isnan(patches(scores, np.where(tokens > 1, np.nan, tokens), FULL)).any()
+
+
+def test_a_pixel_that_hardly_any_is_like_has_a_gradient():
+    """In float32, weights of e^-70: the root of their sum has a gradient past the largest number."""
+    image = np.zeros((6, 8, 3), np.float32)
+    image[2, 3] = 0.7
+    scores = pixel_case()[0].astype(np.float32)
+    assert np.isfinite(jax.grad(lambda x: lposs_pixels(scores, x, radius=2)[2, 3, 0])(image)).all()
+
+
 def test_masks_follow_the_edges_of_the_image():
     scores, image, size = pixel_case()
     image[:], scores[:] = 0, 0

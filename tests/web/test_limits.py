@@ -8,10 +8,9 @@ import pytest
 
 from maskclip_jax.data.vocabulary import as_classes
 from maskclip_jax.errors import UserError
-from maskclip_jax.segment.feature_cache import window_side
 from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.settings import prediction_settings
-from maskclip_jax.segment.windows import plan_windows
+from maskclip_jax.segment.windows import plan_windows, window_side
 from maskclip_jax.web.limits import Programs, check_cost
 from maskclip_jax.web.models import OVERHEAD, WORD_BYTES, Reader
 
