@@ -112,17 +112,18 @@ def preprocess(config: CLIPConfig) -> Preprocess:
 
 def from_shapes(shapes: Shapes, naming: Naming) -> CLIPConfig:
     """The architecture, every size of it from the arrays' shapes. Raises UserError where they are not of this kind."""
-    read = {"big_vision": _siglip, "tips": _tips, "tips_torch": _tips_torch}[naming]
+    read, kind = {
+        "big_vision": (_siglip, "a SigLIP of big_vision's"),
+        "tips": (_tips, "a TIPS of scenic's"),
+        "tips_torch": (_tips_torch, "a TIPS of PyTorch's"),
+    }[naming]
     try:
         return checked(read(shapes), "the weights")
     except UserError:
         raise
     except (KeyError, ValueError, IndexError) as error:
         missing = f", which lack {cut(error.args[0], 80)}" if isinstance(error, KeyError) else ""
-        raise UserError(f"the weights are not {_KIND[naming]}{missing}: take the original file") from error
-
-
-_KIND = {"big_vision": "a SigLIP of big_vision's", "tips": "a TIPS of scenic's", "tips_torch": "a TIPS of PyTorch's"}
+        raise UserError(f"the weights are not {kind}{missing}: take the original file") from error
 
 
 def _siglip(shapes: Shapes) -> CLIPConfig:
