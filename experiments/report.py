@@ -20,6 +20,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from experiments.harness.figures import Figure
 from experiments.harness.records import (
@@ -97,9 +98,9 @@ def what_does_not_reproduce(found: dict[str, dict[str, Found]]) -> str:
     lines = []
     for short in ("resnet", "vit"):
         cells = [tables.get(f"scenes/{short}/{name}") for name in ("MaskCLIP", "+KS")] + [keys.get(f"keys/{short}")]
-        if any(cell is None or cell.scores is None for cell in cells):
+        if len(scores := _scores(cells)) < len(cells):
             continue
-        plain, smoothed, similar = (cell.scores for cell in cells)
+        plain, smoothed, similar = scores
         before, after = plain["mIoU"], smoothed["mIoU"]
         verdict = "hurts" if after < before else "helps"
         same, other = similar["cosine, same class"], similar["cosine, other class"]
@@ -110,10 +111,15 @@ def what_does_not_reproduce(found: dict[str, dict[str, Found]]) -> str:
             f"own class gets {weight:.0f}% of its weight, and would get {share:.0f}% without any keys."
         )
         both = [keys.get(f"templates/{short}/maskclip"), keys.get(f"chosen smoothing/{short}")]
-        if all(cell is not None and cell.scores is not None for cell in both):
-            row, (plain, changed) = ablations.CHOSEN[-1], (cell.scores for cell in both)
+        if len(scores := _scores(both)) == len(both):
+            row, (plain, changed) = ablations.CHOSEN[-1], scores
             lines[-1] += f" Ours ({row}), on {changed['scenes']} scenes: {plain['mIoU']:.1f} -> {changed[row]:.1f}."
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def _scores(cells: Sequence[Found | None]) -> list[dict[str, Any]]:
+    """Of the cells that were measured."""
+    return [cell.record["scores"] for cell in cells if cell is not None and cell.record is not None]
 
 
 def to_markdown(made: Sequence[Part], figures: str = "figures") -> str:

@@ -100,7 +100,7 @@ def overlay_with_legend(
     size = int(np.clip(max(picture.shape[:2]) / 36, 14, 40))
     width = max(picture.shape[1], 20 * size)
     below = draw_legend(entries, width, size=size)
-    return _stack([_widen(picture, width), below])
+    return np.concatenate([_widen(picture, width), below])
 
 
 def enlarge(
@@ -228,7 +228,8 @@ def comparison_sheet(
                 text, font = lettering(captions[i][j], size)
                 draw.text(centre, _shorten(text, font, panel), font=font, fill=_FAINT, anchor="mm")
         y += tall[i] + under + _GAP
-    return _stack([np.asarray(sheet), draw_legend(legend, width, size=size)] if legend else [np.asarray(sheet)])
+    below = [draw_legend(legend, width, size=size)] if legend else []
+    return np.concatenate([np.asarray(sheet), *below])
 
 
 def heat_map(
@@ -271,7 +272,7 @@ def heat_map(
     draw.text((_GAP, y), f"{low:.3g}", font=numbers, fill=_INK, anchor="lt")
     draw.text((width / 2, y), _shorten(text, font, width / 2), font=font, fill=_INK, anchor="mt")
     draw.text((width - _GAP, y), f"{high:.3g}", font=numbers, fill=_INK, anchor="rt")
-    return _stack([_widen(picture, width), np.asarray(image)])
+    return np.concatenate([_widen(picture, width), np.asarray(image)])
 
 
 def _factor(shape: tuple[int, ...], smallest: int) -> int:
@@ -305,10 +306,6 @@ def _fit(shape: tuple[int, int], side: int) -> tuple[int, int]:
 
 def _widen(picture: UInt8[np.ndarray, "H w 3"], width: int) -> UInt8[np.ndarray, "H W 3"]:
     return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255)
-
-
-def _stack(pictures: list[np.ndarray]) -> UInt8[np.ndarray, "H W 3"]:
-    return np.concatenate(pictures, axis=0)
 
 
 def _percent(share: float) -> str:

@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def machine_rates(dtypes: list[str]) -> list[dict[str, Any]]:
     """Operations a second of matrix products, for every number of cores (1, 2, 4, …, all) and dtype."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     counts = sorted({cores, *(2**n for n in range(cores.bit_length()) if 2**n < cores)})
     rows = []
     for dtype in dtypes:

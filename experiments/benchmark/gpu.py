@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # torch_worker imports its neigh
 
 def rivals(model: str, batch: int, dtype: str, compiled: bool) -> dict[str, Callable[[], None]]:
     """Name -> one run of the same work, to its end."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]: of another environment
     import torch_worker
 
     ours = work.dense(model, batch, 512, dtype)
@@ -81,7 +81,8 @@ def main() -> None:
         flops = work.dense(model, batch, 512, args.dtype).flops
         runs = rivals(model, batch, args.dtype, args.compiled)
         for run in runs.values():  # compile, then once warm
-            run(), run()
+            run()
+            run()
         times = {name: [] for name in runs}
         for _ in range(args.rounds):
             for name, run in runs.items():

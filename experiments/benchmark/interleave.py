@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from maskclip_jax.errors import UserError
 
@@ -53,6 +53,7 @@ class Worker:
             command = [rival.python, str(Path(__file__).with_name("torch_worker.py")), spec]
         self.rival, self.seconds, self.cpu_seconds, self.rates = rival, [], [], []
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self.questions, self.answers = cast(IO[str], self.process.stdin), cast(IO[str], self.process.stdout)
 
     def start(self) -> None:
         """Waits until it has done the work for the first time, which compiles."""
@@ -60,8 +61,8 @@ class Worker:
 
     def close(self) -> None:
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.stdout.close()
+            self.questions.close()
+        self.answers.close()
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -92,13 +93,13 @@ class Worker:
 
     def _ask(self, what: str) -> dict[str, Any]:
         try:
-            print(what, file=self.process.stdin, flush=True)
+            print(what, file=self.questions, flush=True)
         except BrokenPipeError as error:
             raise self._died() from error
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()
+        line = self.answers.readline()
         if not line:
             raise self._died()
         return json.loads(line)

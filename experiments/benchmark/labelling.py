@@ -33,7 +33,9 @@ def write_photos(folder: Path, count: int) -> list[Path]:
     folder.mkdir(parents=True)
     for i in range(count):
         height, width = SHAPES[i % len(SHAPES)]
-        soft = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((width, height), Image.BICUBIC)
+        soft = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
         grain = rng.normal(0, 6, (height, width, 1))
         pixels = np.clip(np.asarray(soft, np.float32) + grain, 0, 255).astype(np.uint8)
         paths.append(folder / f"{i:05d}.jpg")
@@ -66,8 +68,9 @@ def label(
     sizes = [SHAPES[i % len(SHAPES)] for i in range(images)]
     blocks = [range(start, min(start + block, images)) for start in range(0, images, block)]
     devices = Devices(settings)
-    planned = [(b[0], *found) for b in blocks for found in devices.batches([sizes[i] for i in b])]
-    count = sum(len(rows) * flops.dense(settings.config, *shape, len(settings.names)) for _, shape, _, rows in planned)
+    planned = [(b[0], found) for b in blocks for found in devices.batches([sizes[i] for i in b])]
+    words = len(settings.names)
+    count = sum(len(found.rows) * flops.dense(settings.config, *found.shape, words) for _, found in planned)
     if part == "all":
 
         def run() -> None:
@@ -77,13 +80,13 @@ def label(
         return Case(run, count, images, {})
 
     filled: dict[tuple, tuple] = {}
-    for first, shape, size, rows in planned:
+    for first, (shape, size, rows) in planned:
         if (shape, size) not in filled:
             image = prepare(read_image(paths[first + rows[0]]), p, settings.config.multiple).pixels
             filled[shape, size] = devices.split(*padded_batch([image] * size, size, shape))
 
     def run_bare() -> None:
-        for _, shape, size, _ in planned:
+        for _, (shape, size, _) in planned:
             jax.block_until_ready(score_batch(devices.settings, *filled[shape, size]))
 
     return Case(run_bare, count, images, {})

@@ -3,9 +3,9 @@
 A file that needs PyTorch and nothing of ours but `worker_pipe`, which lies beside it.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import nn
+import torch  # pyright: ignore[reportMissingImports]: of another environment
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]: of another environment
+from torch import nn  # pyright: ignore[reportMissingImports]: of another environment
 from worker_pipe import read_spec, serve
 
 CLASSES = 59
@@ -43,7 +43,8 @@ class Block(nn.Module):
             v = F.linear(y, self.attn.in_proj_weight[2 * width :], self.attn.in_proj_bias[2 * width :])
             return self.mlp(x + self.attn.out_proj(v))
         q, k, v = F.linear(y, self.attn.in_proj_weight, self.attn.in_proj_bias).chunk(3, dim=-1)
-        self.attn.out_proj(q), self.attn.out_proj(k)
+        for unused in (q, k):
+            self.attn.out_proj(unused)
         return self.mlp(x + self.attn.out_proj(v))
 
 

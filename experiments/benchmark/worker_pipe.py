@@ -25,7 +25,7 @@ def read_spec():
     return spec, out
 
 
-def serve(out, run, facts, rate=None, gather=dict):
+def serve(out, run, facts, rate=float, gather=dict):
     """Answers until the parent goes away: "run" does the work once, "rate" measures the machine, "end" says the rest.
 
     run: the work, to its end.   facts: said when ready.   rate: operations a second of a matrix product, now.

@@ -118,7 +118,8 @@ def holds(cell: Cell, record: dict[str, Any] | None) -> bool:
         return False
     now, then = dict(cell.config), dict(record["config"])
     if now["inputs"] is None:
-        now.pop("inputs"), then.pop("inputs", None)
+        del now["inputs"]
+        then.pop("inputs", None)
     return now == then
 
 

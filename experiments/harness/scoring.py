@@ -34,6 +34,7 @@ from maskclip_jax.evaluate.segmented import evaluate_protocol
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.predict import segment_images
+from maskclip_jax.segment.settings import with_backbone
 from maskclip_jax.visualize import area_legend, comparison_sheet
 
 ARCHIVE = ROOT / "experiments" / "toy_world" / "heldout.zip"
@@ -199,8 +200,9 @@ def _reader(
     clip, size = pretrained(model, fidelity, dense_stride), DATASETS[data].size
     if size is not None:
         clip = dataclasses.replace(clip, preprocess=dataclasses.replace(clip.preprocess, **size))
-    reader = teacher_reader(clip, options_of(dict(reading)))
-    return clip, Counter(reader, len(class_set(DATASETS[data].classes)))
+    options = options_of(dict(reading))
+    clip = with_backbone(clip, options)
+    return clip, Counter(teacher_reader(clip, options), len(class_set(DATASETS[data].classes)))
 
 
 def options_of(reading: Mapping[str, Any]) -> Options:
@@ -218,11 +220,12 @@ def scenes_sheet(readings: Mapping[str, dict[str, Any]], model: str) -> np.ndarr
     columns = [
         segment_images(images, names, clip, options_of(reading), classifier=classifier) for reading in readings.values()
     ]
+    truths = [e.labels for e in shown if e.labels is not None]
     rows = [
-        sheet_row(example.image, example.labels, [one.labels for one in found], palette)
-        for example, *found in zip(shown, *columns, strict=True)
+        sheet_row(image, truth, [one.labels for one in found], palette)
+        for image, truth, *found in zip(images, truths, *columns, strict=True)
     ]
-    present = np.concatenate([e.labels.ravel() for e in shown])[None]
+    present = np.concatenate([truth.ravel() for truth in truths])[None]
     legend = area_legend(present, names, palette)
     return comparison_sheet(["image", *readings, "truth"], rows, legend=legend, panel=160)
 

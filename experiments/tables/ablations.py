@@ -150,6 +150,7 @@ def key_similarity(model: str, count: int) -> dict[str, Any]:
             np.minimum(((np.arange(n) + 0.5) * side / valid * clip.config.stride).astype(int), side - 1)
             for n, side, valid in zip((h, w), image.original, image.valid, strict=True)
         ]
+        assert example.labels is not None  # the scenes have masks
         labels = example.labels[np.ix_(*centres)].ravel()
         rows.append(np.asarray(_similarities(keys[0], jnp.asarray(labels))))
     names = ("cosine, same class", "cosine, other class", "weight on the same class", "share of the same class")

@@ -191,7 +191,7 @@ def _cpu(work, repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--measure", type=Path, metavar="FILE", help="time the host's work and write it here")
     parser.add_argument("--write", action="store_true", help="put the table into docs/scale.md")
     args = parser.parse_args()

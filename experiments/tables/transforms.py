@@ -91,7 +91,7 @@ def grid_confusions(
 def grid(model: str, scenes: int) -> dict[str, Any]:
     """mIoU at every pair of thresholds."""
     clip, classifier = _loaded(model)
-    total, began = 0, time.monotonic()
+    total, began = np.zeros((), np.int64), time.monotonic()
     with progress(f"{NAME} grid {model}", scenes) as report:
         for images, labels in _batches(scenes, 5):
             up = to_pixels(clip, images[0].shape[0])
@@ -175,7 +175,7 @@ def levels(model: str, scenes: int) -> dict[str, Any]:
 
         return jax.vmap(one)(jnp.arange(1, 6))
 
-    total = 0
+    total = np.zeros((), np.int64)
     for number, (images, labels) in enumerate(_batches(scenes, 8)):
         side, stride = images[0].shape[0], clip.config.stride
         cells = -(-side // clip.config.multiple) * clip.config.multiple // stride
@@ -237,7 +237,7 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         "Few-shot prompt tuning, mIoU in %:\n",
         table([("", "annotated scenes", "before", "after", "turn (°)"), *rows]),
     ]
-    rows = [(s, *found[f"levels/{s}"].scores["mIoU"]) for s in MODELS if found[f"levels/{s}"].scores]
+    rows = [(s, *x["mIoU"]) for s in MODELS if (x := found[f"levels/{s}"].scores)]
     if rows:
         head = ("", *(f"level {i}" for i in range(1, 6)))
         out += [f"{CORRUPTION.replace('_', ' ')}, all levels in one program, mIoU in %:\n", table([head, *rows])]

@@ -19,7 +19,7 @@ BATCH = 25
 
 @partial(jax.jit, static_argnames=("model", "attention"))
 def _logits(variables, images, classifier, *, model: CLIP, attention: str):
-    features = model.apply(variables, images, attention=attention, method="encode_dense").features
+    features, _ = model.apply(variables, images, attention=attention, method="encode_dense")
     return features @ classifier.T
 
 

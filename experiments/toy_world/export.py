@@ -23,32 +23,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "mer
 
 
 def hf_config(config: CLIPConfig) -> dict:
-    """transformers' `config.json` of a ViT CLIP."""
-    v, t = config.vision, config.text
-    shared = lambda c: {  # noqa: E731
-        "hidden_size": c.width,
-        "intermediate_size": c.mlp_width,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "hidden_act": c.activation,
-        "layer_norm_eps": c.layer_norm_eps,
-        "projection_dim": config.embed_dim,
-    }
-    end = t.vocab_size - 1
-    text = {"vocab_size": t.vocab_size, "max_position_embeddings": t.context_length}
-    text |= {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
-    return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": config.embed_dim,
-        "text_config": {"model_type": "clip_text_model", **shared(t), **text},
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            **shared(v),
-            "image_size": v.image_size,
-            "patch_size": v.patch_size,
-        },
-    }
+    """transformers' `config.json` of a ViT CLIP, with all of its special tokens."""
+    out, end = architecture.to_hf(config), config.text.vocab_size - 1
+    out["text_config"] |= {"model_type": "clip_text_model", "bos_token_id": end - 1}
+    out["text_config"] |= {"eos_token_id": end, "pad_token_id": end}
+    out["vision_config"] |= {"model_type": "clip_vision_model"}
+    return out
 
 
 def export(run: Path, out: Path, reading: dict) -> None:

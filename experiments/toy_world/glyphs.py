@@ -44,7 +44,7 @@ EMOJI = dict(
 
 def _cropped(image: Image.Image) -> np.ndarray:
     """Crops to what is drawn and scales the longer side to GLYPH_SIDE; RGBA uint8 [h, w, 4]."""
-    image = image.crop(image.getchannel("A").point(lambda a: 255 * (a > 16)).getbbox())
+    image = image.crop(image.getchannel("A").point([255 * (a > 16) for a in range(256)]).getbbox())
     scale = GLYPH_SIDE / max(image.size)
     return np.asarray(image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS))
 

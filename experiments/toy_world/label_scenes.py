@@ -147,7 +147,7 @@ def read_scores(
     `threshold`."""
     preprocess, scale = labeller.reader.preprocess, labeller.scale
     pixels = (images.astype(jnp.float32) / 255 - np.asarray(preprocess.mean)) / np.asarray(preprocess.std)
-    scores = sum(read_view(labeller, variables, pixels, view) for view in labeller.views) / len(labeller.views)
+    scores: Any = sum(read_view(labeller, variables, pixels, view) for view in labeller.views) / len(labeller.views)
     flat = scores.reshape(len(scores), -1, scores.shape[-1])
     return (
         pixels,

@@ -165,7 +165,7 @@ def ship(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--train", type=int, default=0, metavar="N", help="write N training scenes")
     parser.add_argument("--closeup", type=int, default=0, metavar="N", help="write N close-ups: one large object each")
     parser.add_argument("--wide", type=int, default=0, metavar="N", help="write N scenes of wider variety")

@@ -107,11 +107,11 @@ def losses(model: CLIP, run: Training, params, batch_stats, key, batch, size: in
     if run.tower == "resnet":
         embedding, new = model.apply(variables, images, train=True, method="encode_image", mutable=["batch_stats"])
         if dense:  # with the running statistics that the library reads with
-            positions = model.apply(variables, images, method="encode_dense").features
+            positions, _ = model.apply(variables, images, method="encode_dense")
             positions = positions.reshape(len(positions), -1, positions.shape[-1])
         batch_stats = new["batch_stats"]
     else:
-        patches = (size // model.config.vision.patch_size) ** 2
+        patches = (size // model.config.stride) ** 2
         order = jax.random.uniform(keep_key, (images.shape[0], patches)).argsort(axis=1)
         keep = None if run.keep == 1 else order[:, : int(patches * run.keep)]
         embedding, positions = model.apply(variables, images, keep, method=both_readings)
@@ -200,8 +200,8 @@ def main() -> None:
     parser.add_argument("--evaluate-every", type=int, default=500)
     parser.add_argument("--log-every", type=int, default=50)
     for field in dataclasses.fields(Training):
-        kind = {"int": int, "float": float, "bool": lambda s: s == "True"}.get(field.type, str)
-        if "tuple" not in field.type:
+        kind = {"int": int, "float": float, "bool": lambda s: s == "True"}.get(str(field.type), str)
+        if "tuple" not in str(field.type):
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     parser.add_argument("--sizes", type=lambda s: tuple(map(int, s.split(","))), default=Training.sizes)
     parser.add_argument("--closeups", type=lambda s: tuple(map(float, s.split(","))), default=Training.closeups)

@@ -51,28 +51,14 @@ _HF_RULES = {
         "projection_size": schema.optional(WIDTH),
     },
 }
-_HF_DEFAULTS = {  # transformers' own, which files leave out
-    "vision_config": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-        "image_size": 224,
-        "patch_size": 32,
-    },
-    "text_config": {
-        "hidden_size": 512,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 8,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-        "vocab_size": 49408,
-        "max_position_embeddings": 77,
-        "eos_token_id": 49407,
-    },
+_CLIP_TOWER = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_HF_DEFAULTS: dict[str, dict[str, Any]] = {  # transformers' own, which files leave out
+    "vision_config": _CLIP_TOWER
+    | {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    | {"image_size": 224, "patch_size": 32},
+    "text_config": _CLIP_TOWER
+    | {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+    | {"vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407},
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from maskclip_jax.checkpoints.memory import ArrayFile, array_shapes
 from maskclip_jax.checkpoints.msgpack_files import read_msgpack
 from maskclip_jax.checkpoints.npz import NpzFile
 from maskclip_jax.checkpoints.torch_files import TorchFile
@@ -55,7 +56,7 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
     return read_msgpack(path) if suffix == ".msgpack" else TorchFile(path)
 
 
-class SafetensorsFile(Mapping):
+class SafetensorsFile(ArrayFile):
     """The arrays of a safetensors file, each a view of the file's pages; bfloat16 and fp8 are `ml_dtypes`' types."""
 
     def __init__(self, path: Path):
@@ -72,63 +73,36 @@ class SafetensorsFile(Mapping):
             raise UserError(f"{path} is not a whole safetensors file ({reason}): copy or download it again") from error
         header.pop("__metadata__", None)
         self._path, self._start, self._header = path, 8 + size, header
+        self._shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
 
     def __getitem__(self, key: str) -> np.ndarray:
         entry = self._header[key]
         if entry["dtype"] not in _SAFETENSORS_DTYPES:
             known = ", ".join(_SAFETENSORS_DTYPES)
             raise UserError(f"{self._path}: {cut(key, 80)} is of type {entry['dtype']}, not {known}: save it as F32")
-        dtype, shape = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        dtype, shape = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), self._shapes[key]
         if 0 in shape:
             return np.zeros(shape, dtype)
         return np.memmap(self._path, dtype, "r", self._start + entry["data_offsets"][0], shape or (1,)).reshape(shape)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._header)
 
-    def __len__(self) -> int:
-        return len(self._header)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every name's shape, without reading its array."""
-        return {key: tuple(entry["shape"]) for key, entry in self._header.items()}
-
-
-class Shards(Mapping):
+class Shards(ArrayFile):
     """The arrays of several files as one mapping."""
 
     def __init__(self, files: Mapping[str, Mapping[str, Any]]):
         """`files`: name of the array -> the opened file that holds it."""
         self._files = files
+        known = {file: array_shapes(opened) for file, opened in {id(x): x for x in files.values()}.items()}
+        self._shapes = {key: known[id(file)][key] for key, file in files.items()}
 
     def __getitem__(self, key: str) -> Any:
         return self._files[key][key]
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every name's shape, without reading its array."""
-        known = {id(file): array_shapes(file) for file in self._files.values()}
-        return {key: known[id(file)][key] for key, file in self._files.items()}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-def array_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every name's shape, from the file's header where there is one."""
-    known = getattr(arrays, "shapes", None)
-    if known is not None:
-        return known()
-    return {k: np.shape(v) for k, v in arrays.items()}
-
 
 def shard_map(index: Path) -> dict[str, str]:
     """Name of every array -> the file that holds it, from an index; files are its neighbours, of the kind it names."""
-    files = schema.fields(read_json(index), {"weight_map": schema.OBJECT}, str(index), needed=("weight_map",))[
-        "weight_map"
-    ]
+    rules = {"weight_map": schema.OBJECT}
+    files = schema.fields(read_json(index), rules, str(index), needed=rules)["weight_map"]
     suffix = Path(index.name[: -len(".index.json")]).suffix.lower()
     for name in files.values():
         if not isinstance(name, str) or Path(name).name != name or not name.lower().endswith(suffix):

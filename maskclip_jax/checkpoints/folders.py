@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskclip_jax.checkpoints import architecture, dino, google
-from maskclip_jax.checkpoints.files import array_shapes, read_arrays
+from maskclip_jax.checkpoints.files import read_arrays
+from maskclip_jax.checkpoints.memory import array_shapes
 from maskclip_jax.checkpoints.pretrained import Reading
 from maskclip_jax.checkpoints.tokenizer import MissingTokenizer, load_tokenizer, openai_tokenizer
 from maskclip_jax.checkpoints.torch_files import TorchFile

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from maskclip_jax.checkpoints.architecture import Shapes, count
 from maskclip_jax.checkpoints.config_rules import checked
-from maskclip_jax.checkpoints.files import Shards, array_shapes, read_arrays
+from maskclip_jax.checkpoints.files import Shards, read_arrays
+from maskclip_jax.checkpoints.memory import ArrayFile, array_shapes
 from maskclip_jax.checkpoints.names import SIGNATURE, Naming
 from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.data.whole_files import cut
@@ -33,26 +34,16 @@ _SCANNED = re.compile(r"(.*/encoderblock)(/.*)")
 _OPTIMIZER = ("opt/", "extra/")  # what a training checkpoint keeps beside `params/`
 
 
-class Renamed(Mapping):
+class Renamed(ArrayFile):
     """Arrays under other names: `names` says which key of the file, and which slice of its first axis, one is."""
 
     def __init__(self, arrays: Mapping[str, Any], names: Mapping[str, tuple[str, int | None]]):
-        self._arrays, self._names = arrays, names
+        self._arrays, self._names, known = arrays, names, array_shapes(arrays)
+        self._shapes = {key: known[theirs][0 if i is None else 1 :] for key, (theirs, i) in names.items()}
 
     def __getitem__(self, key: str) -> Any:
         theirs, index = self._names[key]
         return self._arrays[theirs] if index is None else self._arrays[theirs][index]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every name's shape, without reading its array."""
-        known = array_shapes(self._arrays)
-        return {key: known[theirs][0 if i is None else 1 :] for key, (theirs, i) in self._names.items()}
 
 
 def read_npz(path: Path) -> Mapping[str, Any]:
@@ -99,9 +90,7 @@ def plain(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
                 if key.startswith(prefix) or not key.startswith(("params/", *_OPTIMIZER))
             }
             break
-    if (
-        "temperature" in kept and "temperature_contrastive" in kept
-    ):  # TIPS' PyTorch files have one or the other, or both
+    if {"temperature", "temperature_contrastive"} <= set(kept):  # TIPS' PyTorch files have one or the other, or both
         kept.pop("temperature")
     if "temperature_contrastive" in kept and "token_embedding.weight" in kept:
         kept["temperature"] = kept.pop("temperature_contrastive")
@@ -123,17 +112,18 @@ def preprocess(config: CLIPConfig) -> Preprocess:
 
 def from_shapes(shapes: Shapes, naming: Naming) -> CLIPConfig:
     """The architecture, every size of it from the arrays' shapes. Raises UserError where they are not of this kind."""
-    read = {"big_vision": _siglip, "tips": _tips, "tips_torch": _tips_torch}[naming]
+    read, kind = {
+        "big_vision": (_siglip, "a SigLIP of big_vision's"),
+        "tips": (_tips, "a TIPS of scenic's"),
+        "tips_torch": (_tips_torch, "a TIPS of PyTorch's"),
+    }[naming]
     try:
         return checked(read(shapes), "the weights")
     except UserError:
         raise
     except (KeyError, ValueError, IndexError) as error:
         missing = f", which lack {cut(error.args[0], 80)}" if isinstance(error, KeyError) else ""
-        raise UserError(f"the weights are not {_KIND[naming]}{missing}: take the original file") from error
-
-
-_KIND = {"big_vision": "a SigLIP of big_vision's", "tips": "a TIPS of scenic's", "tips_torch": "a TIPS of PyTorch's"}
+        raise UserError(f"the weights are not {kind}{missing}: take the original file") from error
 
 
 def _siglip(shapes: Shapes) -> CLIPConfig:
@@ -191,10 +181,8 @@ def _tips_torch(shapes: Shapes) -> CLIPConfig:
     side = _side(shapes["pos_embed"][1] - 1)
     vision = ViTConfig(side * patch, patch, width, count(shapes, r"blocks\.(\d+)\."), _heads(width), mlp, **fields)
     vocabulary, text_width = shapes["token_embedding.weight"]
-    layers, mlp = (
-        count(shapes, r"transformer\.resblocks\.(\d+)\."),
-        shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
-    )
+    layers = count(shapes, r"transformer\.resblocks\.(\d+)\.")
+    mlp = shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
     text = TextConfig(vocabulary, _CONTEXT, text_width, layers, _heads(text_width), mlp, **families.TIPS_TEXT)
     return CLIPConfig(vision, text, width)
 

@@ -9,12 +9,49 @@ from __future__ import annotations
 import io
 import math
 import mmap
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 BLOCK = 2**24  # bytes that are copied before the file's pages are let go
 _ALIGNMENT = 64  # bytes: of XLA's buffers
+_LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name and extra field
+
+
+class ArrayFile(Mapping):
+    """Named arrays that are read when they are asked for; their names and shapes are known before."""
+
+    _shapes: Mapping[str, tuple[int, ...]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every name's shape, without reading its array."""
+        return self._shapes
+
+
+def array_shapes(arrays: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    """Every name's shape, from the file's header where there is one."""
+    return arrays.shapes() if isinstance(arrays, ArrayFile) else {k: np.shape(v) for k, v in arrays.items()}
+
+
+def stored_at(path: Path, member: zipfile.ZipInfo) -> int:
+    """The file's byte at which a zip's uncompressed member begins. Raises ValueError where it is cut."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        signature, name, extra = struct.unpack("<4s22x2H", file.read(_LOCAL_HEADER))
+    start = member.header_offset + _LOCAL_HEADER + name + extra
+    if signature != b"PK\x03\x04" or start + member.file_size > path.stat().st_size:
+        raise ValueError("cut")
+    return start
 
 
 class Owned(np.ndarray):

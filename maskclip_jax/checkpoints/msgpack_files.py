@@ -8,13 +8,14 @@ of over a gigabyte, which are cut into several.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from maskclip_jax.checkpoints.memory import ArrayFile
 from maskclip_jax.errors import UserError
 
 _SIZED = {  # first byte of an object whose length follows -> kind, bytes of that length
@@ -37,7 +38,7 @@ def read_msgpack(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path} is not a whole Flax msgpack file: copy or download it again") from error
 
 
-class MsgpackFile(Mapping):
+class MsgpackFile(ArrayFile):
     """The arrays of a file. `whole` is False where it holds something else too."""
 
     def __init__(self, path: Path):
@@ -46,20 +47,11 @@ class MsgpackFile(Mapping):
         end = self._walk("", 0)
         if self.whole and end != len(self._data):
             raise ValueError("cut, or more than one object")
+        self._shapes = {key: shape for key, (_, _, shape) in self._arrays.items()}
 
     def __getitem__(self, key: str) -> np.ndarray:
         start, dtype, shape = self._arrays[key]
         return np.ndarray(shape, dtype, self._data, start)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every name's shape, without reading its array."""
-        return {key: shape for key, (_, _, shape) in self._arrays.items()}
 
     def _walk(self, name: str, at: int) -> int:
         """Notes the arrays of the object at byte `at`; where it ends."""

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import zipfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
 
-from maskclip_jax.checkpoints.memory import read_whole
+from maskclip_jax.checkpoints.memory import ArrayFile, read_whole, stored_at
 from maskclip_jax.data.whole_files import cut
 from maskclip_jax.errors import UserError
 
-_LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name and extra field
 _DTYPES = {2: np.dtype(ml_dtypes.bfloat16)}  # NumPy writes bfloat16 as two bytes of no type
 
 
@@ -30,7 +27,7 @@ class Array(NamedTuple):
     start: int
 
 
-class NpzFile(Mapping):
+class NpzFile(ArrayFile):
     """The arrays of an `.npz` file; those that are stored as they are, as views of the file's pages."""
 
     def __init__(self, path: Path):
@@ -45,7 +42,7 @@ class NpzFile(Mapping):
         except Exception as error:  # a damaged file trips any step of zipfile and of NumPy's own parser
             reason = cut(str(error), 80)
             raise UserError(f"{path} is not a whole .npz file ({reason}): copy or download it again") from error
-        self._members = members
+        self._members, self._shapes = members, {name: array.shape for name, array in self._arrays.items()}
 
     def __getitem__(self, key: str) -> np.ndarray:
         array, member = self._arrays[key], self._members[key]
@@ -62,16 +59,6 @@ class NpzFile(Mapping):
             reason = cut(str(error), 80)
             raise UserError(f"{self._path}: {cut(key, 80)} is damaged ({reason}): copy or download it again") from error
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every name's shape, without reading its array."""
-        return {name: array.shape for name, array in self._arrays.items()}
-
     def _header(self, name: str, member: zipfile.ZipInfo) -> Array:
         with self._zip.open(member) as file:
             array = read_header(file, name)
@@ -80,11 +67,7 @@ class NpzFile(Mapping):
         return array
 
     def _mapped(self, array: Array, member: zipfile.ZipInfo) -> np.ndarray:
-        with self._path.open("rb") as file:
-            file.seek(member.header_offset)
-            name, extra = struct.unpack("<26x2H", file.read(_LOCAL_HEADER))
-        start = member.header_offset + _LOCAL_HEADER + name + extra + array.start
-        order: Any = array.order
+        start, order = stored_at(self._path, member) + array.start, cast(Any, array.order)
         return np.memmap(self._path, array.dtype, "r", start, array.shape or (1,), order).reshape(array.shape)
 
 

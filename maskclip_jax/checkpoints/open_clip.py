@@ -49,52 +49,37 @@ _TEXT_DEFAULTS = {"context_length": 77, "vocab_size": 49408, "width": 512, "head
 _TEXT_DEFAULTS |= {"ls_init_value": None, "pool_type": "argmax", "eos_id": None}
 
 # open_clip's other switches: these values are OpenAI's architecture, others another one. `_ANY` changes nothing in it.
-_ANY = None
+_ANY, _OFF = None, (False,)
+
+
+def _switches(names: str, values: tuple | None) -> dict[str, tuple | None]:
+    return dict.fromkeys(names.split(), values)
+
+
 _OPENAI_BLOCK = {
-    "final_ln_after_pool": (False,),
-    "output_tokens": (False,),
+    **_switches("final_ln_after_pool output_tokens qk_norm scaled_cosine_attn scale_heads scale_attn_inner", _OFF),
+    **_switches("scale_attn scale_fc", _OFF),
     "act_kwargs": (None, {}),
     "norm_kwargs": (None, {}, {"eps": 1e-5}),
     "block_type": (None, "default"),
-    "qk_norm": (False,),
-    "scaled_cosine_attn": (False,),
-    "scale_heads": (False,),
-    "scale_attn_inner": (False,),
-    "scale_attn": (False,),
-    "scale_fc": (False,),
 }
-_OPENAI_MODEL = {
-    "custom_text": _ANY,  # only moves names under `text.`
-    "init_logit_scale": _ANY,  # initial values, dropped for the trained ones
-    "nonscalar_logit_scale": _ANY,
-    "cast_dtype": _ANY,
-    "output_dict": _ANY,
-}
+# Moving names under `text.`, and initial values, dropped for the trained ones.
+_OPENAI_MODEL = _switches("custom_text init_logit_scale nonscalar_logit_scale cast_dtype output_dict", _ANY)
 _OPENAI_VISION = _OPENAI_BLOCK | {
-    "patch_dropout": _ANY,  # in training only
+    **_switches("attentional_pool input_patchnorm global_average_pool", _OFF),
+    **_switches("patch_dropout attn_pooler_queries attn_pooler_heads n_queries", _ANY),  # the first in training only
     "image_seq_len": (None,),
-    "attentional_pool": (False,),
-    "attn_pooler_queries": _ANY,
-    "attn_pooler_heads": _ANY,
-    "n_queries": _ANY,
-    "input_patchnorm": (False,),
-    "global_average_pool": (False,),
     "pos_embed_type": ("learnable",),
     "pool_type": ("tok",),
     "timm_model_name": (None,),  # without which the others of timm say nothing
-    **dict.fromkeys(
-        f"timm_{name}"
-        for name in ("model_pretrained", "pool", "proj", "proj_bias", "drop", "drop_path", "model_kwargs")
-    ),
+    **_switches("timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop timm_drop_path", _ANY),
+    "timm_model_kwargs": _ANY,
 }
 _OPENAI_TEXT = _OPENAI_BLOCK | {
+    **_switches("variable_text embed_cls no_causal_mask proj_bias attn_gated pre_norm value_residual", _OFF),
     "text_arch": ("clip",),
-    "variable_text": (False,),
-    "embed_cls": (False,),
     "pad_id": (0,),
     "bos_id": _ANY,
-    "no_causal_mask": (False,),
-    "proj_bias": (False,),
     "proj_type": ("linear",),
     "tokenizer_mode": (None, "clip"),
     "tokenizer_kwargs": (None, {}),
@@ -102,22 +87,14 @@ _OPENAI_TEXT = _OPENAI_BLOCK | {
     "tiktoken_name": _ANY,
     "attention_mode": ("causal",),
     "norm_type": (None, "layernorm"),
-    "attention_bias": (None, True),
-    "mlp_bias": (None, True),
+    **_switches("attention_bias mlp_bias", (None, True)),
     "gate_bias": (None,),
-    "attn_gated": (False,),
-    "pre_norm": (False,),
     "norm_placement": ("pre",),
     "reg_tokens": (0,),
-    "value_residual": (False,),
-    **dict.fromkeys(
-        ("pos_embed", "rope_temperature", "mlp_type", "norm_eps", "zero_init_residual")
-    ),  # text_arch modern
+    **_switches("pos_embed rope_temperature mlp_type norm_eps zero_init_residual", _ANY),  # text_arch modern
     "hf_model_name": (None, ""),  # without which the others of transformers say nothing
     "hf_tokenizer_name": _ANY,  # whose file lies beside the weights
-    **dict.fromkeys(
-        ("hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "hf_model_config", "proj", "pooler_type")
-    ),
+    **_switches("hf_model_pretrained hf_proj_type hf_pooler_type hf_model_config proj pooler_type", _ANY),
 }
 
 

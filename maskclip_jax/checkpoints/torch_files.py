@@ -12,14 +12,14 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from maskclip_jax.checkpoints.memory import let_go, read_whole
+from maskclip_jax.checkpoints.memory import ArrayFile, let_go, read_whole, stored_at
 from maskclip_jax.checkpoints.pickles import Machine, Storage, Tensor, Thing
 from maskclip_jax.errors import UserError
 
@@ -45,13 +45,11 @@ _DTYPES: dict[str, Any] = {
     "ComplexDouble": np.complex128,
 }
 _UNTYPED_DTYPES: dict[str, Any] = {  # of untyped storages: the tensor says
-    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-    "float8_e5m2": ml_dtypes.float8_e5m2,
-    "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
-    "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
-    "uint16": np.uint16,
-    "uint32": np.uint32,
-    "uint64": np.uint64,
+    **{
+        name: getattr(ml_dtypes, name)
+        for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+    },
+    **{name: np.dtype(name) for name in ("uint16", "uint32", "uint64")},
 }
 
 
@@ -63,7 +61,7 @@ class Place(NamedTuple):
     member: zipfile.ZipInfo | None = None
 
 
-class TorchFile(Mapping):
+class TorchFile(ArrayFile):
     """The tensors of a PyTorch file, each read from disk when asked for.
 
     Attributes:
@@ -78,6 +76,7 @@ class TorchFile(Mapping):
         self.activation: str | None = None
         try:
             self._tensors, find, order = self._open()
+            self._shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
             self._views = {name: _view(name, tensor, find, order) for name, tensor in self._tensors.items()}
         except UserError as error:
             raise UserError(f"{path} cannot be used: {error}") from error
@@ -86,20 +85,10 @@ class TorchFile(Mapping):
 
     def __getitem__(self, key: str) -> np.ndarray:
         dtype, offset, strides, place = self._views[key]
-        shape = self._tensors[key].shape
+        shape = self._shapes[key]
         if 0 in shape:
             return np.zeros(shape, dtype)
         return np.ndarray(shape, dtype, self._bytes(place), offset, strides)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every name's shape, without reading its numbers."""
-        return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def _open(self) -> tuple[dict[str, Tensor], Callable[[Storage, int], Place], str]:
         if zipfile.is_zipfile(self._path):
@@ -164,13 +153,7 @@ class _Archive:
             if size > 2**20 and size > _SQUEEZED * member.compress_size:
                 raise UserError(f"its data/{storage.key[:40]} is compressed over {_SQUEEZED} times: {_AGAIN}")
             return Place(None, size, member)
-        with self._path.open("rb") as file:
-            file.seek(member.header_offset)
-            signature, name, extra = struct.unpack("<4s22x2H", file.read(30))
-            start = member.header_offset + 30 + name + extra
-            if signature != b"PK\x03\x04" or start + size > self._path.stat().st_size:
-                raise UserError(f"its data/{storage.key[:40]} is cut: {_AGAIN}")
-        return Place(start, size, member)
+        return Place(stored_at(self._path, member), size, member)
 
     def inflate(self, member: zipfile.ZipInfo, limit: int) -> np.ndarray:
         """A member's bytes [n]. Raises UserError when they are more than `limit`."""

@@ -58,19 +58,20 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, source: bool = False
         parser.add_argument("model", metavar="SOURCE", **kinds)
     else:
         parser.add_argument("--model", default="embedded", **kinds)
-    add_checkpoint_argument(parser)
+    add_checkpoint_arguments(parser)
     parser.add_argument("--fidelity", choices=("clip", "released"), default="clip", help="whose habits to follow")
-    parser.add_argument("--tokenizer", help="folder, hub id or .model file of a tokenizer, where a checkpoint has none")
-    parser.add_argument(
-        "--activation", choices=("quick_gelu", "gelu"), help="of weights that come without a config (quick_gelu)"
-    )
     parser.add_argument("--dense-stride", type=int, choices=(8, 16, 32), help="where a ResNet is read out")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="what the towers compute in"
     )
 
 
-def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a checkpoint or a run does not say by itself."""
+    parser.add_argument("--tokenizer", help="folder, hub id or .model file of a tokenizer, where a checkpoint has none")
+    parser.add_argument(
+        "--activation", choices=("quick_gelu", "gelu"), help="of weights that come without a config (quick_gelu)"
+    )
     parser.add_argument(
         "--checkpoint", type=checkpoint, metavar="WHICH", help="of a run: latest (default), a step, or best (eval data)"
     )

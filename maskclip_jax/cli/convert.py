@@ -22,11 +22,7 @@ from maskclip_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="hub id, folder or file of a checkpoint, or a run's folder")
     parser.add_argument("out", type=common.place, help="folder to write; must not exist")
-    parser.add_argument(
-        "--activation", choices=("quick_gelu", "gelu"), help="of weights that come without a config (quick_gelu)"
-    )
-    parser.add_argument("--tokenizer", help="folder, hub id or .model file of a tokenizer, where a checkpoint has none")
-    common.add_checkpoint_argument(parser)
+    common.add_checkpoint_arguments(parser)
     parser.add_argument("--dtype", choices=("float32", "float16"), help="of a student's arrays (float32)")
 
 

@@ -14,7 +14,6 @@ same command; the others start again. --split sorts images by the SHA-256 of the
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -58,13 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from maskclip_jax.data.walk import is_below
     from maskclip_jax.export.labels import open_labels
     from maskclip_jax.export.picture import ExportOptions
     from maskclip_jax.export.run import FORMATS as RULES
     from maskclip_jax.export.run import export
 
     for inputs in (args.labels, *([Path(args.images)] if args.images else [])):
-        if Path(os.path.realpath(inputs)) in (out := Path(os.path.realpath(args.out)), *out.parents):
+        if is_below(args.out, inputs):
             raise UserError(f"--out lies outside of what is read, but {args.out} is in {inputs}: choose another folder")
     labels = open_labels(args.labels, args.images)
     names = ("per", "min_area", "media", "shard_size", "url")

@@ -19,21 +19,12 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from pathlib import Path
 
 from maskclip_jax.cli import common
 from maskclip_jax.errors import UserError
 
-PLACE = (
-    "data",
-    "out",
-    "scratch",
-    "shard",
-    "on_error",
-    "cluster",
-    "command",
-    "max_pixels",
-)  # arguments that change no result
+# Arguments that change no result.
+PLACE = ("data", "out", "scratch", "shard", "on_error", "cluster", "command", "max_pixels")
 
 
 def share(text: str) -> tuple[int, int]:
@@ -157,9 +148,8 @@ def _student(args: argparse.Namespace):
 
 def _check_apart(args: argparse.Namespace, corpus) -> None:
     """Masks among the images would be images the next time."""
+    from maskclip_jax.data.walk import is_below
+
     root = getattr(corpus, "root", None)
-    if root is None:
-        return
-    out, images = Path(os.path.realpath(args.out)), Path(os.path.realpath(root))
-    if out == images or images in out.parents:
+    if root is not None and is_below(args.out, root):
         raise UserError(f"--out lies outside of the images, but {args.out} is in {root}: choose another folder")

@@ -169,7 +169,7 @@ def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:
     Of a folder, what an earlier run wrote is left out, and everything below `out` where `out` lies in the folder.
     """
     from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
-    from maskclip_jax.data.walk import files_below
+    from maskclip_jax.data.walk import files_below, is_below
     from maskclip_jax.segment.files import is_result
 
     written = None if out is None else os.path.realpath(out)
@@ -179,18 +179,15 @@ def find_images(paths: list[Path], out: Path | None = None) -> Iterator[Path]:
             continue
         found = [file for _, file in files_below(path, SUFFIXES)]
         inside = written is not None and os.path.realpath(path) != written
-        kept = [file for file in found if not is_result(file) and not (inside and _below(file, written))]
+        kept = [
+            file for file in found if not is_result(file) and not (inside and is_below(os.path.dirname(file), written))
+        ]
         if not kept:
             what = "only results of an earlier run" if found else "none"
             raise UserError(f"a folder of images holds {SOME_SUFFIXES} files, but {path} has {what}: name another")
         if len(kept) < len(found):
             common.complain(f"{len(found) - len(kept)} results of earlier runs in {path} are no images", "note")
         yield from kept
-
-
-def _below(path: Path, folder: str) -> bool:
-    parent = Path(os.path.realpath(path.parent))
-    return parent == Path(folder) or Path(folder) in parent.parents
 
 
 def print_result(path: Path, result, most: int = 8) -> None:

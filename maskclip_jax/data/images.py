@@ -74,10 +74,10 @@ def stored_label(labels: UInt8[np.ndarray, "H W"]) -> bytes:
     return encoded_png(Image.fromarray(labels))
 
 
-def encoded_png(image: Image.Image) -> bytes:
-    """A PNG file's content."""
+def encoded_png(image: Image.Image, **options: int) -> bytes:
+    """A PNG file's content; `options` are Pillow's."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", **options)
     return buffer.getvalue()
 
 

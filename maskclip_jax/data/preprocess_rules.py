@@ -69,26 +69,16 @@ def hf_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     factor = given.get("rescale_factor")
     if factor is not None and abs(factor * 255 - 1) > 1e-5:
         raise UserError(f"rescale_factor must be 1/255, got {factor}: correct the config")
-    fields = {
-        "mean": given["image_mean"],
-        "std": given["image_std"],
-        "interpolation": given["resample"],
-        "image_size": given.get("size"),
-    }
-    return fields
+    fields = {"mean": given["image_mean"], "std": given["image_std"], "interpolation": given["resample"]}
+    return fields | {"image_size": given.get("size")}
 
 
 def open_clip_fields(preprocess_cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `Preprocess` from the `preprocess_cfg` of an `open_clip_config.json`."""
     given = schema.fields(preprocess_cfg, OPEN_CLIP_RULES, "preprocess_cfg", ("mean", "std"), only=True)
-    fields = {
-        "mean": given["mean"],
-        "std": given["std"],
-        # The files that OpenAI's weights come with leave these two out; open_clip then resizes bicubically.
-        "interpolation": given.get("interpolation", "bicubic"),
-        "image_size": given.get("size"),
-    }
-    return fields
+    # The files that OpenAI's weights come with leave these two out; open_clip then resizes bicubically.
+    fields = {"interpolation": given.get("interpolation", "bicubic"), "image_size": given.get("size")}
+    return fields | {"mean": given["mean"], "std": given["std"]}
 
 
 def own_fields(content: Any, where: str) -> dict[str, Any]:

@@ -89,6 +89,11 @@ def walk(folder: File) -> Iterator[tuple[str, File]]:
                 folders.append((f"{prefix}{entry.name}/", Path(entry.path)))
 
 
+def is_below(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path is a folder or lies in it, links followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def subfolders(folder: File) -> list[File]:
     """The folders right in one, by the same rule, sorted by name."""
     found = [item for item in folder.iterdir() if not item.name.startswith(".") and item.is_dir()]

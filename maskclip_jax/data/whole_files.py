@@ -241,9 +241,7 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
     finally:
         if handle is not None:
             with contextlib.suppress(OSError):
-                path.unlink(
-                    missing_ok=True
-                )  # while it is held: a process that has opened it meanwhile notices (see below)
+                path.unlink(missing_ok=True)  # while held: a process that has opened it meanwhile notices (see below)
             os.close(handle)
 
 

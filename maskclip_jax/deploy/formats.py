@@ -76,9 +76,9 @@ def _stablehlo(model: Deployed) -> tuple[bytes, dict[str, Any]]:
 
 def _onnx(model: Deployed) -> tuple[Callable[[dict[str, Any]], bytes], dict[str, Any]]:
     if model.size is None:
-        raise UserError("an ONNX file has one size of images, but none came: give --size HEIGHT WIDTH")
+        raise UserError("an ONNX file has one size of images, got none: give --size HEIGHT WIDTH")
     if model.width is not None and "classes" not in model.about:
-        raise UserError("an ONNX file has one number of classes, but none came: give --classes (rows may change)")
+        raise UserError("an ONNX file has one number of classes, got none: give --classes (rows may change)")
     try:
         with _quiet():
             import jax2onnx

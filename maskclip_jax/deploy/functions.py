@@ -20,6 +20,7 @@ from maskclip_jax.data.preprocess import sized
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.distill.predict import TrainedStudent
+from maskclip_jax.distill.teacher import image_tower
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.encoder import teacher_reader
 from maskclip_jax.evaluate.engine import Reader
@@ -85,10 +86,7 @@ def deployed_segmenter(pretrained: Pretrained, options: Options | None = None, s
     if size is None and reader.method.attention == "kk+gaussian":
         raise UserError(f"{o.method} weighs neighbours on one grid, got any size: give --size, or another method")
     _check_size(size, config.stride, config.stride)
-    tower = {name: tree for name, tree in pretrained.variables.items() if name != "params"}
-    kept = ("visual", "logit_scale", "logit_bias")  # the text tower stays behind
-    tower["params"] = {name: tree for name, tree in pretrained.variables["params"].items() if name in kept}
-    tower = jax.tree.map(jnp.asarray, tower)
+    tower = jax.tree.map(jnp.asarray, image_tower(pretrained.variables))
     about = {"kind": "segmenter", "method": str(o.method), "embedding": config.embed_dim}
     about |= {"prompt_denoising": o.prompt_denoising, "key_smoothing": o.key_smoothing}
 

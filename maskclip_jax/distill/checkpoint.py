@@ -190,9 +190,8 @@ class Checkpoints:
                 warnings.warn(f"{what}: left out{moved}; step {step} is taken instead", stacklevel=2)
             return state
         if failed:
-            raise UserError(f"none of {len(failed)} checkpoints can be used: {failed[max(failed)]}") from failed[
-                max(failed)
-            ]
+            newest = failed[max(failed)]
+            raise UserError(f"none of {len(failed)} checkpoints can be used: {newest}") from newest
         return None
 
     def _set_aside(self, step: int) -> Path:

@@ -25,6 +25,7 @@ from maskclip_jax.data.sources import DataSource
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.pseudo_labels import check_no_leak, training_annotation
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops.hosts import shardings
 
 AHEAD = 4  # batches that wait for their step
 
@@ -117,8 +118,7 @@ def train_batches(
 
 def on_devices(batches: Iterator[Batch]) -> Iterator[dict[str, Array]]:
     """Each batch on this host's devices, the next one being copied to them while a step computes."""
-    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), ("batch",))
-    split, waiting = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch")), None
+    (split, _), waiting = shardings(jax.local_devices()), None
     for batch in batches:
         waiting, placed = jax.device_put(batch, split), waiting
         if placed is not None:

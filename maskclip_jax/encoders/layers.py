@@ -262,16 +262,6 @@ class Transformer(nn.Module):
                 kept[i] = x
         return Walk(x, kept, attention)
 
-    def last(
-        self, x: Float[Array, "B T D"], mask: Array | None = None, rotation: Rotation | None = None
-    ) -> Float[Array, "B T D"]:
-        """The last block with its attention as trained."""
-        return self.resblocks[-1](x, mask, rotation)
-
-    def last_dense(self, x: Float[Array, "B L D"], keys: str, folded: dict | None) -> tuple[Array, Array]:
-        """The last block, read through its values."""
-        return self.resblocks[-1].dense(x, keys, folded)
-
 
 class PoolingHead(Module):
     """SigLIP's attention pooling: a learned query asks all tokens, then an MLP (Zhai et al., CVPR 2022, "MAP head").

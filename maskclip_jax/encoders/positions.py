@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float64, Int
 
 from maskclip_jax.ops.matmul import full_precision
@@ -42,38 +43,38 @@ def cubic_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, 
 
     `maskclip_jax.data.preprocess.interpolation_matrix` makes the same matrix on the host; here `n_out` is traced.
     """
-    a = -0.75
     x = (jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5
     base = jnp.floor(x)
     matrix = jnp.zeros((rows, n_in))
     for tap in (-1, 0, 1, 2):
-        d = jnp.abs(x - (base + tap))
-        near = ((a + 2) * d - (a + 3)) * d * d + 1
-        far = a * (((d - 5) * d + 8) * d - 4)
-        weight = jnp.where(d <= 1, near, jnp.where(d < 2, far, 0.0))
         source = jnp.clip(base + tap, 0, n_in - 1).astype(jnp.int32)
-        matrix += weight[:, None] * jax.nn.one_hot(source, n_in)
+        matrix += _keys(jnp.abs(x - (base + tap)), -0.75)[:, None] * jax.nn.one_hot(source, n_in)
     return matrix
 
 
-def linear_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, "rows n_in"]:
-    """The same as `jax.image.resize(…, "bilinear")` does it: a triangle."""
-    return _antialiased(lambda d: jnp.maximum(1 - d, 0), n_in, n_out, rows)
+def linear_matrix(n_in: ArrayLike, n_out: Array, rows: int, cells: int | None = None) -> Float[Array, "rows cells"]:
+    """The same as `jax.image.resize(…, "bilinear")` does it: a triangle. `n_in` may be traced, of `cells` there are."""
+    return _antialiased(lambda d: jnp.maximum(1 - d, 0), n_in, n_out, rows, cells)
 
 
 def keys_matrix(n_in: int, n_out: Float[Array, ""], rows: int) -> Float[Array, "rows n_in"]:
     """What `F.interpolate(bicubic, antialias=True)` and `jax.image.resize(…, "bicubic")` do: Keys' cubic, a = -0.5."""
-
-    def cubic(d: Array) -> Array:
-        return jnp.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, jnp.where(d < 2, ((2.5 - 0.5 * d) * d - 4) * d + 2, 0))
-
-    return _antialiased(cubic, n_in, n_out, rows)
+    return _antialiased(lambda d: _keys(d, -0.5), n_in, n_out, rows)
 
 
-def _antialiased(kernel: Callable[[Array], Array], n_in: int, n_out: Array, rows: int) -> Float[Array, "rows n_in"]:
-    """A filter that is widened where it shrinks, and renormalised at the border."""
-    x = (jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5
-    weight = kernel(jnp.abs(x[:, None] - jnp.arange(n_in)) / jnp.maximum(n_in / n_out, 1))
+def _keys(d: Array, a: float) -> Array:
+    """Keys' cubic convolution kernel (1981) at distances from 0 on."""
+    near, far = ((a + 2) * d - (a + 3)) * d * d + 1, a * (((d - 5) * d + 8) * d - 4)
+    return jnp.where(d <= 1, near, jnp.where(d < 2, far, 0.0))
+
+
+def _antialiased(
+    kernel: Callable[[Array], Array], n_in: ArrayLike, n_out: Array, rows: int, cells: int | None = None
+) -> Float[Array, "rows cells"]:
+    """A filter that is widened where it shrinks, and renormalised at the border; with `cells`, `n_in` may be traced."""
+    x, places = (jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5, jnp.arange(n_in if cells is None else cells)
+    weight = kernel(jnp.abs(x[:, None] - places) / jnp.maximum(n_in / n_out, 1))
+    weight = weight if cells is None else jnp.where(places < n_in, weight, 0)
     total = weight.sum(axis=1, keepdims=True)
     return weight / jnp.where(jnp.abs(total) < 1e-6, 1, total)  # no weight at all: a row beyond the image
 
@@ -122,3 +123,10 @@ def valid_mask(grid: Array | None, shape: tuple[int, int]) -> Bool[Array, "B h w
     rows = jnp.arange(shape[0])[None, :, None] < grid[:, 0, None, None]
     columns = jnp.arange(shape[1])[None, None, :] < grid[:, 1, None, None]
     return rows & columns
+
+
+def token_mask(mask: Bool[Array, "B h w"] | None, first: int) -> Bool[Array, "B 1 1 T"] | None:
+    """`valid_mask` of tokens: the `first` ones, of no patch, see and are seen by every valid patch."""
+    if mask is None:
+        return None
+    return jnp.pad(mask.reshape(len(mask), -1), ((0, 0), (first, 0)), constant_values=True)[:, None, None]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from maskclip_jax.encoders.config import ResNetConfig, cells_of
 from maskclip_jax.encoders.dense import ATTENTIONS, MASKCLIP, Around, DenseMethod, mean_length, pool_value_value
 from maskclip_jax.encoders.layers import Dtype, Linear, apply_folded, attend
-from maskclip_jax.encoders.positions import resize_positions, valid_mask
+from maskclip_jax.encoders.positions import resize_positions, token_mask, valid_mask
 from maskclip_jax.ops.conv import convolve
 from maskclip_jax.ops.module import BatchNorm, Module
 
@@ -151,7 +151,8 @@ class AttentionPool(Module):
         if shape != (self.grid, self.grid):
             patches = resize_positions(table[1:], self.grid, None, shape).reshape(1, -1, self.width)
         tokens = tokens + jnp.concatenate([table[None, :1], patches], axis=1).astype(tokens.dtype)
-        return self._attend(tokens[:, :1], tokens, None)[:, 0]
+        out = attend(*self._heads(tokens[:, :1], tokens))
+        return self.c_proj(out.reshape(*out.shape[:2], -1))[:, 0]
 
     def read(
         self,
@@ -172,10 +173,9 @@ class AttentionPool(Module):
             patches = patches.reshape(len(patches), -1, self.width).astype(tokens.dtype)
             tokens, attention = tokens.at[:, 1:].add(patches), pool_value_value
             tokens = tokens.at[:, 0].add(self.positional_embedding[0].astype(tokens.dtype))
-        split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)  # noqa: E731
-        valid = _token_mask(mask)
+        valid = token_mask(mask, 1)
         around = Around(shape, valid, mean_length(tokens, valid), method.sigma, affinity=affinity)
-        out = attention(*(split(proj(tokens)) for proj in (self.q_proj, self.k_proj, self.v_proj)), around)
+        out = attention(*self._heads(tokens, tokens), around)
         return self.c_proj(out.reshape(*out.shape[:2], -1)[:, 1:]).reshape(*x.shape[:3], -1)
 
     def dense(self, x: Float[Array, "B h w D"], folded: dict | None) -> tuple[Array, Float[Array, "B L D"]]:
@@ -192,17 +192,9 @@ class AttentionPool(Module):
             mean = jnp.where(weights, flat, 0).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
         return jnp.concatenate([mean, flat], axis=1)
 
-    def _attend(self, queries: Array, tokens: Array, mask: Array | None) -> Array:
-        split = lambda x: x.reshape(*x.shape[:2], self.heads, -1)  # noqa: E731
-        q, k, v = split(self.q_proj(queries)), split(self.k_proj(tokens)), split(self.v_proj(tokens))
-        out = attend(q, k, v, mask)
-        return self.c_proj(out.reshape(*out.shape[:2], -1))
-
-
-def _token_mask(mask: Bool[Array, "B h w"] | None) -> Bool[Array, "B 1 1 T"] | None:
-    if mask is None:
-        return None
-    return jnp.pad(mask.reshape(mask.shape[0], -1), ((0, 0), (1, 0)), constant_values=True)[:, None, None]
+    def _heads(self, queries: Array, tokens: Array) -> tuple[Array, Array, Array]:
+        parts = self.q_proj(queries), self.k_proj(tokens), self.v_proj(tokens)
+        return tuple(x.reshape(*x.shape[:2], self.heads, -1) for x in parts)
 
 
 class ModifiedResNet(nn.Module):

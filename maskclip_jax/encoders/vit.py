@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from maskclip_jax.encoders.config import Fidelity, ViTConfig
 from maskclip_jax.encoders.dense import ATTENTIONS, MASKCLIP, Around, DenseMethod, check_blocks, mean_length
 from maskclip_jax.encoders.layers import Dtype, PoolingHead, Transformer, layer_norm
-from maskclip_jax.encoders.positions import Rotation, axial_rotation, resize_positions, valid_mask
+from maskclip_jax.encoders.positions import Rotation, axial_rotation, resize_positions, token_mask, valid_mask
 from maskclip_jax.ops.matmul import full_precision, product
 from maskclip_jax.ops.module import Module
 
@@ -62,7 +62,7 @@ class VisionTransformer(Module):
         x = out["embedded"] = self._embed(images, None, keep)
         rotation = self._rotation(None, self._grid(images))
         x = out["penultimate"] = self.transformer.walk(x, None, rotation).tokens
-        x = out["last"] = self.transformer.last(x, None, rotation)
+        x = out["last"] = self.transformer.resblocks[-1](x, None, rotation)
         return self.head(self.ln_post(x)) if self.config.head == "map" else self._project(x[:, 0]), out
 
     def dense(
@@ -82,7 +82,7 @@ class VisionTransformer(Module):
             z, keys = self.head.dense(self.ln_post(self.transformer(x, mask, rotation)), folded)
         else:  # class tokens end here: nothing below looks from one token to another
             x = self.transformer.walk(x, mask, rotation).tokens
-            z, keys = self.transformer.last_dense(x[:, first:], self.fidelity.keys, folded)
+            z, keys = self.transformer.resblocks[-1].dense(x[:, first:], self.fidelity.keys, folded)
         z = z if self.config.head == "map" else self._project(z)
         return z.reshape(z.shape[0], *shape, -1), keys
 
@@ -148,11 +148,7 @@ class VisionTransformer(Module):
         return images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size
 
     def _mask(self, grid: Array | None, shape: tuple[int, int]) -> Array | None:
-        """[B, 1, 1, T]: class tokens see, and are seen by, every valid patch."""
-        mask, first = valid_mask(grid, shape), self.config.class_tokens
-        if mask is None:
-            return None
-        return jnp.pad(mask.reshape(len(mask), -1), ((0, 0), (first, 0)), constant_values=True)[:, None, None]
+        return token_mask(valid_mask(grid, shape), self.config.class_tokens)
 
     def _embed(self, images: Array, grid: Array | None, keep: Array | None = None) -> Array:
         c, (h, w) = self.config, self._grid(images)

@@ -21,7 +21,6 @@ from maskclip_jax.data.images import IGNORE, ignored_label
 from maskclip_jax.data.preprocess import sized
 from maskclip_jax.data.sources import DataSource
 from maskclip_jax.encoders.dense import dense_method
-from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import Counter, Reader, batches, prepared, read_ahead
 from maskclip_jax.evaluate.metrics import (
@@ -32,8 +31,8 @@ from maskclip_jax.evaluate.metrics import (
     seen_unseen_harmonic,
 )
 from maskclip_jax.ops.hosts import sum_over_hosts
-from maskclip_jax.segment.options import Options, check_scales, with_overrides
-from maskclip_jax.segment.paired import affinity_name
+from maskclip_jax.segment.options import Options, with_overrides
+from maskclip_jax.segment.paired import named_method
 from maskclip_jax.segment.refine import Scores, predict_scores, probability_scale, to_probabilities
 from maskclip_jax.segment.settings import with_backbone
 
@@ -92,10 +91,8 @@ def evaluate_teacher(
             f"evaluate_teacher counts whole images, by {', '.join(READ_HERE)}, got {unread[0]}: "
             "call evaluate_protocol, or leave it out"
         )
-    pretrained = dataclasses.replace(
-        pretrained, preprocess=sized(pretrained.preprocess, options.short_side, options.within)
-    )
-    pretrained = with_backbone(pretrained, options)
+    preprocess = sized(pretrained.preprocess, options.short_side, options.within)
+    pretrained = dataclasses.replace(with_backbone(pretrained, options), preprocess=preprocess)
     protocol = {
         "scales": list(options.scales),
         "flip": options.flip,
@@ -103,8 +100,7 @@ def evaluate_teacher(
         "within": pretrained.preprocess.within,
         "prompt denoising": options.prompt_denoising,
         "key smoothing": options.key_smoothing,
-        "method": options.method if isinstance(options.method, str) else dataclasses.asdict(options.method),
-        "affinity": affinity_name(options.affinity),
+        **named_method(options),
         "stride": pretrained.config.stride,
         "fidelity": dataclasses.asdict(pretrained.config.fidelity),
     }
@@ -130,10 +126,8 @@ def beyond_counting(options: Options) -> list[str]:
 
 
 def teacher_reader(pretrained: Pretrained, options: Options | None = None) -> Reader:
-    """MaskCLIP with its refinement: the options' thresholds and method."""
-    o = Options() if options is None else options
-    pretrained = with_backbone(pretrained, o)
-    model: CLIP = pretrained.model
+    """MaskCLIP with its refinement: the options' thresholds and method; `pretrained` has their backbone beside it."""
+    o, model = Options() if options is None else options, pretrained.model
     method = dense_method(o.method, pretrained.config)
 
     def scores(v: Any, pixels: Array, grid: Array | None) -> Scores:
@@ -160,11 +154,9 @@ def evaluate(
     protocol: dict[str, Any],
 ) -> Evaluation:
     """Counts over this host's share of `source` (every n-th image), sums over the hosts, and scores the sum."""
-    check_scales(scales)
     share = range(jax.process_index(), len(source), jax.process_count())
-    views = [(scale, flipped) for scale in scales for flipped in ((False, True) if flip else (False,))]
     variables = counter.place(variables)
-    prepare_one = functools.partial(prepared, counter, variables, views)
+    prepare_one = functools.partial(prepared, counter, variables, Options(scales=tuple(scales), flip=flip).views)
     total, done = np.zeros((len(names), len(names)), np.int64), 0
     for batch in batches(read_ahead(source, share, prepare_one), counter.images_at_once(batch_size)):
         total += counter(variables, batch)

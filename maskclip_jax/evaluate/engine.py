@@ -24,6 +24,7 @@ from maskclip_jax.encoders.config import CLIPConfig
 from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.metrics import confusion_matrix
+from maskclip_jax.ops.hosts import shardings
 from maskclip_jax.segment.grid import ahead, cells_of_image, most_at_once, pixel_matrix, usual_sides
 from maskclip_jax.segment.refine import Scores
 
@@ -181,12 +182,8 @@ class Counter:
     def __init__(self, reader: Reader, classes: int):
         check_amount(classes)
         self.reader, self.classes = reader, classes
-        devices = np.asarray(jax.local_devices())
-        mesh = jax.sharding.Mesh(devices, ("images",))
-        spec = jax.sharding.PartitionSpec
-        self._split, everywhere = (jax.sharding.NamedSharding(mesh, spec(*axes)) for axes in (("images",), ()))
-        self._devices = len(devices)
-        self._everywhere = everywhere
+        self._split, self._everywhere = shardings(jax.local_devices())
+        self._devices = jax.local_device_count()
         self._count = jax.jit(self._traced)
         self._grid_shapes: dict[tuple[int, int], tuple[int, int]] = {}
         self._sizes: dict[Any, int] = {}

@@ -25,7 +25,7 @@ from maskclip_jax.evaluate.engine import check_amount, known_labels
 from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.ops.hosts import sum_over_hosts
 from maskclip_jax.segment.options import BACKGROUND, FIELDS, Options, with_overrides
-from maskclip_jax.segment.paired import affinity_name
+from maskclip_jax.segment.paired import named_method
 from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
 from maskclip_jax.segment.refine import Sigmoid
 
@@ -58,16 +58,7 @@ def evaluate_protocol(
     check_amount(len(names))
     options = with_overrides(options, overrides)
     # not part of a protocol, or recorded below as it was used
-    apart = (
-        "batch_size",
-        "cache",
-        "return_probabilities",
-        "short_side",
-        "within",
-        "probability_scale",
-        "method",
-        "affinity",
-    )
+    apart = "batch_size cache return_probabilities short_side within probability_scale method affinity".split()
     protocol = {"protocol": protocol_name} | {
         field.name: value
         for field in FIELDS
@@ -86,8 +77,7 @@ def evaluate_protocol(
         "short side": settings.preprocess.short_side,
         "within": settings.preprocess.within,
         "probability scale": _rounded(settings.scale),
-        "method": options.method if isinstance(options.method, str) else dataclasses.asdict(options.method),
-        "affinity": affinity_name(options.affinity),
+        **named_method(options),
         "fidelity": dataclasses.asdict(pretrained.config.fidelity),
     }
     waiting: deque[np.ndarray] = deque()

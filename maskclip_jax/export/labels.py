@@ -194,7 +194,7 @@ def open_labels(folder: Path, images: str | None = None) -> Labels:
         classes = tuple(manifest["pixels"])
         if record.get("format") == "records":
             if images is not None:
-                raise UserError(f"records hold their images, but --images {cut(images)} came too: leave it out")
+                raise UserError(f"records hold their images, got --images {cut(images)} besides: leave it out")
             return LabelRecords(folder, classes, repr([shard["files"] for shard in shards]))
         return LabelFolder(folder, shards, classes, images)
     if (folder / "segment.json").is_file():

@@ -18,6 +18,7 @@ from jaxtyping import Array
 from maskclip_jax.data.buckets import Shape
 from maskclip_jax.data.preprocess import ResizedImage
 from maskclip_jax.label.corpus import Read
+from maskclip_jax.ops.hosts import shardings
 from maskclip_jax.segment.grid import (
     Batch,
     CellResults,
@@ -61,11 +62,8 @@ class Devices:
     """This host's devices: the settings' arrays on all of them, batches split over them."""
 
     def __init__(self, settings: PredictionSettings):
-        devices = np.asarray(jax.local_devices())
-        spec = jax.sharding.PartitionSpec
-        mesh = jax.sharding.Mesh(devices, ("images",))
-        self.count = len(devices)
-        self._split, everywhere = (jax.sharding.NamedSharding(mesh, spec(*axes)) for axes in (("images",), ()))
+        self.count = jax.local_device_count()
+        self._split, everywhere = shardings(jax.local_devices())
         variables, classifier = jax.device_put((settings.variables, settings.classifier), everywhere)
         self.settings = dataclasses.replace(settings, variables=variables, classifier=classifier)
 

@@ -14,7 +14,7 @@ from maskclip_jax.label.folder import read_shard
 DATASET, VERSION = "labelled", "1.0.0"
 
 
-def tfds_features(*, confidence: bool, top_k: int, width: int | None, classes_dtype: str = "uint8"):
+def tfds_features(*, confidence: bool, top_k: int, width: int | None):
     """The features of the records: `image`, `label`, `name`, and what was asked for besides.
 
     `features` are bfloat16 seen as uint16 (TFDS has no bfloat16 on the host): `.view(ml_dtypes.bfloat16)`.
@@ -29,7 +29,7 @@ def tfds_features(*, confidence: bool, top_k: int, width: int | None, classes_dt
         features["confidence"] = tfds.features.Image(**grey)
     if top_k:
         shape = (None, None, top_k)
-        features["classes"] = tfds.features.Tensor(shape=shape, dtype=np.dtype(classes_dtype), encoding=raw)
+        features["classes"] = tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding=raw)
         features["probabilities"] = tfds.features.Tensor(shape=shape, dtype=np.float16, encoding=raw)
     if width:
         features["features"] = tfds.features.Tensor(shape=(None, None, width), dtype=np.uint16, encoding=raw)

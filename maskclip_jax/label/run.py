@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from maskclip_jax.data.preprocess import ResizedImage
+from maskclip_jax.data.schema import check_choices, check_ranges
 from maskclip_jax.data.whole_files import changed_at, is_count
 from maskclip_jax.errors import UserError
 from maskclip_jax.label.corpus import Corpus, Read
@@ -34,8 +35,6 @@ from maskclip_jax.segment.pixels import needs_every_pixel
 from maskclip_jax.segment.settings import PredictionSettings
 
 BATCHES_OF_A_BLOCK = 8  # a block is this many batches' worth of images: few are half empty, and it fits memory
-FORMS = ("png", "records")
-ON_ERROR = ("skip", "stop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +58,8 @@ class LabelOptions:
     on_error: str = "skip"
 
     def __post_init__(self):
-        for name, allowed in (("form", FORMS), ("on_error", ON_ERROR)):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name} is one of {', '.join(allowed)}, got {getattr(self, name)!r}: choose one")
-        if self.shard_size < 1 or self.top_k < 0:
-            raise UserError(f"a shard holds at least 1 image, top-k 0 classes: {self.shard_size}, {self.top_k} came")
+        check_choices(self, {"form": ("png", "records"), "on_error": ("skip", "stop")})
+        check_ranges(self, {"shard_size": (1, 2**62), "top_k": (0, 2**16)})
 
 
 def check_options(settings: PredictionSettings, options: LabelOptions) -> None:
@@ -71,7 +67,7 @@ def check_options(settings: PredictionSettings, options: LabelOptions) -> None:
     if needs_every_pixel(settings):
         raise UserError("a corpus is labelled from one reading of each image, got PAMR or several views: leave them")
     if settings.options.windows is not None and (options.top_k or options.features):
-        raise UserError("top-k and features are those of whole images, but --window came too: leave one out")
+        raise UserError("top-k and features are those of whole images, got --window besides: leave one out")
     if options.top_k > len(settings.names):
         raise UserError(f"top-k is at most the {len(settings.names)} classes, got {options.top_k}: take fewer")
 

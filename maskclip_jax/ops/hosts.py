@@ -217,6 +217,12 @@ def any_host(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
+def shardings(devices: Sequence[Any]) -> tuple[jax.sharding.NamedSharding, jax.sharding.NamedSharding]:
+    """How arrays lie on these devices: split along their first axis, or whole on each."""
+    mesh, spec = jax.sharding.Mesh(np.asarray(devices), ("batch",)), jax.sharding.PartitionSpec
+    return jax.sharding.NamedSharding(mesh, spec("batch")), jax.sharding.NamedSharding(mesh, spec())
+
+
 def local_view(tree: Any) -> Any:
     """Replicated arrays as this host's devices hold them: what pmap returns, so the first step compiles for all."""
     return tree if jax.process_count() == 1 else _viewed(tree, jax.local_devices())
@@ -228,8 +234,7 @@ def global_view(tree: Any) -> Any:
 
 
 def _viewed(tree: Any, devices: Sequence[Any]) -> Any:
-    mesh = jax.sharding.Mesh(np.asarray(devices), ("batch",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    _, sharding = shardings(devices)
 
     def view(x: jax.Array) -> jax.Array:
         return jax.make_array_from_single_device_arrays(x.shape, sharding, [s.data for s in x.addressable_shards])

@@ -20,7 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from maskclip_jax.encoders.positions import valid_mask
+from maskclip_jax.encoders.positions import linear_matrix, valid_mask
 from maskclip_jax.ops.matmul import alike, in_full_precision, similarity
 
 Arrays = Array | np.ndarray
@@ -133,15 +133,7 @@ def resampled(
         for full, part in ((before, grid), (shape, to))
     ]
     rows, columns = (
-        jax.vmap(lambda n, m, i=axis: _bilinear(before[i], n, m, shape[i]))(sizes[0][:, axis], sizes[1][:, axis])
+        jax.vmap(lambda n, m, i=axis: linear_matrix(n, m, shape[i], before[i]))(sizes[0][:, axis], sizes[1][:, axis])
         for axis in (0, 1)
     )
     return jnp.einsum("bHh,bWw,bhwd->bHWd", rows, columns, in_full_precision(jnp.asarray(x)), precision="highest")
-
-
-def _bilinear(cells: int, n_in: Array, n_out: Array, rows: int) -> Float[Array, "rows cells"]:
-    """As `encoders.positions.linear_matrix`, with both sizes traced."""
-    x = (jnp.arange(rows) + 0.5) * (n_in / n_out) - 0.5
-    weight = jnp.maximum(1 - jnp.abs(x[:, None] - jnp.arange(cells)) / jnp.maximum(n_in / n_out, 1), 0)
-    weight = jnp.where(jnp.arange(cells) < n_in, weight, 0)
-    return weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)  # no weight at all: a row of padding

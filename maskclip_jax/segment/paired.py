@@ -24,6 +24,7 @@ from maskclip_jax.encoders.model import CLIP, DenseFeatures
 from maskclip_jax.encoders.vit import VisionTransformer
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.affinity import pooling_weights, proxy_attention, resampled
+from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.propagation import lposs
 
 Triple = tuple[float, float, float]
@@ -103,9 +104,11 @@ def paired(pretrained: Pretrained, method: str | DenseMethod, affinity: Pretrain
     return dataclasses.replace(pretrained, model=model, variables={**pretrained.variables, "params": params})
 
 
-def affinity_name(affinity: Pretrained | str | Path | None) -> str | None:
-    """A backbone by name, for a record."""
-    return "loaded before" if isinstance(affinity, Pretrained) else None if affinity is None else str(affinity)
+def named_method(options: Options) -> dict[str, Any]:
+    """Method and second backbone by name, for a record."""
+    method, other = options.method, options.affinity
+    name = "loaded before" if isinstance(other, Pretrained) else None if other is None else str(other)
+    return {"method": method if isinstance(method, str) else dataclasses.asdict(method), "affinity": name}
 
 
 @functools.lru_cache(maxsize=1)

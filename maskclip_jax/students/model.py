@@ -14,7 +14,7 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.students.classifier import LearnedHead, TextHead
 from maskclip_jax.students.heads import DeepLabV2, DeepLabV3Plus, PSPHead
 from maskclip_jax.students.layers import SyncAxis, valid_part
-from maskclip_jax.students.resnet import STAGES, VARIANTS, ResNet, Stages, Variant, variant
+from maskclip_jax.students.resnet import STAGES, VARIANTS, ResNet, Stages, Variant
 
 CHOICES = {
     "backbone": tuple(VARIANTS),
@@ -106,7 +106,7 @@ class StudentConfig:
     def variant(self) -> Variant:
         """The backbone's layers, width and expansion, with this config's replacements."""
         own = {name: getattr(self, name) for name in ("layers", "base_width", "expansion")}
-        return replace(variant(self.backbone), **{name: value for name, value in own.items() if value is not None})
+        return replace(VARIANTS[self.backbone], **{name: value for name, value in own.items() if value is not None})
 
     @property
     def grid_stride(self) -> int:

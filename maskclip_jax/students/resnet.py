@@ -13,7 +13,6 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from maskclip_jax.errors import UserError
 from maskclip_jax.students.layers import BatchNorm, Conv, SyncAxis, Valid, average_pool, masked, max_pool, strided
 
 Stem = Literal["v1c", "v1", "clip"]
@@ -41,13 +40,6 @@ STAGES = {
     16: ((1, 1), (2, 1), (2, 1), (1, 2)),
     32: ((1, 1), (2, 1), (2, 1), (2, 1)),
 }
-
-
-def variant(name: str) -> Variant:
-    """The backbone called `name`; UserError naming those there are otherwise."""
-    if name not in VARIANTS:
-        raise UserError(f"backbone {name!r} is not known: use one of {', '.join(VARIANTS)}")
-    return VARIANTS[name]
 
 
 class Stages(NamedTuple):

@@ -25,14 +25,11 @@ Variables = dict[str, Any]
 
 _BLOCKS = r"layer([1-4])\.(\d+)\."
 _OURS = r"backbone/layer\1_\2/"
+_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3"}  # places in a v1c stem that is one Sequential
 
 # timm's resnet50c / resnet101c (gluon_in1k): v1c stem as one Sequential
 TIMM: Table = (
-    (r"conv1\.0", "backbone/conv1"),
-    (r"conv1\.1", "backbone/bn1"),
-    (r"conv1\.3", "backbone/conv2"),
-    (r"conv1\.4", "backbone/bn2"),
-    (r"conv1\.6", "backbone/conv3"),
+    *((rf"conv1\.{i}", f"backbone/{ours}") for i, ours in _STEM.items()),
     (r"bn1", "backbone/bn3"),
     (_BLOCKS + r"(conv[123]|bn[123])", _OURS + r"\3"),
     (_BLOCKS + r"downsample\.0", _OURS + "downsample_0"),
@@ -67,12 +64,7 @@ OPENAI: Table = (
 
 # mmsegmentation, a whole segmentor: its text head aside, every student of the released code
 MMSEGMENTATION: Table = (
-    (r"backbone\.stem\.0", "backbone/conv1"),
-    (r"backbone\.stem\.1", "backbone/bn1"),
-    (r"backbone\.stem\.3", "backbone/conv2"),
-    (r"backbone\.stem\.4", "backbone/bn2"),
-    (r"backbone\.stem\.6", "backbone/conv3"),
-    (r"backbone\.stem\.7", "backbone/bn3"),
+    *((rf"backbone\.stem\.{i}", f"backbone/{ours}") for i, ours in (_STEM | {7: "bn3"}).items()),
     *((r"backbone\." + theirs, ours) for theirs, ours in TIMM[6:]),
     (r"decode_head\.aspp_modules\.(\d)\.(conv|bn)", r"head/aspp_\1/\2"),
     (r"decode_head\.aspp_modules\.(\d)\.(depthwise|pointwise)_conv\.(conv|bn)", r"head/aspp_\1/\2/\3"),

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from maskclip_jax.data.buckets import Shape
-from maskclip_jax.data.images import label_png, read_image
+from maskclip_jax.data.images import encoded_png, label_png, read_image
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.data.whole_files import json_text
 from maskclip_jax.errors import UserError
@@ -118,7 +118,7 @@ class Session:
             seen, columns = clock(), room_for(len(settings.word_class))
             result = read_features(kept, settings, size=shown_size(photo.size), columns=columns)
         shown = Image.fromarray(_maps(result)).resize(shown_size(photo.size)[::-1], Image.Resampling.NEAREST)
-        maps = _png(shown, compress_level=1)  # speed, not size: it goes as far as the next session
+        maps = encoded_png(shown, compress_level=1)  # speed, not size: it goes as far as the next session
         masks = clock()
         token = secrets.token_urlsafe(12)
         rows = 0 if settings is None else settings.classifier.nbytes
@@ -155,7 +155,7 @@ class Session:
         if kind == "result.json":
             return File(json_text(result_record(photo.name, result)).encode(), "application/json", f"{stem}.json")
         picture = result.overlay(self._decoded(photo.data, photo.name))
-        return File(_png(Image.fromarray(picture)), "image/png", f"{stem}_overlay.png")
+        return File(encoded_png(Image.fromarray(picture)), "image/png", f"{stem}_overlay.png")
 
     def heat(self, token: str, index: int) -> File:
         """The heat map of one class alone: its probability at every pixel shown."""
@@ -173,7 +173,7 @@ class Session:
             columns = room_for(len(settings.word_class))
             scores = class_probability(kept, settings, index, size=small.shape[:2], columns=columns)
         picture = heat_map(small, scores, low=0.0, name=f"probability of {answer.names[index]}")
-        return File(_png(Image.fromarray(picture)), "image/png")
+        return File(encoded_png(Image.fromarray(picture)), "image/png")
 
     def _settings(self, request: SegmentRequest) -> PredictionSettings | None:
         """None for a student, which has its own."""
@@ -286,9 +286,3 @@ def _maps(result: Segmentation) -> UInt8[np.ndarray, "H W 3"]:
     labels = result.labels.astype(np.uint16)
     confidence = np.rint(255 * np.clip(result.confidence, 0, 1)).astype(np.uint8)
     return np.dstack([(labels & 255).astype(np.uint8), (labels >> 8).astype(np.uint8), confidence])
-
-
-def _png(image: Image.Image, **options: int) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format="PNG", **options)
-    return file.getvalue()

@@ -145,10 +145,7 @@ def test_the_command(student_folder, tmp_path, capsys):
 
     out = tmp_path / "out" / "student.onnx"
     code, _, errors = run("--to", "onnx", "--out", out)
-    assert (code, errors) == (
-        2,
-        "error: an ONNX file has one size of images, but none came: give --size HEIGHT WIDTH\n",
-    )
+    assert (code, errors) == (2, "error: an ONNX file has one size of images, got none: give --size HEIGHT WIDTH\n")
     code, _, errors = run("--to", "stablehlo", "--out", out, "--key-smoothing")
     assert code == 2
     assert "a student is read as it was trained, got --key-smoothing" in errors

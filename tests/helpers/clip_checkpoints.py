@@ -13,7 +13,7 @@ from random_clip import random_variables
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from maskclip_jax.checkpoints.architecture import to_open_clip
+from maskclip_jax.checkpoints.architecture import to_hf, to_open_clip
 from maskclip_jax.checkpoints.weights import to_names
 from maskclip_jax.encoders.config import (
     SIGLIP_TEXT,
@@ -66,37 +66,13 @@ def write_tokenizer(folder):
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def hf_config(config):
-    v, t = config.vision, config.text
-    vision = {
-        "image_size": v.image_size,
-        "patch_size": v.patch_size,
-        "hidden_size": v.width,
-        "num_hidden_layers": v.layers,
-        "num_attention_heads": v.heads,
-        "intermediate_size": v.mlp_width,
-        "hidden_act": v.activation,
-    }
-    text = {
-        "vocab_size": t.vocab_size,
-        "max_position_embeddings": t.context_length,
-        "hidden_size": t.width,
-        "num_hidden_layers": t.layers,
-        "num_attention_heads": t.heads,
-        "intermediate_size": t.mlp_width,
-        "hidden_act": t.activation,
-        "eos_token_id": 2,
-    }
-    return {"model_type": "clip", "projection_dim": config.embed_dim, "vision_config": vision, "text_config": text}
-
-
 def write_folder(folder: Path, kind, form):
     """Writes `random_clip(kind)` as a folder: "hf", "hf-sharded", "hf-flax", "open_clip" or "open_clip-text"."""
     config, variables = random_clip(kind)
     folder.mkdir(parents=True)
     write_tokenizer(folder)
     if form.startswith("hf"):
-        (folder / "config.json").write_text(json.dumps(hf_config(config)))
+        (folder / "config.json").write_text(json.dumps(to_hf(config)))
         preprocess = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "resample": 3, "size": 32}
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocess))
     else:

@@ -13,7 +13,7 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import StudentConfig, create_student
 from maskclip_jax.students.classifier import LearnedHead, Mapper, TextHead
-from maskclip_jax.students.resnet import ResNet, Variant, variant
+from maskclip_jax.students.resnet import VARIANTS, ResNet, Variant
 
 KEY = jax.random.key(0)
 
@@ -69,7 +69,7 @@ def test_full_size_students_have_the_published_sizes(backbone, head):
 
 
 def test_v1_stem_has_the_published_size():
-    net = ResNet(variant("resnet50"), stem="v1")
+    net = ResNet(VARIANTS["resnet50"], stem="v1")
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     params = jax.eval_shape(lambda key, x: net.init(key, x, False), KEY, images)["params"]
     assert count(params) == 25_557_032 - 2_049_000  # torchvision's resnet50, less fc

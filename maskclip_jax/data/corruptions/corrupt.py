@@ -58,7 +58,8 @@ def corrupt(
         raise UserError(f"a corruption's level is 1 to 5, got {level}: choose one of these")
     shape = jnp.shape(image)
     unit = jnp.asarray(image).astype(jnp.float32) / 255
-    corrupted = _FUNCTIONS[name](unit, jnp.asarray(level), _DRAWS[name](key, shape))
+    drawn = _DRAWS[name](key, shape) if name in _DRAWS else None
+    corrupted = _FUNCTIONS[name](unit, jnp.asarray(level), drawn)
     # The epsilon keeps what float32 rounds to 41.99999 at 42, where the reference computes in float64.
     return (jnp.clip(corrupted, 0, 1) * 255 + 1e-3).astype(jnp.uint8)
 
@@ -142,23 +143,12 @@ def _strength(name: str, level: Array) -> Array:
 
 
 _DISKS = _disks()
-_FUNCTIONS: dict[str, Callable] = {
-    "gaussian_noise": gaussian_noise,
-    "shot_noise": shot_noise,
-    "impulse_noise": impulse_noise,
-    "speckle_noise": speckle_noise,
-    "gaussian_blur": gaussian_blur,
-    "defocus_blur": defocus_blur,
-    "spatter": spatter,
-    "jpeg": jpeg,
-}
-_DRAWS: dict[str, Callable] = {
+_ALL = (gaussian_noise, shot_noise, impulse_noise, speckle_noise, gaussian_blur, defocus_blur, spatter, jpeg)
+_FUNCTIONS: dict[str, Callable] = {function.__name__: function for function in _ALL}
+_DRAWS: dict[str, Callable] = {  # what is random in them; the others have no chance
     "gaussian_noise": jax.random.normal,
     "shot_noise": lambda key, shape: key,  # Poisson draws depend on the pixels
     "impulse_noise": jax.random.uniform,
     "speckle_noise": jax.random.normal,
-    "gaussian_blur": lambda key, shape: None,
-    "defocus_blur": lambda key, shape: None,
     "spatter": lambda key, shape: jax.random.normal(key, shape[:2]),
-    "jpeg": lambda key, shape: None,
 }
