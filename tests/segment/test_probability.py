@@ -1,5 +1,7 @@
 """Softmax or sigmoid: how cosines become probabilities, and every encoder family by every method through `segment`."""
 
+import functools
+
 import clip_checkpoints
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ WORDS = ("dog", "cat", "sky")
 FAMILIES = ("vit", "resnet", "siglip", "tips")
 
 
+@functools.cache
 def clip(kind):
     config = clip_checkpoints.CONFIGS[kind]
     return random_pretrained(config, lambda prompts: np.zeros((len(prompts), 8), np.int32), short_side=None)
