@@ -91,7 +91,7 @@ def test_one_image_from_bytes_to_labels(kind, reading):
 
 
 def segmented_by_every_reading(kind, protocol):
-    """`segment_images` of all images by each of READINGS, from one run of the tower, which takes most of the time."""
+    """Labels of all images by each of READINGS, from one run of the tower, which takes most of the time."""
     p, rows = tower(kind), golden()[f"{kind}/text"]
     ways = {
         name: prediction_settings(CLASSES, p, classifier=rows, **SIZES[protocol], **reading)
@@ -125,6 +125,13 @@ def test_all_images_from_bytes_to_the_score(kind, protocol):
         total[reading] = total[reading] + confusion_matrix(annotation(name), labels, len(CLASSES))
     for reading, confusion in total.items():
         assert abs(mean_iou(confusion).mean - golden()[f"{kind}/{reading}/{protocol}/miou"]) < 0.001, reading
+
+
+@pytest.mark.slow
+def test_all_images_through_the_door():
+    """What `segmented_by_every_reading` puts together, as users call it."""
+    for name, found in zip(NAMES, segmented(NAMES, "rn", "context", **READINGS["ks_pd"]), strict=True):
+        assert agreement(found.labels, golden()[f"rn/ks_pd/context/labels/{name}"]) >= 0.999, name
 
 
 @pytest.mark.parametrize("kind", TOWERS)
