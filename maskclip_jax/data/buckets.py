@@ -23,7 +23,7 @@ def bucket_shape(
 ) -> Shape:
     """The smallest shape of a fixed ladder that holds an image: the same answer in every process, no memory needed.
 
-    With `short_side` the long side is the short one times 1, 1.52, 2.08 or 3, and of images that lie also times 4/3, which
+    With `short_side` the long side is the short one times 1, 1.52, 2.08 or 3, of lying images also 4/3, which
     most photographs have: 8 shapes between aspect 1:3 and 3:1 (times 3^k where the short side has under four cells:
     such a program runs faster than it compiles). With `within`, each side is the frame's divided by 3^(k/4): 9 shapes.
     With neither, both sides climb in steps of 3^(1/3), from one cell.
