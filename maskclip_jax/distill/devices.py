@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 AXIS = "batch"  # of the devices: gradients and batch statistics are summed over it
@@ -77,14 +78,14 @@ def takes_packed(step: Callable) -> Callable:
 
 
 def _joined(vectors: list[Array]) -> Array:
-    if isinstance(vectors[0], jax.core.Tracer):
+    if isinstance(vectors[0], Tracer):
         return jnp.concatenate(vectors)
     return jax.device_put(np.concatenate([np.asarray(x) for x in vectors]), vectors[0].sharding)  # compiles nothing
 
 
 def _parted(joined: Array, sizes: list[int]) -> list[Array]:
     ends = np.cumsum(sizes)
-    if not isinstance(joined, jax.core.Tracer):
+    if not isinstance(joined, Tracer):
         return jax.device_put(np.split(np.array(joined), ends[:-1]), joined.sharding)
     # Indices, not slices: XLA's CPU backend compiles every slice for itself (23 s for 354), and alike programs once.
     indices = np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1])
