@@ -138,7 +138,8 @@ def train(
 ) -> Case:
     """One optimiser step of the student, by the program that `distill` runs; labels are given, so no teacher works."""
     from maskclip_jax.distill.config import DistillConfig
-    from maskclip_jax.distill.step import create_train_state, make_train_step, replicate
+    from maskclip_jax.distill.devices import pack, replicate
+    from maskclip_jax.distill.step import create_train_state, make_train_step
     from maskclip_jax.distill.teacher import Frozen
     from maskclip_jax.students import StudentConfig, create_student
 
@@ -153,7 +154,7 @@ def train(
     )
     student = create_student(config.student_config)
     text = unit_rows(CLASSES, width)
-    state = replicate(create_train_state(config, student, text, jax.random.key(0)))
+    state = pack(replicate(create_train_state(config, student, text, jax.random.key(0))))
     frozen = replicate(Frozen({}, jnp.asarray(text)))
     rng = np.random.default_rng(3)
     data = {

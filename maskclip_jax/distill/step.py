@@ -9,7 +9,7 @@ The modes differ in what the target is and in nothing else: `_target` makes it, 
 [n, b, S, S], label values, 254 unlabelled, 255 ignored or padding; where `labels_from` is a folder, "pseudo" integers
 [n, b, S, S], the labels made before (255 where there are none); and, if you like, "stop" float32 [n], which says to all
 hosts that one was asked to stop. State and frozen arrays have no device axis: give them to `replicate` once, so that no
-step copies them.
+step copies them (`devices.py`); a state that was packed there as well comes back packed, and is handed over faster.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from maskclip_jax.checkpoints.load import load_clip
 from maskclip_jax.data.augment import UNLABELLED
 from maskclip_jax.distill import pseudo_labels
 from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.devices import AXIS, over_devices, takes_packed
 from maskclip_jax.distill.losses import LossSum, cross_entropy, feature_l1, has_loss, valid_positions
 from maskclip_jax.distill.optimizer import descent_direction, learning_rate, scaled_step
 from maskclip_jax.distill.teacher import Frozen, Teacher, normalise
@@ -37,7 +38,6 @@ from maskclip_jax.students import Student
 from maskclip_jax.students.layers import resize_bilinear
 from maskclip_jax.students.weights import backbone_from_clip, load_backbone_weights
 
-AXIS = "batch"  # of the devices: gradients and batch statistics are summed over it
 _NEVER = -1e9  # logit of a class that is no answer
 
 
@@ -164,7 +164,7 @@ def make_train_step(config: DistillConfig, student: Student, teacher: Teacher | 
         }
         return state_after, metrics if stop is None else metrics | {"stop": tally.stop}
 
-    return _over_devices(train_step, in_axes=(None, None, 0), out_axes=(None, None), donate_argnums=0)
+    return over_devices(takes_packed(train_step), in_axes=(None, None, 0), out_axes=(None, None), donate_argnums=0)
 
 
 def make_eval_step(config: DistillConfig, student: Student) -> Callable:
@@ -182,23 +182,12 @@ def make_eval_step(config: DistillConfig, student: Student) -> Callable:
         predicted = resize_bilinear(logits, labels.shape[1:]).argmax(axis=-1)
         return _over_all(confusion_matrix(labels, predicted, config.num_classes))
 
-    return _over_devices(eval_step, in_axes=(None, None, 0, 0), out_axes=None)
+    return over_devices(eval_step, in_axes=(None, None, 0, 0), out_axes=None)
 
 
 def _over_all(tree: Any) -> Any:
     """Sums over the devices; of a single one it is no copy (XLA's CPU backend makes one: 45 ms for a ResNet-101)."""
     return tree if jax.lax.psum(1, AXIS) == 1 else jax.lax.psum(tree, AXIS)
-
-
-def _over_devices(function: Callable, **options: Any) -> Callable:
-    """The one place where devices are driven; the functions have only the name of the axis."""
-    return jax.pmap(function, axis_name=AXIS, **options)
-
-
-def replicate(tree: Any) -> Any:
-    """`tree` on every device, as the steps take and return it."""
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), (AXIS,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def _accumulate(

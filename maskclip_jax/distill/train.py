@@ -23,11 +23,12 @@ from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.distill.checkpoint import Checkpoints
 from maskclip_jax.distill.config import DistillConfig
+from maskclip_jax.distill.devices import Packed, pack, replicate, unpack
 from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.input_pipeline import on_devices, train_batches
 from maskclip_jax.distill.run_folder import abandon, about, abstract_state, alone_in, claim, is_finite, keep_text
 from maskclip_jax.distill.run_log import RunLog, StepMeans
-from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step, replicate
+from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step
 from maskclip_jax.distill.teacher import Frozen, Teacher, load_teacher
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import known_labels
@@ -105,13 +106,14 @@ def train_and_evaluate(
             with _StopSignal() as stop:
                 if start and run.is_to_be_evaluated(start) and checkpoints.score(start) is None:
                     run.evaluate(start, state, stop)  # what stopped the run there left it out
+                state = pack(state)
                 for step, batch in enumerate(on_devices(itertools.chain(first, batches)), start + 1):
                     if several:
                         batch["stop"] = np.full(jax.local_device_count(), stop.requested, np.float32)
                     state, metrics = p_step(state, frozen, batch)
                     run.after(step, state, metrics, stop)
             log.say(f"finished: {config.steps} steps, {workdir}")
-    return state
+    return unpack(state)
 
 
 class _Run:
@@ -135,7 +137,7 @@ class _Run:
     def is_to_be_evaluated(self, step: int) -> bool:
         return self.heldout is not None and (step == self.config.steps or step % self.config.evaluate_every == 0)
 
-    def after(self, step: int, state: TrainState, metrics: Mapping[str, Any], asked: _StopSignal) -> None:
+    def after(self, step: int, packed: Packed, metrics: Mapping[str, Any], asked: _StopSignal) -> None:
         """Waits for the step before, so that the device never waits; reads metrics, saves, evaluates when it is time.
 
         Several hosts stop at the same step without a word more: each says in its batch whether it was asked to, and
@@ -154,15 +156,15 @@ class _Run:
             self.pending.clear()
             self.log.record(step, self.means.take())
         if save:
-            if not is_finite(state):
+            if not is_finite(packed):
                 raise UserError(self._not_finite(step, "a parameter"))
-            self.checkpoints.save(step, hosts.global_view(state))
+            self.checkpoints.save(step, hosts.global_view(unpack(packed)))
         if stop and not last:
             self.checkpoints.wait()
             self.log.say(f"stopped after step {step}, checkpoint written: run the same command again to go on")
             raise hosts.StoppedTogether
         if evaluate:
-            self.evaluate(step, state, asked)
+            self.evaluate(step, unpack(packed), asked)
 
     def _settle(self, step: int, metrics: Mapping[str, Any]) -> None:
         values = {name: float(value) for name, value in metrics.items() if name != "stop"}

@@ -56,16 +56,28 @@ def test_a_stream_on_the_ladder_never_repeats_a_shape():
     sizes = ((512, 1341), (512, 1094), (679, 512), (575, 512), (1310, 512))
     shapes = [bucket_shapes([size], 16, short_side=512)[0] for size in sizes]
     assert _holds(shapes, sizes, 16)
-    assert shapes == [(512, 1536), (512, 1536), (752, 512), (752, 512), (1536, 512)]
+    assert shapes == [(512, 1536), (512, 1536), (784, 512), (784, 512), (1536, 512)]
 
 
-def test_fixed_ladder_has_seven_shapes_at_a_fixed_short_side():
-    shapes = {bucket_shape(512, long, 16, short_side=512) for long in range(512, 1537)}
-    assert shapes == {(512, 512), (512, 752), (512, 1072), (512, 1536)}  # 32·3^(k/3) cells, rounded up
-    assert bucket_shape(700, 512, 16, short_side=512) == (752, 512)
+def test_fixed_ladder_has_eight_shapes_at_a_fixed_short_side():
+    lying = {bucket_shape(512, long, 16, short_side=512) for long in range(512, 1537)}
+    upright = {bucket_shape(long, 512, 16, short_side=512) for long in range(512, 1537)}
+    assert lying == {(512, 512), (512, 688), (512, 784), (512, 1072), (512, 1536)}
+    assert upright == {(512, 512), (784, 512), (1072, 512), (1536, 512)}
+    assert bucket_shape(700, 512, 16, short_side=512) == (784, 512)
     assert bucket_shape(1, 1, 16) == (16, 16)
     for size in ((37, 501), (205, 2048), (1, 3000)):
         assert _holds([bucket_shape(*size, 16, short_side=512)], [size], 16)
+
+
+@pytest.mark.parametrize(("original", "most"), [((375, 500), 1), ((500, 375), 1.15), ((333, 500), 1.02),
+                                                ((500, 333), 1.02), ((426, 640), 1.03), ((500, 500), 1)])  # fmt: skip
+@pytest.mark.parametrize("multiple", [8, 16])
+def test_photographs_are_padded_little(original, most, multiple):
+    """VOC's and COCO's usual sizes at short side 512: padded area over that of the image's own cells."""
+    sides = pp.resize_shape(*original, short_side=512)
+    own = math.prod(-(-side // multiple) * multiple for side in sides)
+    assert math.prod(bucket_shape(*sides, multiple, short_side=512)) <= most * own
 
 
 def test_images_in_a_frame_have_nine_shapes():

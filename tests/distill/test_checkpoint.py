@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from maskclip_jax.distill.checkpoint import FOLDER, Checkpoints, DamagedCheckpoint, about_of
-from maskclip_jax.distill.step import TrainState, replicate
+from maskclip_jax.distill.devices import replicate
+from maskclip_jax.distill.step import TrainState
 from maskclip_jax.errors import UserError
 
 

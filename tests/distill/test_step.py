@@ -34,7 +34,6 @@ from maskclip_jax.distill.step import (
     _accumulate,
     create_train_state,
     make_eval_step,
-    replicate,
 )
 from maskclip_jax.distill.teacher import normalise
 from maskclip_jax.encoders.model import CLIP
@@ -282,9 +281,3 @@ def test_a_student_of_another_width():
     config = config_of(student=dataclasses.replace(STUDENT, width=16))
     with pytest.raises(UserError, match="width 16"):
         create_train_state(config, create_student(config.student_config), text_rows(), jax.random.key(0))
-
-
-def test_replicated_arrays_are_on_every_device():
-    state = replicate({"a": np.ones(3, np.float32)})
-    assert state["a"].sharding.is_fully_replicated
-    assert set(state["a"].devices()) == set(jax.devices())
