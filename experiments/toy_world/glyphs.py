@@ -65,7 +65,7 @@ def _iconify(npm: Path, package: str) -> dict[str, np.ndarray]:
 
     Packages without `chars.json` use the same names, which are then Fluent's. What a package lacks is left out.
     """
-    import resvg_py  # only to make scenes
+    import resvg_py  # pyright: ignore[reportMissingImports]  # only to make scenes
 
     def read(package: str) -> tuple[dict, dict]:
         found = sorted(npm.glob(f"iconify-json-{package}-[0-9]*.tgz"))
