@@ -53,11 +53,12 @@ class LabelFolder:
         return labels, confidence.astype(np.float32) / 255
 
     def _read(self, kind: str, index: int) -> Integer[np.ndarray, "H W"]:
-        path = f"{kind}/{self.names[index]}.png"
-        content = read_content(self.folder / path)
-        if hashlib.sha256(content).hexdigest() != self.digests.get(path):
-            raise UserError(f"masks are as they were written, but {self.folder / path} is not: {_AGAIN}")
-        return read_label_png(self.folder / path, content)
+        name = f"{kind}/{self.names[index]}.png"
+        path = self.folder / name
+        content = read_content(path) if path.is_file() and path.stat().st_size else b""
+        if hashlib.sha256(content).hexdigest() != self.digests.get(name):
+            raise UserError(f"masks are as they were written, but {path} is not: {_AGAIN}")
+        return read_label_png(path, content)
 
     def image(self, index: int) -> File | None:
         return self.files.get(self.names[index])

@@ -20,6 +20,7 @@ from jax.scipy.sparse.linalg import cg
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
+from maskclip_jax.errors import UserError
 from maskclip_jax.ops.matmul import in_full_precision
 from maskclip_jax.segment.affinity import grid_similarity
 
@@ -60,8 +61,13 @@ def lposs(
 
     Returns:
       (1 − α) Ŷ, a mean of scores roughly, and what patches without neighbours had. No mask depends on the factor.
+
+    Raises:
+      UserError: fewer than one neighbour.
     """
     batch, h, w, classes = scores.shape
+    if neighbours < 1:
+        raise UserError(f"each patch keeps itself and its nearest, got {neighbours} neighbours: give 1 or more")
     s, valid = grid_similarity(tokens, grid)
     apart = _distances((h, w), s.dtype) * cell
     kept = jnp.where(valid[:, None], s, -jnp.inf)

@@ -87,6 +87,14 @@ def other_size(folder):
     shutil.copy(folder / "photos" / "e.png", folder / "photos" / "a.jpg")
 
 
+def lost(folder):
+    next((folder / "labels" / "labels").rglob("*.png")).unlink()
+
+
+def emptied(folder):
+    next((folder / "labels" / "labels").rglob("*.png")).write_bytes(b"")
+
+
 def torn(folder):
     (folder / "segments" / "3.json").write_text("")
 
@@ -97,6 +105,8 @@ def gone(folder):
 
 STATES = {
     damaged: ("labels", "masks are as they were written"),
+    lost: ("labels", "is not: run the same `label` command again"),
+    emptied: ("labels", "is not: run the same `label` command again"),
     unfinished: ("labels", "is not finished: run the same `label` command again"),
     undone: ("labels", "is not finished"),
     other_size: ("labels", "'a' are 53×37 and 130×9"),

@@ -8,6 +8,7 @@ import pytest
 from affinity_cases import FULL, GOLDEN, PARTS
 from affinity_cases import float64 as float64
 
+from maskclip_jax.errors import UserError
 from maskclip_jax.segment.propagation import lab, lposs, lposs_pixels
 
 # Solved to the end; each is one program for all tests, whose arrays have one shape.
@@ -108,6 +109,11 @@ def test_two_nodes_by_hand():
 def test_patches_as_the_authors_compute_them():
     ours = lposs(GOLDEN["lposs/scores"][None], GOLDEN["lposs/tokens"][None], neighbours=8)
     np.testing.assert_allclose(ours[0], 0.05 * GOLDEN["lposs/patches"], rtol=1e-6)  # their distances are float32
+
+
+def test_without_a_neighbour():
+    with pytest.raises(UserError, match="its nearest, got 0 neighbours"):
+        lposs(np.zeros((1, 2, 2, 3), np.float32), np.ones((1, 2, 2, 4), np.float32), neighbours=0)
 
 
 def test_pixels_as_the_authors_compute_them():
