@@ -97,6 +97,14 @@ def words(value: Any) -> Any:
     return value
 
 
+def _has_working_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # removed by somebody
+        return False
+    return True
+
+
 def run_command(argv: list[str]) -> int:
     """The exit code of one command. Raises SystemExit for `--help` and arguments that cannot be read."""
     for stream in (sys.stdout, sys.stderr):
@@ -133,6 +141,7 @@ def run_command(argv: list[str]) -> int:
             raise
         complain(f"JAX needs a device, but has none of that kind: {error}")
     except OSError as error:  # a full disk, a folder nobody may write to: the system's own words say which
-        which, why = error.filename or "one", error.strerror or error
+        which = error.filename or ("one" if _has_working_folder() else "the working folder")
+        why = error.strerror or error
         complain(f"files must be readable, and writable in --out, but {which} is not ({why}): choose another")
     return 2

@@ -119,6 +119,19 @@ def test_exit_codes(capsys, monkeypatch, raised, code, line):
     assert call(capsys, *make_command(monkeypatch, run)) == (code, "", line)
 
 
+def test_a_working_folder_that_was_removed(capsys, monkeypatch, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    found = call(capsys, *make_command(monkeypatch, lambda args: os.getcwd()))
+    assert found == (
+        2,
+        "",
+        f"error: {FILES}, but the working folder is not (No such file or directory): choose another\n",
+    )
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_closed_stream_is_no_hindrance(monkeypatch, stream):
     """What Python makes of `>&-`."""
