@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--budget", type=positive, default=540, metavar="S", help="seconds that all of it may take (540)")
     p.add_argument("--rounds", type=positive, help="of each group at most (9; quick: 3)")
     p.add_argument("--dtype", choices=(*DTYPES, "both"), default="both", help="what ours computes in")
-    p.add_argument("--model", help="of dense and label: ViT-B/16, RN50, SigLIP B/16, TIPS B/14 …; one of them alone")
+    p.add_argument(
+        "--model", help="of dense, label and first-mask: ViT-B/16, RN50, SigLIP B/16, TIPS B/14 …; one of them alone"
+    )
     p.add_argument("--batch", type=positive, help="of dense, instead of 1 and 8")
     p.add_argument("--images", type=positive, help="of label (32; quick: 16)")
     p.add_argument("--torch-python", metavar="PATH", help="an interpreter that can import torch")
@@ -67,11 +69,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.model is not None:
         variant(args.model)
+    sections = SECTIONS if args.section == "all" else (args.section,)
     if args.torch_python is not None:
-        check_torch(args.torch_python)
+        check_torch(args.torch_python, "torch, transformers, PIL" if "first-mask" in sections else "torch")
     dtypes = list(DTYPES) if args.dtype == "both" else [args.dtype]
     plan: dict[str, list[Rival]] = {}
-    for section in SECTIONS if args.section == "all" else (args.section,):
+    for section in sections:
         plan |= groups(
             section,
             quick=args.quick,
@@ -128,14 +131,14 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores; {versions}; load before: {load}"
 
 
-def check_torch(python: str) -> None:
-    """Raises UserError unless this interpreter has PyTorch."""
+def check_torch(python: str, modules: str) -> None:
+    """Raises UserError unless this interpreter has PyTorch, and what else the section's rival imports."""
     try:
-        found = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode == 0
+        found = subprocess.run([python, "-c", f"import {modules}"], capture_output=True, check=False).returncode == 0
     except OSError:
         found = False
     if not found:
-        raise UserError(f"--torch-python is an interpreter that can import torch, {python} is not: leave it out")
+        raise UserError(f"--torch-python is an interpreter that can import {modules}, {python} is not: leave it out")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments.benchmark.interleave import Rival
 
-SECTIONS = ("dense", "smoothing", "train", "label")
+SECTIONS = ("dense", "smoothing", "train", "label", "first-mask")
 
 
 def groups(section: str, *, quick: bool, torch: str | None, dtypes: list[str], model: str | None, batch: int | None,
@@ -23,6 +23,7 @@ def groups(section: str, *, quick: bool, torch: str | None, dtypes: list[str], m
         "smoothing": lambda: _smoothing(torch),
         "train": lambda: _train(quick, torch, dtypes),
         "label": lambda: _label(dtypes[0], images, model or "ViT-B/16"),
+        "first-mask": lambda: _first_mask(torch, model),
     }[section]()
 
 
@@ -72,3 +73,16 @@ def _label(dtype: str, images: int, model: str) -> dict:
     bare = Rival("the model alone", "label", options | {"part": "bare"})
     whole = Rival("from file to file", "label", options)
     return {f"label {images} JPEGs of 500×375, {model}, short side 512": [bare, whole]}
+
+
+def _first_mask(torch: str | None, model: str | None) -> dict:
+    out = {}
+    for name in [model] if model else ["ViT-B/16", "embedded-vit"]:
+        rivals = [
+            Rival("ours, second run", "first mask", {"model": name}),
+            Rival("ours, nothing compiled yet", "first mask", {"model": name, "compiled": False}),
+        ]
+        if torch and not name.startswith("embedded"):
+            rivals.append(Rival("PyTorch and transformers", "first mask", {"model": name, "torch": torch}))
+        out[f"first mask, one JPEG of 500×375, {name}"] = rivals
+    return out

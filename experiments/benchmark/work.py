@@ -62,10 +62,11 @@ def random_clip(name: str, dtype: str) -> tuple[CLIP, Any]:
     return model, fold(model.config, random_variables(model))
 
 
-def random_variables(model: CLIP) -> Any:
+def random_variables(model: CLIP, *, text: bool = False) -> Any:
     side = model.config.vision.image_size
     shapes = shapes_of(model, jnp.zeros((1, side, side, 3)), jnp.zeros((1, 4), jnp.int32))
-    shapes = {**shapes, "params": {name: shape for name, shape in shapes["params"].items() if name != "text"}}
+    if not text:
+        shapes = {**shapes, "params": {name: shape for name, shape in shapes["params"].items() if name != "text"}}
     rng = np.random.default_rng(0)
 
     def draw(path: Any, leaf: Any) -> jax.Array:
