@@ -12,7 +12,7 @@ os.environ.setdefault("XLA_FLAGS", QUICK)
 import pytest
 from jaxtyping import install_import_hook
 
-gc.set_threshold(50_000, 20, 100)  # tracing makes objects by the million: looking for garbage took 6% of the time
+gc.set_threshold(50_000, 5, 5)  # tracing makes objects by the million: looking for garbage took 6% of the time
 # Not `ops.module`: it makes flax's own layers, whose annotations cannot be checked.
 CHECKED = "data encoders checkpoints segment label evaluate students distill export web visualize".split()
 CHECKED += ["ops.conv", "ops.matmul", "ops.winograd"]
@@ -28,11 +28,15 @@ LONGEST = (
     "distill/test_released_training.py",
     "web/test_load.py",
     "cli/test_demo.py",
+    "docs/test_docs.py",
+    "docs/test_notebooks.py",
+    "cli/test_label_hosts.py",
     "segment/test_predict.py",
     "web/test_browser.py",
     "encoders/test_padding.py",
     "distill/test_multi_device.py",
     "distill/test_step.py",
+    "students/test_student.py",
 )
 
 

@@ -47,7 +47,7 @@ def collect_less_often() -> None:
     JAX makes millions of objects while it traces, hardly any of them in cycles: of a first mask's 3.6 CPU seconds the
     default spends 0.45 on looking, this 0.2.
     """
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(50_000, 5, 5)
 
 
 def give_back_after_compiling() -> None:
