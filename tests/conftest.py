@@ -1,6 +1,5 @@
 """Shapes in signatures are checked while testing (jaxtyping + beartype), and only then."""
 
-import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,7 +11,6 @@ os.environ.setdefault("XLA_FLAGS", QUICK)
 import pytest
 from jaxtyping import install_import_hook
 
-gc.set_threshold(50_000, 5, 5)  # tracing makes objects by the million: looking for garbage took 6% of the time
 # Not `ops.module`: it makes flax's own layers, whose annotations cannot be checked.
 CHECKED = "data encoders checkpoints segment label evaluate students distill export web visualize".split()
 CHECKED += ["ops.conv", "ops.matmul", "ops.winograd"]
