@@ -15,15 +15,16 @@ from pathlib import Path
 import jax.numpy as jnp
 from safetensors.numpy import save_file
 
+from experiments.benchmark.interleave import ROOT
 from experiments.benchmark.labelling import MEAN, STD, write_photos
 from experiments.benchmark.work import Case, random_variables, variant
+from experiments.benchmark.worker_pipe import peak_mib
 from maskclip_jax.checkpoints.architecture import to_hf
 from maskclip_jax.checkpoints.tokenizer import openai_tokenizer
 from maskclip_jax.checkpoints.weights import to_names
 from maskclip_jax.encoders.model import CLIP
 
 WORDS = "dog, sofa, window"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_folder(folder: Path, name: str) -> Path:
@@ -68,7 +69,6 @@ def first_mask(model: str = "ViT-B/16", *, compiled: bool = True, torch: str | N
             shutil.rmtree(cache, ignore_errors=True)
         shutil.rmtree(folder / "out", ignore_errors=True)
         subprocess.run(command, cwd=ROOT, env=environment | {"XDG_CACHE_HOME": str(cache)}, check=True)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        facts["peak_mib"] = peak / (2**20 if sys.platform == "darwin" else 2**10)
+        facts["peak_mib"] = peak_mib(resource.RUSAGE_CHILDREN)
 
     return Case(run, 0, 1, facts)

@@ -54,8 +54,9 @@ def main() -> None:
         peak = {"peak_mib": stats["peak_bytes_in_use"] / 2**20} if "peak_bytes_in_use" in stats else {}
         return peak | case.facts | {"compiles": count.programs, "compile_seconds": count.seconds}
 
-    cases = {"dense": dense, "smoothing": smoothing, "train": train, "label": label, "first mask": first_mask}
-    case = (cases | {"nothing": nothing})[spec["kind"]](**options)
+    cases = {"dense": dense, "smoothing": smoothing, "train": train, "label": label, "nothing": nothing}
+    cases |= {"first mask": first_mask}
+    case = cases[spec["kind"]](**options)
     facts = {"flops": case.flops, "images": case.images, "device": device.device_kind, "platform": device.platform}
     with count_compiles() as count:  # from the first run on: what it takes to make the case is no part of it
         serve(out, case.run, facts, rate, gather)

@@ -54,9 +54,9 @@ def cpu_seconds():
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def peak_mib():
-    """The most memory this process ever held (resident), in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_mib(who=resource.RUSAGE_SELF):
+    """The most memory this process, or one that it has waited for (RUSAGE_CHILDREN), ever held (resident), in MiB."""
+    peak = resource.getrusage(who).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 

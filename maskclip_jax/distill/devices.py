@@ -18,6 +18,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from maskclip_jax.ops.hosts import shardings
+
 AXIS = "batch"  # of the devices: gradients and batch statistics are summed over it
 
 
@@ -39,8 +41,8 @@ def over_devices(function: Callable, **options: Any) -> Callable:
 
 def replicate(tree: Any) -> Any:
     """`tree` on every device, as the steps take and return it."""
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), (AXIS,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    _, everywhere = shardings(jax.devices())
+    return jax.device_put(tree, everywhere)
 
 
 def pack(tree: Any) -> Packed:

@@ -123,10 +123,14 @@ class _SignsOfLife:
         with contextlib.suppress(Exception):
             self._client.key_value_set(f"{self._prefix}{jax.process_index()}", sign, allow_overwrite=True)
 
-    def silent_host(self) -> int | None:
-        """Gives a sign, and says which host has given none for `SILENCE` seconds, if any; none if nobody can know."""
-        self._count, now = self._count + 1, time.monotonic()
+    def count(self) -> None:
+        """Gives a sign that differs from the one before."""
+        self._count += 1
         self.give(str(self._count))
+
+    def silent_host(self) -> int | None:
+        """Which host has given no sign for `SILENCE` seconds, if any; none where nobody can know."""
+        now = time.monotonic()
         try:
             signs = dict(self._client.key_value_dir_get(self._prefix))
         except Exception:  # another JAX's store, or host 0 is gone: JAX tells of that
@@ -139,9 +143,14 @@ class _SignsOfLife:
 
 
 def _watch(words: Path, over: threading.Event, leaving: threading.Lock, signs: _SignsOfLife) -> None:
-    """Ends this host when another one's last words are there, or it is silent, whatever its main thread waits for."""
+    """Ends this host when another one's last words are there, whatever its main thread waits for.
+
+    Who is silent is asked by the first host alone, which says it to all: of n hosts that all asked, each second would
+    take n² answers of one coordinator.
+    """
     while not over.wait(LOOK_EVERY):
-        if (silent := signs.silent_host()) is not None:
+        signs.count()
+        if is_first_host() and (silent := signs.silent_host()) is not None:
             line = _of_hosts(f"no sign of life from host {silent} for {SILENCE} s")
             leaving.acquire()
             _leave_words(words, line)
@@ -162,7 +171,7 @@ def _last_words(error: BaseException) -> str:
         return f"stopped: host {jax.process_index()}: {text or 'interrupted'}: run the same command again to go on"
     if isinstance(error, jax.errors.JaxRuntimeError):
         return _of_hosts(text[:300])
-    elif not isinstance(error, UserError | OSError):
+    if not isinstance(error, UserError | OSError):
         traceback.print_exception(error)
         text = f"{type(error).__name__}: {text}"
     return f"error: host {jax.process_index()}: {text}"
