@@ -55,12 +55,14 @@ def run(args: argparse.Namespace) -> int:
             f"serve needs starlette and uvicorn, but {error.name} is not installed: "
             "pip install -r requirements-web.txt (or 'maskclip-jax[web]')"
         ) from error
+    from maskclip_jax.cli.process import give_back_after_compiling
     from maskclip_jax.web import warmup
     from maskclip_jax.web.intake import make_server
     from maskclip_jax.web.server import is_loopback, make_app
     from maskclip_jax.web.session import MEGABYTE, Session
 
     with listening(args.host, args.port) as listener:  # first of all, so that a taken port is known at once
+        give_back_after_compiling()  # it runs for weeks, and compiles for every new kind of question
         session = Session(make_models(args), keep=args.memory * MEGABYTE, most_pixels=args.max_pixels)
         steps = list(warmup.steps(session))
         with common.progress("warming up", len(steps)) as report:

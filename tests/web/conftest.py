@@ -30,9 +30,12 @@ def server(models):
     reason = "the web extra is not installed: pip install -r requirements-web.txt"
     pytest.importorskip("uvicorn", reason=reason)
     pytest.importorskip("starlette", reason=reason)
+    from maskclip_jax.cli.process import give_back_after_compiling, keep_memory
     from maskclip_jax.web.intake import make_server
     from maskclip_jax.web.server import make_app
 
+    keep_memory()  # both as `serve` does
+    give_back_after_compiling()
     session = Session(models, most_pixels=1_000_000)
     app = make_app(session, most_upload=MOST_UPLOAD)
     running = make_server(app, log_level="critical")
