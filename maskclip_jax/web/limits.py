@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from maskclip_jax.encoders.config import ViTConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
 from maskclip_jax.ops.compile_count import count_compiles
+from maskclip_jax.ops.memory import resident_bytes, trimmer
 from maskclip_jax.segment.grid import attention_bytes
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.windows import plan_windows, window_side
@@ -22,7 +25,8 @@ MOST_CELLS = 8192  # of an image or a window: smoothing compares each with each
 MOST_BYTES = 2**30  # of one layer's attention, or of the matrix that brings windows to pixels
 MOST_FLOATS = 2**26  # words × pixels, where each is kept: 256 MB
 MOST_READ = 2**22  # pixels of an image, by a student
-MOST_PROGRAMS = 128  # compiled and kept, each of some MB
+MOST_PROGRAMS = 128  # compiled and kept
+PROGRAM_BYTES = 2**29  # that they may take
 
 
 def check_cost(size: Shape, settings: PredictionSettings, keep: int) -> None:
@@ -87,13 +91,21 @@ def check_student(size: Shape, student: Any) -> None:
 
 
 class Programs:
-    """Counts what XLA compiles in this process, and frees all compiled programs when there are too many.
+    """Frees all compiled programs when there are too many, by their number or by the memory that came with them.
 
-    Words, sizes, methods and models make ever new programs, and JAX keeps each: visitors' questions have no end.
+    Words, sizes, methods and models make ever new programs, and JAX keeps each: visitors' questions have no end. What
+    one takes is not to be had from XLA (15 to 30 MB for the embedded models, their code a hundredth of that), so it is
+    what this process has grown by, less what is kept on purpose.
+
+    Args:
+      most: programs.
+      room: bytes.
+      kept: what is kept on purpose at the moment, in bytes.
     """
 
-    def __init__(self, most: int = MOST_PROGRAMS):
-        self.most, self.cleared, self._before = most, 0, 0
+    def __init__(self, most: int = MOST_PROGRAMS, room: int = PROGRAM_BYTES, kept: Callable[[], int] = lambda: 0):
+        self.most, self.room, self.cleared, self._before, self._kept = most, room, 0, 0, kept
+        self._base = self._others()
         self._stack = contextlib.ExitStack()
         self._compiled = self._stack.enter_context(count_compiles())
 
@@ -102,11 +114,19 @@ class Programs:
         """Programs compiled since all were freed."""
         return self._compiled.programs - self._before
 
+    def _others(self) -> int:
+        """Bytes of this process that are not `kept`; 0 where they cannot be known."""
+        resident = resident_bytes()
+        return 0 if resident is None else resident - self._kept()
+
     def make_room(self) -> None:
         """Call it between questions."""
-        if self.count > self.most:
+        if self.count > self.most or (self.count and self._others() - self._base > self.room):
             jax.clear_caches()
-            self._before, self.cleared = self._compiled.programs, self.cleared + 1
+            gc.collect()
+            if trim := trimmer():
+                trim()
+            self._before, self.cleared, self._base = self._compiled.programs, self.cleared + 1, self._others()
 
     def close(self) -> None:
         """Stops counting."""

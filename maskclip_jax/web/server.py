@@ -36,7 +36,7 @@ from maskclip_jax.data.vocabulary import class_set, class_set_names
 from maskclip_jax.data.whole_files import json_text
 from maskclip_jax.errors import UserError
 from maskclip_jax.web.intake import Busy, Intake, Slow, TooLarge
-from maskclip_jax.web.limits import Programs
+from maskclip_jax.web.limits import PROGRAM_BYTES, Programs
 from maskclip_jax.web.request import ASKING, METHODS, MOST_CLASSES, read_request
 from maskclip_jax.web.session import MEGABYTE, File, Gone, Session, scene_names
 
@@ -168,11 +168,17 @@ def failure(error: UserError) -> JSONResponse:
 
 
 def make_app(
-    session: Session, *, host: str = "127.0.0.1", names: Sequence[str] = (), most_upload: int = 20 * MEGABYTE
+    session: Session,
+    *,
+    host: str = "127.0.0.1",
+    names: Sequence[str] = (),
+    most_upload: int = 20 * MEGABYTE,
+    program_bytes: int = PROGRAM_BYTES,
 ) -> Starlette:
     """The application. `host` is what it is bound to, `names` what else it is called, `most_upload` bytes of an image
-    file."""
-    turns, intake, programs = Turns(), Intake(BODIES * max(most_upload, QUESTION_BYTES)), Programs()
+    file, `program_bytes` what compiled programs may take."""
+    turns, intake = Turns(), Intake(BODIES * max(most_upload, QUESTION_BYTES))
+    programs = Programs(room=program_bytes, kept=lambda: session.nbytes)
 
     def done(work: Callable[..., T], *args: Any) -> T:
         programs.make_room()

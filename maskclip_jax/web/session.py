@@ -82,6 +82,11 @@ class Session:
         self._kept: Memory[Kept] = Memory(keep)
         self._answers: Memory[Answer] = Memory(keep // 4)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all photos, features and answers that are kept."""
+        return self._photos.nbytes + self._kept.nbytes + self._answers.nbytes
+
     def receive(self, data: bytes, name: str) -> dict[str, Any]:
         """Takes in an image file. Raises UserError when it is none."""
         pixels = self._decoded(data, name)

@@ -11,6 +11,7 @@ from maskclip_jax.web.models import Models
 from maskclip_jax.web.session import Session
 
 MOST_UPLOAD = 2**20
+PROGRAM_BYTES = 2**26  # so few that they are reached
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,7 @@ def server(models):
     keep_memory()  # both as `serve` does
     give_back_after_compiling()
     session = Session(models, most_pixels=1_000_000)
-    app = make_app(session, most_upload=MOST_UPLOAD)
+    app = make_app(session, most_upload=MOST_UPLOAD, program_bytes=PROGRAM_BYTES)
     running = make_server(app, log_level="critical")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})

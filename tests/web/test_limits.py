@@ -4,10 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from maskclip_jax.data.vocabulary import as_classes
 from maskclip_jax.errors import UserError
+from maskclip_jax.ops.memory import resident_bytes
 from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.settings import prediction_settings
 from maskclip_jax.segment.windows import plan_windows, window_side
@@ -77,6 +79,21 @@ def test_programs_are_forgotten_when_there_are_many():
             programs.make_room()
         assert programs.cleared >= 1
         assert programs.count <= 2
+    finally:
+        programs.close()
+
+
+@pytest.mark.skipif(resident_bytes() is None, reason="memory is read from Linux's /proc")
+def test_programs_are_forgotten_when_memory_has_grown_by_more_than_is_kept():
+    """What is kept on purpose does not count, and what stays after all are gone is the new beginning."""
+    kept, grown = [], []
+    programs = Programs(room=2**25, kept=lambda: sum(array.nbytes for array in kept))
+    try:
+        for array, cleared in ((kept, 0), (grown, 1), (kept, 1)):
+            jax.jit(lambda x: x * 2 + 1)(jnp.zeros(7))
+            array.append(np.ones(2**26, np.uint8))
+            programs.make_room()
+            assert programs.cleared == cleared
     finally:
         programs.close()
 

@@ -1,0 +1,27 @@
+"""This process's memory: how much it has, and giving the system back what it no longer needs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+_STATM = Path("/proc/self/statm")
+
+
+def resident_bytes() -> int | None:
+    """Bytes that this process holds in memory; None where the system does not say (it is not Linux)."""
+    try:
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def trimmer() -> Callable[[], object] | None:
+    """What gives freed memory back to the system; None where the C library has no such call."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return None
+    return lambda: trim(0)
