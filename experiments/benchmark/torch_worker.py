@@ -177,7 +177,7 @@ def train(batch=2, size=256, width=512, dtype="float32", work="channels_last"):
     optimizer = torch.optim.SGD(trained, 0.01, momentum=0.9, weight_decay=5e-4)
 
     def run():
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
             logits = net(images)
         logits = F.interpolate(logits.float(), (size, size), mode="bilinear")
         loss = F.cross_entropy(logits, labels)
