@@ -43,6 +43,7 @@ from flax import serialization
 from experiments.toy_world.batches import draw_batch, load_corpus, multi_positive, uniformity, unnamed
 from experiments.toy_world.prompts import CONTEXT_LENGTH, corpus, load_tokenizer, make_tokenizer
 from maskclip_jax.checkpoints.folders import OPENAI_MEAN, OPENAI_STD
+from maskclip_jax.data.vocabulary import SCENE_OBJECTS
 from maskclip_jax.encoders.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.layers import attend
 from maskclip_jax.encoders.model import CLIP
@@ -64,10 +65,12 @@ class Training:
     small_until: float = 0.25  # share of the training
     closeups: tuple[float, ...] = (0.8, 0.25)  # share of close-ups in the first 15% and from the middle of training on
     keep: float = 1.0  # share of patches the ViT reads (FLIP)
+    whole_from: float = 1.0  # share of the training after which it reads all of them, at the last of the sizes
     dense_from: float = 0.0  # share of the training after which the dense reading is trained too
     found_weight: float = 1.0
     sharpness: float = 10.0  # of the pooling of "found": 0 is the mean, infinity the best position
     named_weight: float = 1.0
+    objects: float = 0.18  # share of the positions that show objects
     caption_weight: float = 0.3
     uniformity_weight: float = 0.5
     dtype: str = "float32"  # that the towers compute in
@@ -86,13 +89,15 @@ def clip_config(tower: str, vocab_size: int) -> CLIPConfig:
 
 
 def augment(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
-    """uint8 scenes → normalised float32 at `size` pixels, flipped, tinted and given another contrast at random."""
-    flip, gain, shift, power = jax.random.split(key, 4)
+    """uint8 scenes → normalised float32 at `size` pixels, flipped, tinted and given another contrast and saturation."""
+    flip, gain, shift, power, colour = jax.random.split(key, 5)
     x = images.astype(jnp.float32) / 255
     if size != x.shape[1]:
         x = jax.image.resize(x, (x.shape[0], size, size, 3), "linear", antialias=True)
     x = jnp.where(jax.random.bernoulli(flip, 0.5, (x.shape[0], 1, 1, 1)), x[:, :, ::-1], x)
     x = x ** jnp.exp(jax.random.uniform(power, (x.shape[0], 1, 1, 1), minval=-0.25, maxval=0.25))
+    saturation = jax.random.uniform(colour, (x.shape[0], 1, 1, 1), minval=0.5, maxval=1.3)
+    x = x.mean(-1, keepdims=True) * (1 - saturation) + x * saturation
     x = x * jax.random.uniform(gain, (x.shape[0], 1, 1, 3), minval=0.88, maxval=1.12)
     x = x + jax.random.uniform(shift, (x.shape[0], 1, 1, 1), minval=-0.08, maxval=0.08)
     return (x - MEAN) / STD
@@ -131,7 +136,8 @@ def losses(model: CLIP, run: Training, params, batch_stats, key, batch, size: in
     if dense:
         cosines = jnp.einsum("bke,ne->bkn", unit(positions), phrase)
         pooled = (jax.nn.softmax(run.sharpness * cosines, axis=1) * cosines).sum(1)
-        by_position = unnamed(scale * cosines, named[:, None], wrong[:, None])
+        stuff = batch["noun"] >= len(SCENE_OBJECTS)
+        by_position = unnamed(scale * cosines, named[:, None], wrong[:, None], stuff, run.objects)
         total += run.found_weight * contrast(scale * pooled, named, wrong) + run.named_weight * by_position
     by_object = multi_positive(scale * pooled[:, :60], named[:, :60], wrong[:, :60])
     return total, (batch_stats, by_phrase, by_caption, by_object, by_position)
@@ -245,14 +251,16 @@ def main() -> None:
     if checkpoint.exists():
         state = jax.tree.map(jnp.asarray, serialization.from_bytes(state, checkpoint.read_bytes()))
         print(f"goes on after step {int(state['step'])}", flush=True)
-    any_length = dataclasses.replace(run, steps=0, init="")
+    any_length = dataclasses.replace(run, steps=0, init="", whole_from=0)
     began, recent, logged = time.time(), [], time.time()
     for step in range(int(state["step"]) + 1, run.steps + 1):
         progress = (step - 1) / run.steps
         rng = np.random.default_rng([run.seed, step])
         size = run.sizes[rng.integers(len(run.sizes))] if progress >= run.small_until else run.sizes[0]
-        dense = progress >= run.dense_from
-        state, terms = train_step(state, data, run.steps, model=model, run=any_length, size=size, dense=dense)
+        dense, read = progress >= run.dense_from, any_length
+        if progress >= run.whole_from:
+            size, read = run.sizes[-1], dataclasses.replace(any_length, keep=1.0)
+        state, terms = train_step(state, data, run.steps, model=model, run=read, size=size, dense=dense)
         recent.append(terms)
         if step % args.log_every == 0:
             by_phrase, by_caption, by_object, by_position = np.mean(np.stack(recent), axis=0)

@@ -53,14 +53,23 @@ def test_multi_positive_by_hand():
 
 
 def test_unnamed_by_hand():
-    """A position that shows anything named costs nothing more; an unknown phrase counts on neither side."""
-    scores = jnp.asarray([[[3.0, 1.0, 0.5, 9.0], [-2.0, -2.0, 4.0, 9.0]]])
+    """The position most like an object is one, the other is stuff; an unknown phrase counts on neither side."""
+    scores = jnp.asarray([[[3.0, 1.0, 0.5, 9.0], [-1.0, 2.0, 4.0, 9.0]]])
     right = jnp.asarray([[[True, True, False, False]]])
     wrong = jnp.asarray([[[False, False, True, False]]])
-    expected = []
-    for s in np.asarray(scores[0]):
-        expected.append(-np.log(np.exp(s[:2]).sum() / np.exp(s[:3]).sum()))
-    assert float(unnamed(scores, right, wrong)) == pytest.approx(np.mean(expected), rel=1e-6)
+    stuff = jnp.asarray([False, True, False, False])
+    shown = 1 / (1 + np.exp([-2.5, 2.5]))  # objects by 2 and -3 nats, and -0.5 lies between them
+    s = np.asarray(scores[0])
+    expected = np.log(np.exp(s[:, :3]).sum(1)) - shown * s[:, 0] - (1 - shown) * s[:, 1]
+    assert float(unnamed(scores, right, wrong, stuff, 0.5)) == pytest.approx(expected.mean(), rel=1e-6)
+
+
+def test_stuff_that_is_named_does_not_answer_for_objects():
+    """Of two positions one shows an object, so that calling both stuff costs more than calling one the object."""
+    right = jnp.asarray([[[True, True, False]]])
+    stuff = jnp.asarray([False, True, False])
+    cost = lambda first: float(unnamed(jnp.asarray([[first, [0.0, 5.0, 0.0]]]), right, ~right, stuff, 0.5))  # noqa: E731
+    assert cost([5.0, 0.0, 0.0]) < cost([1.0, 5.0, 0.0]) - 1
 
 
 def test_a_batch_holds_all_names_and_the_coloured_phrases_that_are_named():
