@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments.benchmark.interleave import Rival
 
-SECTIONS = ("dense", "smoothing", "train", "label", "first-mask")
+SECTIONS = ("dense", "smoothing", "train", "label", "first-mask", "backbone")
 
 
 def groups(section: str, *, quick: bool, torch: str | None, dtypes: list[str], model: str | None, batch: int | None,
@@ -24,6 +24,7 @@ def groups(section: str, *, quick: bool, torch: str | None, dtypes: list[str], m
         "train": lambda: _train(quick, torch, dtypes),
         "label": lambda: _label(dtypes[0], images, model or "ViT-B/16"),
         "first-mask": lambda: _first_mask(torch, model),
+        "backbone": lambda: _backbone(dtypes[0]),
     }[section]()
 
 
@@ -86,3 +87,12 @@ def _first_mask(torch: str | None, model: str | None) -> dict:
             rivals.append(Rival("PyTorch and transformers", "first mask", {"model": name, "torch": torch}))
         out[f"first mask, one JPEG of 500×375, {name}"] = rivals
     return out
+
+
+def _backbone(dtype: str) -> dict:
+    rivals = [Rival("MaskCLIP alone", "dense", {"model": "ViT-B/16", "dtype": dtype})]
+    rivals += [
+        Rival(method, "backbone", {"method": method, "dtype": dtype})
+        for method in ("clip_dinoiser", "proxyclip", "lposs")
+    ]
+    return {"dense ViT-B/16 beside DINOv2 B/14, 512², batch 1": rivals}

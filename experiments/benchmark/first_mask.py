@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from safetensors.numpy import save_file
 
 from experiments.benchmark.interleave import ROOT
-from experiments.benchmark.labelling import MEAN, STD, write_photos
+from experiments.benchmark.labelling import write_photos
 from experiments.benchmark.work import Case, random_variables, variant
 from experiments.benchmark.worker_pipe import peak_mib
 from maskclip_jax.checkpoints.architecture import to_hf
+from maskclip_jax.checkpoints.folders import OPENAI_MEAN, OPENAI_STD
 from maskclip_jax.checkpoints.tokenizer import openai_tokenizer
 from maskclip_jax.checkpoints.weights import to_names
 from maskclip_jax.encoders.model import CLIP
@@ -35,7 +36,7 @@ def write_folder(folder: Path, name: str) -> Path:
     assert tokenizer is not None
     tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps(to_hf(config)))
-    preprocess = {"image_mean": MEAN, "image_std": STD, "resample": 3, "size": config.vision.image_size}
+    preprocess = {"image_mean": OPENAI_MEAN, "image_std": OPENAI_STD, "resample": 3, "size": config.vision.image_size}
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocess))
     variables = random_variables(CLIP(config, jnp.dtype("float32")), text=True)
     save_file(to_names(variables, config, "hf"), folder / "model.safetensors", {"format": "pt"})

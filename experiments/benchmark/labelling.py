@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image
 
 from experiments.benchmark import flops
-from experiments.benchmark.work import Case, random_clip, unit_rows
-from maskclip_jax.checkpoints.pretrained import Pretrained, Reading
+from experiments.benchmark.work import Case, random_pretrained, unit_rows
 from maskclip_jax.data.images import read_image
-from maskclip_jax.data.preprocess import Preprocess, prepare
+from maskclip_jax.data.preprocess import prepare
 from maskclip_jax.data.vocabulary import parse_classes
 from maskclip_jax.label.corpus import FileCorpus
 from maskclip_jax.label.labellers import Devices
@@ -24,7 +23,6 @@ from maskclip_jax.segment.grid import padded_batch, score_batch
 from maskclip_jax.segment.settings import PredictionSettings, prediction_settings
 
 SHAPES = ((375, 500), (375, 500), (375, 500), (500, 375))  # VOC's usual sizes, a quarter of them upright
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def write_photos(folder: Path, count: int) -> list[Path]:
@@ -45,11 +43,9 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 def random_settings(model: str, dtype: str, batch_size: int) -> PredictionSettings:
     """MaskCLIP without refinement, VOC's 20 classes, random weights of the real shapes."""
-    clip, variables = random_clip(model, dtype)
-    preprocess = Preprocess(MEAN, STD, multiple=clip.config.multiple)
-    pretrained = Pretrained(clip, variables, clip.config, lambda prompts: None, preprocess, Reading())
+    pretrained = random_pretrained(model, dtype)
     classes = parse_classes("voc20")
-    classifier = unit_rows(len(classes), clip.config.embed_dim)
+    classifier = unit_rows(len(classes), pretrained.config.embed_dim)
     return prediction_settings(classes, pretrained, classifier=classifier, batch_size=batch_size)
 
 

@@ -11,12 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark import flops
+from maskclip_jax.checkpoints.folders import OPENAI_MEAN, OPENAI_STD
+from maskclip_jax.checkpoints.pretrained import Pretrained, Reading
+from maskclip_jax.data.preprocess import Preprocess
 from maskclip_jax.encoders import config as families
 from maskclip_jax.encoders.config import CLIPConfig, TextConfig, ViTConfig
+from maskclip_jax.encoders.dense import dense_method
 from maskclip_jax.encoders.model import CLIP, fold
 from maskclip_jax.errors import UserError
-from maskclip_jax.ops.matmul import unit
+from maskclip_jax.ops.matmul import portable, unit
 from maskclip_jax.ops.module import shapes_of
+from maskclip_jax.segment.paired import paired
 from maskclip_jax.segment.refine import dense_logits, key_smoothing
 
 CLASSES = 59  # Pascal Context's
@@ -27,6 +32,11 @@ KIN = {  # with the least of text towers, which nothing here reads
     ),
     "TIPS B/14": CLIPConfig(
         ViTConfig(448, 14, *_B, **families.TIPS_VIT), TextConfig(8, 4, 768, 1, 1, 8, **families.TIPS_TEXT), 768
+    ),
+    "DINOv2 B/14": CLIPConfig(
+        ViTConfig(518, 14, *_B, activation="gelu", layer_norm_eps=1e-6, layer_scale=True, **families.DINO_VIT),
+        TextConfig(8, 4, 8, 1, 1, 8),
+        768,
     ),
 }
 
@@ -82,6 +92,13 @@ def random_variables(model: CLIP, *, text: bool = False) -> Any:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def random_pretrained(model: str, dtype: str) -> Pretrained:
+    """`random_clip` as loading gives it, with a tokenizer that knows no word."""
+    clip, variables = random_clip(model, dtype)
+    preprocess = Preprocess(OPENAI_MEAN, OPENAI_STD, multiple=clip.config.multiple)
+    return Pretrained(clip, variables, clip.config, lambda prompts: None, preprocess, Reading())
+
+
 def unit_rows(rows: int, width: int) -> np.ndarray:
     x = np.random.default_rng(1).standard_normal((rows, width), np.float32)
     return x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -110,6 +127,23 @@ def dense(model: str = "ViT-B/16", batch: int = 1, size: int = 512, dtype: str =
     text = jnp.asarray(unit_rows(CLASSES, clip.config.embed_dim))
     run, facts = compiled(lambda v, x, t: dense_logits(clip, v, x, t).logits, variables, images, text)
     return Case(run, batch * flops.dense(clip.config, size, size, CLASSES), batch, facts)
+
+
+def beside(method: str, model: str = "ViT-B/16", size: int = 512, dtype: str = "float32") -> Case:
+    """`dense` of one image by a method that asks DINOv2 B/14 which patches are alike. Operations as XLA counts them."""
+    pair = paired(random_pretrained(model, dtype), method, random_pretrained("DINOv2 B/14", dtype))
+    reading = dense_method(method, pair.config)
+    images = jnp.asarray(np.random.default_rng(2).standard_normal((1, size, size, 3), np.float32))
+    text = jnp.asarray(unit_rows(CLASSES, pair.config.embed_dim))
+
+    def scores(variables: Any, images: jax.Array, text: jax.Array) -> jax.Array:
+        return dense_logits(pair.model, variables, images, text, method=reading).logits
+
+    with portable():  # the plain program: what is counted is no loop
+        counted = jax.jit(scores).lower(pair.variables, images, text).cost_analysis()["flops"]
+    jax.clear_caches()
+    run, facts = compiled(scores, pair.variables, images, text)
+    return Case(run, counted, 1, facts)
 
 
 def smoothing(length: int = 4096, width: int = 768, order: str = "cheaper", times: int = 1) -> Case:

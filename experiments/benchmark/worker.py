@@ -42,7 +42,7 @@ def main() -> None:
 
     from experiments.benchmark.first_mask import first_mask
     from experiments.benchmark.labelling import label
-    from experiments.benchmark.work import dense, nothing, smoothing, train
+    from experiments.benchmark.work import beside, dense, nothing, smoothing, train
     from maskclip_jax.ops.compile_count import count_compiles
 
     options = spec["options"]
@@ -55,7 +55,7 @@ def main() -> None:
         return peak | case.facts | {"compiles": count.programs, "compile_seconds": count.seconds}
 
     cases = {"dense": dense, "smoothing": smoothing, "train": train, "label": label, "nothing": nothing}
-    cases |= {"first mask": first_mask}
+    cases |= {"first mask": first_mask, "backbone": beside}
     case = cases[spec["kind"]](**options)
     facts = {"flops": case.flops, "images": case.images, "device": device.device_kind, "platform": device.platform}
     with count_compiles() as count:  # from the first run on: what it takes to make the case is no part of it
