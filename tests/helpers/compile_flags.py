@@ -12,6 +12,7 @@ QUICK = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_use_fusion_emitters=false",
         "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_cpu_multi_thread_eigen=false",  # two test processes on two cores: threads only get in each other's way
     )
 )
 
