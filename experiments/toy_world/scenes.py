@@ -196,9 +196,12 @@ class Painter:
         rgb = (grey + (1.0 if thing.tint else thing.saturation) * (rgb - grey)) * gains.astype(np.float32)
         return Image.fromarray(np.concatenate([rgb.clip(0, 255).astype(np.uint8), rgba[..., 3:]], -1))
 
-    def draw_scene(self, layout: Layout) -> Scene:
-        """Pixels, labels and names of a layout. A pixel belongs to a glyph where its alpha is above one half."""
-        background, stuff = draw_ground(layout.ground)
+    def draw_scene(self, layout: Layout, ground: tuple[np.ndarray, np.ndarray] | None = None) -> Scene:
+        """Pixels, labels and names of a layout. A pixel belongs to a glyph where its alpha is above one half.
+
+        `ground`: image and stuff in the place of the layout's, as `draw_ground` returns them.
+        """
+        background, stuff = draw_ground(layout.ground) if ground is None else ground
         image = Image.fromarray(background.clip(0, 255).astype(np.uint8))
         labels = stuff + np.uint8(len(SCENE_OBJECTS))
         for thing in layout.things:

@@ -2,7 +2,8 @@
 
     python -m experiments.toy_world.score --model embedded --out experiments/toy_world/results/resnet.json
 
-Needs only what is in the repository (`heldout.zip`), no fonts. Thresholds of prompt denoising are swept.
+Needs only what is in the repository (`heldout.zip`), no fonts. Thresholds of prompt denoising are swept. With
+`--scenes`, those of an `.npz` file (of `make_scenes` or `other_scenes`) are scored instead.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from PIL import Image
 from maskclip_jax import load_clip
 from maskclip_jax.cli.common import progress
 from maskclip_jax.cli.demo import score as percentages
+from maskclip_jax.data.vocabulary import SCENE_CLASSES
 from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.predict import segment_images
@@ -45,6 +47,12 @@ def load_split(split: str, count: int) -> tuple[list[np.ndarray], list[np.ndarra
     return images, labels, names
 
 
+def load_file(path: Path, count: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+    """The same of an `.npz` file with `images` [N, H, W, 3] and `labels` [N, H, W]."""
+    with np.load(path) as file:
+        return list(file["images"][:count]), list(file["labels"][:count]), list(SCENE_CLASSES)
+
+
 def read_scenes(pretrained, scenes, classifier, title: str, **options) -> dict[str, float]:
     """mIoU (all, objects, stuff) and pixel accuracy in % of one reading of `load_split`'s scenes."""
     images, labels, names = scenes
@@ -62,9 +70,8 @@ def read_scenes(pretrained, scenes, classifier, title: str, **options) -> dict[s
     return {name: round(value, 2) for name, value in found.items()}
 
 
-def score(pretrained, split: str, count: int, readings=READINGS) -> dict[str, dict[str, float]]:
+def score(pretrained, split: str, scenes, readings=READINGS) -> dict[str, dict[str, float]]:
     """`read_scenes`, and seconds, of every reading."""
-    scenes = load_split(split, count)
     classifier = text_classifier(pretrained, scenes[2])
     out = {}
     for reading, options in readings.items():
@@ -79,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--scenes", type=Path, help="an .npz file instead of the held-out scenes")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     pretrained = load_clip(args.model)
@@ -88,11 +96,14 @@ def main() -> None:
         "protocol": f"short side {pretrained.preprocess.short_side}, stride {pretrained.config.stride}, 66 names, "
         f"templates {pretrained.reading.templates}",
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "heldout": score(pretrained, "heldout", args.count),
-        "heldout_twemoji": score(
-            pretrained, "heldout_twemoji", args.count, {k: READINGS[k] for k in ("naive", "MaskCLIP", "PD 0.3")}
-        ),
     }
+    if args.scenes:
+        result["scenes"] = str(args.scenes)
+        result["scores"] = score(pretrained, args.scenes.stem, load_file(args.scenes, args.count))
+    else:
+        few = {name: READINGS[name] for name in ("naive", "MaskCLIP", "PD 0.3")}
+        for split, readings in (("heldout", READINGS), ("heldout_twemoji", few)):
+            result[split] = score(pretrained, split, load_split(split, args.count), readings)
     if args.out:
         write_json(args.out, result)
         print(f"wrote {args.out}")

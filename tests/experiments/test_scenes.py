@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.toy_world import make_scenes
+from experiments.toy_world import make_scenes, other_scenes
 from experiments.toy_world.backgrounds import SIDE, Ground, draw_ground, sample_ground
 from experiments.toy_world.glyphs import EMOJI, GLYPH_SIDE, IN_STYLE, STYLES, TRAIN_STYLES
 from experiments.toy_world.scenes import (
@@ -60,6 +60,18 @@ def test_there_are_66_names_and_60_emoji():
     assert (EMOJI["dog"], EMOJI["ball"], EMOJI["hat"]) == ("🐕", "⚽", "🎩")
     # Both ends and the middle of the list could agree and its inside still be shifted by one.
     assert (EMOJI["cake"], EMOJI["bottle"], EMOJI["pizza"]) == ("🎂", "🍾", "🍕")
+
+
+def test_the_other_generator_composes_otherwise(painter):
+    """Heaps: most things lie on another one, hardly any in a training scene's way; and three stuffs in one scene."""
+    scenes = [other_scenes.draw(painter, index) for index in range(40)]
+    again = other_scenes.draw(painter, 7)
+    np.testing.assert_array_equal(again.image, scenes[7].image)
+    np.testing.assert_array_equal(again.labels, scenes[7].labels)
+    stuffs = [sum(c >= len(SCENE_OBJECTS) for c in scene.classes) for scene in scenes]
+    assert {1, 2, 3} <= set(stuffs)
+    shares = [np.mean(scene.labels < len(SCENE_OBJECTS)) for scene in scenes]
+    assert 0.2 < np.mean(shares) < 0.5
 
 
 def test_a_layout_is_a_function_of_split_and_index():
