@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -27,7 +28,8 @@ def test_every_command_is_known_here():
 
 def test_the_gate_runs_what_the_readme_opens_with():
     gate = (ROOT / ".ci" / "run").read_text()
-    assert "pip install -q -r tests/requirements.txt" in gate  # it includes requirements.txt
+    assert "\ninstall -r tests/requirements.txt\n" in gate  # it includes requirements.txt
+    assert re.search(r"^install\(\) .* pip install -q \"\$@\"; }$", gate, re.MULTILINE)
     assert (ROOT / "tests" / "requirements.txt").read_text().startswith("-r ../requirements.txt")
     assert "\npython -m pytest  " in gate
     assert "\npython run.py demo" in gate
