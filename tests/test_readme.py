@@ -3,7 +3,6 @@
 import contextlib
 import io
 import re
-import re
 import shlex
 import shutil
 from pathlib import Path
