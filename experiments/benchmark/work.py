@@ -140,10 +140,10 @@ def beside(method: str, model: str = "ViT-B/16", size: int = 512, dtype: str = "
         return dense_logits(pair.model, variables, images, text, method=reading).logits
 
     with portable():  # the plain program: what is counted is no loop
-        counted = jax.jit(scores).lower(pair.variables, images, text).cost_analysis()["flops"]
+        counted = jax.jit(scores).lower(pair.variables, images, text).cost_analysis() or {}
     jax.clear_caches()
     run, facts = compiled(scores, pair.variables, images, text)
-    return Case(run, counted, 1, facts)
+    return Case(run, counted.get("flops", 0.0), 1, facts)
 
 
 def smoothing(length: int = 4096, width: int = 768, order: str = "cheaper", times: int = 1) -> Case:
