@@ -54,8 +54,9 @@ class Deployed(NamedTuple):
     def shapes(self, height: Any, width: Any, classes: Any) -> list[jax.ShapeDtypeStruct]:
         """The inputs for these sides and, for a segmenter, that many classes; numbers or symbols."""
         image = jax.ShapeDtypeStruct((1, height, width, 3), np.uint8)
-        rows = jax.ShapeDtypeStruct((classes, self.width), np.float32)
-        return [image] if self.width is None else [image, rows]
+        if self.width is None:
+            return [image]
+        return [image, jax.ShapeDtypeStruct((classes, self.width), np.float32)]
 
 
 def deployed_student(trained: TrainedStudent, size: Size = None) -> Deployed:
