@@ -35,8 +35,8 @@ def finished(run: Callable[[], None]) -> Callable[[], None]:
     return whole
 
 
-def dense(model: str, batch: int, dtype: str, compiled: bool) -> tuple[Runs, float]:
-    """Dense logits at 512²: name -> one run of the same work, and its operations."""
+def dense(model: str, batch: int, dtype: str, compiled: bool) -> tuple[Runs, work.Case]:
+    """Dense logits at 512²: name -> one run of the same work, and ours."""
     import torch  # pyright: ignore[reportMissingImports]
     import torch_worker
 
@@ -48,10 +48,10 @@ def dense(model: str, batch: int, dtype: str, compiled: bool) -> tuple[Runs, flo
         out["PyTorch, fused attention"] = finished(eager)
         if compiled:
             out["PyTorch, compiled"] = finished(torch.compile(torch_worker.dense(model, batch, 512, dtype)))
-    return out, ours.flops
+    return out, ours
 
 
-def step(model: str, batch: int, dtype: str, compiled: bool) -> tuple[Runs, float]:
+def step(model: str, batch: int, dtype: str, compiled: bool) -> tuple[Runs, work.Case]:
     """A training step of the ResNet-101 DeepLabv2 at 512²."""
     import torch  # pyright: ignore[reportMissingImports]
     import torch_worker
@@ -59,13 +59,13 @@ def step(model: str, batch: int, dtype: str, compiled: bool) -> tuple[Runs, floa
     ours = work.train("resnet101", batch, 512, dtype=dtype)
     with torch.device("cuda"):
         theirs = finished(torch_worker.train(batch, 512, dtype=dtype))
-    return {"ours": ours.run, "PyTorch": theirs}, ours.flops
+    return {"ours": ours.run, "PyTorch": theirs}, ours
 
 
-def label(model: str, batch: int, dtype: str, compiled: bool) -> tuple[Runs, float]:
+def label(model: str, batch: int, dtype: str, compiled: bool) -> tuple[Runs, work.Case]:
     """`label` from JPEG to file, 16 batches."""
     ours = labelling.label("all", model, 16 * batch, batch, dtype)
-    return {"ours": ours.run}, ours.flops
+    return {"ours": ours.run}, ours
 
 
 def matrix_rate(dtype: str, side: int = 8192) -> float:
@@ -104,8 +104,7 @@ def main() -> None:
         if time.monotonic() - began > args.budget:
             print(f"{kind} {model}, batch {batch}: not measured, the budget is spent")
             continue
-        runs, flops = {"dense": dense, "step": step, "label": label}[kind](model, batch, args.dtype, args.compiled)
-        images = batch * (16 if kind == "label" else 1)
+        runs, ours = {"dense": dense, "step": step, "label": label}[kind](model, batch, args.dtype, args.compiled)
         for run in runs.values():  # compile, then once warm
             run()
             run()
@@ -116,11 +115,11 @@ def main() -> None:
         for name, all_times in times.items():
             seconds = statistics.median(all_times)
             row = {"case": kind, "model": model, "batch": batch, "rival": name, "seconds": seconds}
-            row |= {"share": flops / seconds / rate, "fastest": min(all_times), "slowest": max(all_times)}
+            row |= {"share": ours.flops / seconds / rate, "fastest": min(all_times), "slowest": max(all_times)}
             rows.append(row)
             print(
-                f"{kind:<5} {model:<10} batch {batch:<3} {name:<30} {1e3 * seconds / images:7.2f} ms an image "
-                f"({1e3 * min(all_times) / images:.2f}-{1e3 * max(all_times) / images:.2f}), "
+                f"{kind:<5} {model:<10} batch {batch:<3} {name:<30} {1e3 * seconds / ours.images:7.2f} ms an image "
+                f"({1e3 * min(all_times) / ours.images:.2f}-{1e3 * max(all_times) / ours.images:.2f}), "
                 f"{100 * row['share']:.0f}% of the matrix rate",
                 flush=True,
             )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.harness.records import with_errors
 from experiments.toy_world.backgrounds import SIDE, draw_ground, sample_ground
 from experiments.toy_world.glyphs import IN_STYLE, load_glyphs
 from experiments.toy_world.scenes import Layout, Painter, Scene, Thing
@@ -79,14 +80,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/scenes/other.npz"))
     parser.add_argument("--npm", default="/tmp/npm", help="folder with the iconify-json-*.tgz tarballs")
     args = parser.parse_args()
-    painter = Painter(load_glyphs(args.npm))
-    scenes = [draw(painter, index) for index in range(args.count)]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(args.out) as temporary, temporary.open("wb") as file:
+    if args.count < 1:
+        parser.error(f"--count is a number of scenes from 1 on, got {args.count}")
+    with_errors(lambda: write_scenes(args.count, args.out, args.npm))
+
+
+def write_scenes(count: int, out: Path, npm: str) -> None:
+    """An `.npz` file of `images` and `labels`. Raises UserError where glyphs are missing."""
+    painter = Painter(load_glyphs(npm))
+    scenes = [draw(painter, index) for index in range(count)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file, images=np.stack([s.image for s in scenes]), labels=np.stack([s.labels for s in scenes])
         )
-    print("wrote", args.out)
+    print("wrote", out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m experiments.toy_world.score --model embedded --out experiments/toy_world/results/resnet.json
 
 Needs only what is in the repository (`heldout.zip`), no fonts. Thresholds of prompt denoising are swept. With
-`--scenes`, those of an `.npz` file (of `make_scenes` or `other_scenes`) are scored instead.
+`--scenes`, those of another data source (an `.npz` file of `make_scenes` or `other_scenes`) are scored instead.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from experiments.harness.records import with_errors
 from maskclip_jax import load_clip
 from maskclip_jax.cli.common import progress
 from maskclip_jax.cli.demo import score as percentages
+from maskclip_jax.data.sources import open_source
 from maskclip_jax.data.vocabulary import SCENE_CLASSES
 from maskclip_jax.data.whole_files import write_json
+from maskclip_jax.errors import UserError
 from maskclip_jax.segment.classifier import text_classifier
 from maskclip_jax.segment.predict import segment_images
 
@@ -47,10 +50,13 @@ def load_split(split: str, count: int) -> tuple[list[np.ndarray], list[np.ndarra
     return images, labels, names
 
 
-def load_file(path: Path, count: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-    """The same of an `.npz` file with `images` [N, H, W, 3] and `labels` [N, H, W]."""
-    with np.load(path) as file:
-        return list(file["images"][:count]), list(file["labels"][:count]), list(SCENE_CLASSES)
+def load_source(text: str, count: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+    """The same of another source (`open_source`). Raises UserError where it has no masks."""
+    source = open_source(text)
+    examples = [source[i] for i in range(min(count, len(source)))]
+    if any(one.labels is None for one in examples):
+        raise UserError(f"scores need masks, but {text} has none: add labels")
+    return [one.image for one in examples], [one.labels for one in examples], list(SCENE_CLASSES)
 
 
 def read_scenes(pretrained, scenes, classifier, title: str, **options) -> dict[str, float]:
@@ -86,9 +92,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--scenes", type=Path, help="an .npz file instead of the held-out scenes")
+    parser.add_argument("--scenes", metavar="SOURCE", help="an .npz file or folder instead of the held-out scenes")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    with_errors(lambda: write_scores(args))
+
+
+def write_scores(args: argparse.Namespace) -> None:
+    """Prints all scores, and writes them to `--out`. Raises UserError for a model or source that is none."""
+    other = load_source(args.scenes, args.count) if args.scenes else None
     pretrained = load_clip(args.model)
     result = {
         "model": args.model,
@@ -97,9 +109,9 @@ def main() -> None:
         f"templates {pretrained.reading.templates}",
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
     }
-    if args.scenes:
-        result["scenes"] = str(args.scenes)
-        result["scores"] = score(pretrained, args.scenes.stem, load_file(args.scenes, args.count))
+    if other is not None:
+        result["scenes"] = args.scenes
+        result["scores"] = score(pretrained, Path(args.scenes).stem, other)
     else:
         few = {name: READINGS[name] for name in ("naive", "MaskCLIP", "PD 0.3")}
         for split, readings in (("heldout", READINGS), ("heldout_twemoji", few)):

@@ -213,6 +213,8 @@ def main() -> None:
     parser.add_argument("--closeups", type=lambda s: tuple(map(float, s.split(","))), default=Training.closeups)
     args = parser.parse_args()
     run = Training(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Training)})
+    if not 0 < run.objects < 1:
+        parser.error(f"--objects is a share between 0 and 1, got {run.objects:g}: {Training.objects} was right here")
     args.out.mkdir(parents=True, exist_ok=True)
     settings = args.out / "training.json"
     wanted = json.loads(json.dumps(dataclasses.asdict(run)))

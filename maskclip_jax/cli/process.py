@@ -56,13 +56,10 @@ def give_back_after_compiling() -> None:
     A ResNet-101's step takes 0.7 GiB to compile, and the temporaries it then runs in are one block that fits nowhere in
     between: a process that keeps its memory would hold both to its end.
     """
-    from maskclip_jax.ops.memory import trimmer
-
-    if (trim := trimmer()) is None:
-        return
     import jax
 
     from maskclip_jax.ops.compile_count import COMPILED
+    from maskclip_jax.ops.memory import trim
 
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: event == COMPILED and trim())
 

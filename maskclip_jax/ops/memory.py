@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
@@ -18,10 +17,9 @@ def resident_bytes() -> int | None:
         return None
 
 
-def trimmer() -> Callable[[], object] | None:
-    """What gives freed memory back to the system; None where the C library has no such call."""
+def trim() -> None:
+    """Gives freed memory back to the system; nothing happens where the C library has no such call."""
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):
-        return None
-    return lambda: trim(0)
+        return

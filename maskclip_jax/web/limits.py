@@ -14,7 +14,7 @@ from maskclip_jax.encoders.config import ViTConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import round_up
 from maskclip_jax.ops.compile_count import count_compiles
-from maskclip_jax.ops.memory import resident_bytes, trimmer
+from maskclip_jax.ops.memory import resident_bytes, trim
 from maskclip_jax.segment.grid import attention_bytes
 from maskclip_jax.segment.settings import PredictionSettings
 from maskclip_jax.segment.windows import plan_windows, window_side
@@ -124,8 +124,7 @@ class Programs:
         if self.count > self.most or (self.count and self._others() - self._base > self.room):
             jax.clear_caches()
             gc.collect()
-            if trim := trimmer():
-                trim()
+            trim()
             self._before, self.cleared, self._base = self._compiled.programs, self.cleared + 1, self._others()
 
     def close(self) -> None:

@@ -36,11 +36,12 @@ from pathlib import Path
 import jax
 from maskclip_jax.cli.process import give_back_after_compiling, keep_memory
 from maskclip_jax.ops.compile_count import COMPILED
+from maskclip_jax.ops.memory import resident_bytes
 if not keep_memory():
     sys.exit(3)
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+resident = lambda: resident_bytes() / 2**20
 compiling, stays = libc.malloc(2**27), libc.malloc(2**10)  # what stays is above: without a word nothing can be trimmed
 ctypes.memset(compiling, 1, 2**27)
 libc.free(compiling)

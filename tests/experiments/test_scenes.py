@@ -1,6 +1,7 @@
 """Emoji scenes with glyphs of one colour, so that every pixel can be worked out by hand. No font, no tarball."""
 
 import io
+import itertools
 import json
 import re
 import zipfile
@@ -49,6 +50,12 @@ def thing(label: int, side: float, centre=(0.5, 0.5), style="noto", tint="") -> 
     return Thing(label, style, tint, side, centre, 0.0, False, (1.0, 1.0, 1.0), 1.0)
 
 
+def nearest(things) -> float:
+    """The least distance of two things, in means of their sides."""
+    pairs = itertools.combinations(things, 2)
+    return min(np.hypot(*np.subtract(a.centre, b.centre)) / ((a.side + b.side) / 2) for a, b in pairs)
+
+
 def box(labels: np.ndarray, label: int) -> tuple[int, int, int, int]:
     rows, columns = np.nonzero(labels == label)
     assert len(rows) == (rows.max() + 1 - rows.min()) * (columns.max() + 1 - columns.min())  # a full rectangle
@@ -63,13 +70,16 @@ def test_there_are_66_names_and_60_emoji():
 
 
 def test_the_other_generator_composes_otherwise(painter):
-    """Heaps: most things lie on another one, hardly any in a training scene's way; and three stuffs in one scene."""
+    """Things overlap more than in a training scene, up to three stuffs meet, and a scene is a function of its index."""
     scenes = [other_scenes.draw(painter, index) for index in range(40)]
     again = other_scenes.draw(painter, 7)
     np.testing.assert_array_equal(again.image, scenes[7].image)
     np.testing.assert_array_equal(again.labels, scenes[7].labels)
     stuffs = [sum(c >= len(SCENE_OBJECTS) for c in scene.classes) for scene in scenes]
     assert {1, 2, 3} <= set(stuffs)
+    heaps = [other_scenes.heap(np.random.default_rng(index)) for index in range(200)]
+    scattered = [sample_layout("train", index).things for index in range(200)]
+    assert np.mean([nearest(t) for t in heaps]) < 0.6 * np.mean([nearest(t) for t in scattered if len(t) > 1])
     shares = [np.mean(scene.labels < len(SCENE_OBJECTS)) for scene in scenes]
     assert 0.2 < np.mean(shares) < 0.5
 
