@@ -78,7 +78,7 @@ def _label(dtype: str, images: int, model: str) -> dict:
 
 def _first_mask(torch: str | None, model: str | None) -> dict:
     out = {}
-    for name in [model] if model else ["ViT-B/16", "embedded-vit"]:
+    for name in [model] if model else ["ViT-B/16", "embedded"]:
         rivals = [
             Rival("ours, second run", "first mask", {"model": name}),
             Rival("ours, nothing compiled yet", "first mask", {"model": name, "compiled": False}),

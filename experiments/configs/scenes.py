@@ -4,41 +4,34 @@
     python run.py distill experiments/configs/scenes.py:demo --out runs/demo
 
     python -m experiments.toy_world.make_scenes --train 40000 --heldout 500 --out data/scenes
-    python -m experiments.toy_world.label_scenes --model embedded --pamr 10 --keep 0.5 --keep-stuff 0.65 \
-        --prompt-denoising 0 --scenes data/scenes/train --out data/labels-resnet
-    python -m experiments.toy_world.label_scenes --model embedded --pamr 10 --balance 0.7 --count 20000 --keep 0.35 \
-        --keep-stuff 0.65 --prompt-denoising 0 --scenes data/scenes/train --out data/labels-balanced
-    python -m experiments.toy_world.label_scenes --scenes data/scenes/train --out data/labels-vit
-    python run.py distill experiments/configs/scenes.py:large --set seed=0 --out runs/large-0
-    python -m experiments.toy_world.export experiments/toy_world/started/resnet data/started-resnet
-    python -m experiments.toy_world.label_scenes --model embedded-vit --pamr 4 --balance 0.5 --count 6000 --keep 0.5 \
-        --keep-stuff 0.65 --scenes data/scenes/train --out data/labels-vit-balanced
-    python run.py distill experiments/configs/scenes.py:balanced_vit --out runs/balanced-vit
-    python run.py convert runs/balanced-vit maskclip_jax/assets/student_scenes --dtype float16
+    python -m experiments.toy_world.label_scenes --pamr 4 --balance 0.5 --count 16000 --keep 0.5 --keep-stuff 0.65 \
+        --scenes data/scenes/train --out data/labels
+    python -m experiments.toy_world.label_scenes --model embedded-resnet --pamr 4 --balance 0.5 --count 16000 \
+        --keep 0.5 --keep-stuff 0.65 --scenes data/scenes/train --out data/labels-resnet
+    python run.py distill experiments/configs/scenes.py:large --out runs/large-0
+    python run.py convert runs/large-0 maskclip_jax/assets/student_scenes --dtype float16
 
 Variants (`FILE.py:NAME`):
 
     annotation_free   436 images of the shipped archive, without their masks; scored on the 64 scenes of the demo,
                       which are the archive's first: no image is both trained on and scored
-    from_clip         the same, with a student whose backbone starts from CLIP's image tower, as the paper's starts from
-                      ImageNet: it needs far fewer steps
-    demo              from_clip, taught by the ViT, as much as two cores do in three minutes (24.1 mIoU on the 64)
-    large             6,000 generated scenes with labels made before (`label_scenes`), scored on all 500 held-out
-                      scenes, as are those below; all but the finetuned ones start from the ResNet's image tower
-    balanced          20,000 scenes with labels that say every object as often (`--balance`), 3,000 steps
-    balanced_vit      6,000 scenes with balanced labels of the ViT; from the tower of the ResNet in `toy_world/started`,
-                      which has seen captions alone too; 0.94 M weights, 1.9 MB in float16
-    zero_shot         six classes without annotation: teacher's labels, then the student's own
-    supervised        all annotations, the upper bound of zero_shot
+    from_clip         the same, with a student whose backbone starts from the ResNet's image tower, as the paper's
+                      starts from ImageNet: it needs far fewer steps
+    demo              from_clip, as much as two cores do in three minutes
+    large             what ships: 16,000 generated scenes with labels made before (`label_scenes`: of the ViT, every
+                      object as often), scored on all 500 held-out scenes, as are those below; all but the finetuned
+                      ones start from the ResNet's image tower, which has seen captions alone too
+    large_resnet      large with the ResNet as teacher
     second_round      large once more, with large's student as the teacher of the next (labels by `label_scenes --model
-                      runs/large-0 --pamr 10 --keep 0.5 --keep-stuff 0.65 --prompt-denoising 0`)
-    large_vit         large with the ViT as teacher
-    ablation, ablation_denoised, ablation_raw, ablation_feature, ablation_vit, ablation_sclip, ablation_psp,
+                      runs/large-0 --pamr 4 --keep 0.5 --keep-stuff 0.65 --prompt-denoising 0 --count 16000`)
+    zero_shot         six classes without annotation: teacher's labels, then the student's own
+    zero_shot_guided  zero_shot without its second phase: the teacher labels to the end
+    supervised        all annotations, the upper bound of zero_shot
+    ablation, ablation_denoised, ablation_raw, ablation_feature, ablation_resnet, ablation_sclip, ablation_psp,
     ablation_v3plus
                       400 steps, the backbone at a tenth of the rate: as large, with labels made in the step (denoised,
-                      as they come), with L1 to the teacher's features (which loses), with the ViT as teacher, with
+                      as they come), with L1 to the teacher's features (which loses), with the ResNet as teacher, with
                       the ViT read as SCLIP reads it, with other students
-    zero_shot_guided  zero_shot without its second phase: the teacher labels to the end
     finetuned_identity, finetuned_linear, finetuned_mlp
                       the paper's section 3.2, which fails on unseen classes: CLIP's own tower trained on seen ones
 
@@ -57,13 +50,13 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.students import StudentConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+ASSETS = ROOT / "maskclip_jax" / "assets"
 ARCHIVE = ROOT / "experiments" / "toy_world" / "heldout.zip"
 UNSEEN = ("cow", "bus", "banana", "guitar", "castle", "snowman")
 
-RESNET = TeacherConfig(model="embedded", dense_stride=8)
-VIT = dataclasses.replace(RESNET, model="embedded-vit")
-DENOISED = dataclasses.replace(RESNET, prompt_denoising=0.3)
-DENOISED_VIT = dataclasses.replace(VIT, prompt_denoising=0.7)
+VIT = TeacherConfig(model="embedded", dense_stride=8)
+RESNET = dataclasses.replace(VIT, model="embedded-resnet")
+DENOISED = dataclasses.replace(VIT, prompt_denoising=0.5)
 
 # Dilations for an image of 12-16 positions a side: the published ones, 6 to 24, would see padding only.
 STUDENT = StudentConfig(width=128, backbone="small", rates=(1, 2, 4, 6), dropout=0.1)
@@ -75,57 +68,50 @@ SMALL_STUDENT = dataclasses.replace(CLIP_STUDENT, bottleneck=128, rates=(1, 3))
 FROM_CLIP = {
     "student": CLIP_STUDENT,
     "backbone_rate": 0.1,
-    "backbone_weights": str(ROOT / "maskclip_jax" / "assets" / EMBEDDED["embedded"] / "open_clip_model.safetensors"),
+    "backbone_weights": str(
+        ROOT / "maskclip_jax" / "assets" / EMBEDDED["embedded-resnet"] / "open_clip_model.safetensors"
+    ),
     "image_mean": OPENAI_MEAN,  # what those weights were trained with
     "image_std": OPENAI_STD,
 }
+
+# What ships: 0.94 M weights, 1.9 MB in float16.
+LARGE = {"student": SMALL_STUDENT, "backbone_rate": 0.3, "batch_size": 32, "steps": 5000, "evaluate_every": 1000}
 
 
 def config(name: str = "annotation_free") -> DistillConfig:
     """A variant by name."""
     shipped = {"train_data": f"{ARCHIVE}!heldout[64:]", "eval_data": "scenes", "teacher": DENOISED}
     generated = FROM_CLIP | {
-        "train_data": f"{ROOT / 'data' / 'scenes' / 'train'}[0:6000]",
+        "train_data": f"{ROOT / 'data' / 'scenes' / 'train'}[0:16000]",
         "eval_data": f"{ARCHIVE}!heldout",
         "evaluate_every": 400,
         "checkpoint_every": 200,
     }
-    splits = {"unseen": UNSEEN, "teacher": VIT}
-    long = {"steps": 2400, "backbone_rate": 0.3}
-    balanced = {"train_data": f"{ROOT / 'data' / 'scenes' / 'train'}[0:20000]", "steps": 3000}
-    balanced["labels_from"] = str(ROOT / "data" / "labels-balanced")
-    balanced_vit = {
-        "train_data": f"{ROOT / 'data' / 'scenes' / 'train'}[0:6000]",
-        "labels_from": str(ROOT / "data" / "labels-vit-balanced"),
-        "teacher": VIT,
-        "student": SMALL_STUDENT,
-        "backbone_weights": str(ROOT / "data" / "started-resnet" / "open_clip_model.safetensors"),
-        "steps": 1600,
-        "evaluate_every": 800,
-    }
-    labelled = {"labels_from": str(ROOT / "data" / "labels-resnet")}
+    splits = {"unseen": UNSEEN}
+    labels = lambda name: {"labels_from": str(ROOT / "data" / name)}  # noqa: E731
+    large = generated | labels("labels") | LARGE
     ablation = generated | {"steps": 400, "evaluate_every": 200, "checkpoint_every": 200}
     short = {"steps": 500, "evaluate_every": 250, "checkpoint_every": 250}
     variants = {
         "annotation_free": shipped | {"steps": 1500, "evaluate_every": 250, "checkpoint_every": 250},
         "from_clip": shipped | FROM_CLIP | {"steps": 1000, "evaluate_every": 250, "checkpoint_every": 250},
-        "demo": shipped
-        | FROM_CLIP
-        | {"teacher": DENOISED_VIT}
-        | {"steps": 250, "evaluate_every": 250, "checkpoint_every": 250},
-        "large": generated | labelled | long,
-        "balanced": generated | long | balanced,
-        "balanced_vit": generated | long | balanced_vit,
-        "second_round": generated | {"labels_from": str(ROOT / "data" / "labels-second")} | long | {"steps": 2000},
-        "large_vit": generated | {"teacher": VIT, "labels_from": str(ROOT / "data" / "labels-vit")} | long,
-        "ablation": ablation | labelled,
+        "demo": shipped | FROM_CLIP | {"steps": 250, "evaluate_every": 250, "checkpoint_every": 250},
+        "large": large,
+        "large_resnet": large | {"teacher": RESNET} | labels("labels-resnet"),
+        "second_round": large | labels("labels-second") | {"steps": 2000},
+        "ablation": ablation | labels("labels"),
         "ablation_denoised": ablation | {"teacher": DENOISED},
         "ablation_raw": ablation,
         "ablation_feature": ablation | {"mode": "feature"},
-        "ablation_vit": ablation | {"teacher": VIT, "labels_from": str(ROOT / "data" / "labels-vit")},
-        "ablation_sclip": ablation | {"teacher": dataclasses.replace(DENOISED_VIT, method="sclip")},
-        "ablation_psp": ablation | labelled | {"student": dataclasses.replace(CLIP_STUDENT, head="pspnet", rates=None)},
-        "ablation_v3plus": ablation | labelled | {"student": dataclasses.replace(CLIP_STUDENT, head="deeplabv3plus")},
+        "ablation_resnet": ablation | {"teacher": RESNET} | labels("labels-resnet"),
+        "ablation_sclip": ablation | {"teacher": dataclasses.replace(DENOISED, method="sclip")},
+        "ablation_psp": ablation
+        | labels("labels")
+        | {"student": dataclasses.replace(CLIP_STUDENT, head="pspnet", rates=None)},
+        "ablation_v3plus": ablation
+        | labels("labels")
+        | {"student": dataclasses.replace(CLIP_STUDENT, head="deeplabv3plus")},
         "zero_shot": generated | splits | {"mode": "zero-shot", "self_training": True, "guided_steps": 250} | short,
         "zero_shot_guided": generated | splits | {"mode": "zero-shot"} | short,
         "supervised": generated | splits | {"mode": "supervised"} | short,
@@ -142,7 +128,7 @@ def config(name: str = "annotation_free") -> DistillConfig:
 COMMON = {
     "classes": "scenes66",
     "student": STUDENT,
-    "teacher": RESNET,
+    "teacher": VIT,
     "batch_size": 16,
     "crop_size": 96,
     "optimizer": "adamw",

@@ -63,7 +63,7 @@ SMOOTHINGS = {  # row: (keys less their mean over the image, temperature of a so
     "centred keys, temperature 0.1": (True, 0.1, 1),
     "centred keys, temperature 0.1, threshold 0.5": (True, 0.1, 0.5),
 }
-MODELS = {"resnet": "embedded", "vit": "embedded-vit"}
+MODELS = {"resnet": "embedded-resnet", "vit": "embedded"}
 TEMPLATES = {"single": "1 template", "scene": "5", "imagenet": "80", "maskclip": "85"}
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
 STRIDES = (32, 16, 8)
@@ -72,8 +72,8 @@ STUDENTS = {  # row: (variant on the scenes, protocol at full size)
     "labels made in the step, denoised (the paper's way)": ("ablation_denoised", "annotation_free_refined"),
     "labels made in the step, as they come": ("ablation_raw", "annotation_free"),
     "feature distillation": ("ablation_feature", "feature"),
-    "teacher: ViT": ("ablation_vit", None),
-    "teacher: ViT, read by SCLIP, labels made in the step": ("ablation_sclip", None),
+    "teacher: ResNet": ("ablation_resnet", None),
+    "teacher read by SCLIP, labels made in the step": ("ablation_sclip", None),
     "student: PSPNet": ("ablation_psp", None),
     "student: DeepLabv3+": ("ablation_v3plus", None),
     "zero-shot, self-training": ("zero_shot", "zero_shot"),
@@ -90,7 +90,7 @@ def cells(settings: Settings) -> list[Cell]:
         make = functools.partial(teacher_cell, model=model, data="scenes", count=count)
         found += [make(f"templates/{short}/{name}", templates=name) for name in TEMPLATES]
         found += [make(f"denoising/{short}/{t:g}", prompt_denoising=t) for t in THRESHOLDS]
-    make = functools.partial(teacher_cell, model="embedded", data="scenes", count=count)
+    make = functools.partial(teacher_cell, model="embedded-resnet", data="scenes", count=count)
     found += [make(f"stride/resnet/{stride}", dense_stride=stride) for stride in STRIDES]
     keys = settings.scenes(KEY_SCENES)
     for short, model in MODELS.items():

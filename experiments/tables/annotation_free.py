@@ -8,8 +8,8 @@ Published (mIoU, %; released README, `--fidelity released`): MaskCLIP R50 41.5 /
 COCO-Stuff171, MaskCLIP+ 58.0 / 23.9 / 13.8. Ours on the scenes: experiments/README.md, written from
 results/annotation_free.embedded.json. Not run at full size: data sets and checkpoints are the user's to download.
 
-MaskCLIP+ is scored where its student is in --runs; the variants are those of `configs/scenes.py` (`balanced`
-for the ResNet teacher, `large_vit` for the ViT) and of `configs/paper.py`.
+MaskCLIP+ is scored where its student is in --runs; the variants are those of `configs/scenes.py` (`large`
+for the ViT teacher, `large_resnet` for the ResNet) and of `configs/paper.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from experiments.harness.scoring import (
 NAME = "annotation_free"
 TITLE = "Annotation-free segmentation (Tables 1 and 2)"
 SCENES = 500
-MODELS = {"resnet": "embedded", "vit": "embedded-vit"}
+MODELS = {"resnet": "embedded-resnet", "vit": "embedded"}
 FULL = ("voc20", "context59", "cocostuff171")
 PUBLISHED = {  # MaskCLIP of the released README; the two of +KS+PD come from a secondary source
     "voc20/r50/MaskCLIP": 41.5,
@@ -53,11 +53,11 @@ PUBLISHED = {  # MaskCLIP of the released README; the two of +KS+PD come from a 
 }
 READINGS = ("naive", "MaskCLIP", "+KS", "+PD", "+KS+PD")
 PLUS = "MaskCLIP+"
-# The ResNet's students: row -> variant, seeds. The second round learns from the labels of the row before it.
-ROUNDS = {
-    PLUS: ("balanced", (0, 1, 2)),
-    f"{PLUS}, labels not balanced": ("large", (0, 1, 2)),
-    f"{PLUS}, second round": ("second_round", (0, 1)),
+# The ViT's students: row -> data, variant, seeds. The second round learns from the labels of the first one's seed 0.
+STUDENTS = {
+    PLUS: ("scenes", "large", (0, 1, 2)),
+    f"{PLUS}, second round": ("scenes", "second_round", (0, 1)),
+    f"{PLUS}, on Twemoji": ("twemoji", "large", (0, 1, 2)),
 }
 
 
@@ -82,42 +82,48 @@ def _embedded(settings: Settings) -> list[Cell]:
             for name in READINGS:
                 options = reading_options(name, threshold)
                 found.append(teacher_cell(f"{data}/{short}/{name}", model, data, count, **options))
-            variant = {"resnet": ROUNDS[PLUS][0], "vit": "large_vit"}[short]
+            variant = {"resnet": "large_resnet", "vit": "large"}[short]
             found.append(student_cell(settings, f"{data}/{short}/{PLUS}", variant, data=data, count=count))
-    for row, (variant, seeds) in ROUNDS.items():
-        missing = [seed for seed in seeds if seed_key(row, seed) not in {cell.key for cell in found}]
-        found += [student_cell(settings, seed_key(row, n), variant, count=count, seed=n) for n in missing]
+    known = {cell.key for cell in found}
+    for row, (data, variant, seeds) in STUDENTS.items():
+        missing = [seed for seed in seeds if seed_key(row, seed) not in known]
+        found += [student_cell(settings, seed_key(row, n), variant, data=data, count=count, seed=n) for n in missing]
     return found
 
 
 def seed_key(row: str, seed: int) -> str:
-    """The cell of a seed of one of the ResNet's students."""
-    return seeded(f"scenes/resnet/{row}", seed)
+    """The cell of a seed of one of the ViT's students."""
+    data, variant, _ = STUDENTS[row]
+    return seeded(f"{data}/vit/{PLUS if variant == 'large' else row}", seed)
 
 
-def _rounds(found: dict[str, Found]) -> list[str | Figure]:
-    """The ResNet's students, seed by seed, beside their teacher's best reading; their curves."""
-    best = max((s for name in READINGS if (s := score(found, f"scenes/resnet/{name}")) is not None), default=None)
-    if best is None:
-        return []
-    rows, lines, most = [], {}, max(len(seeds) for _, seeds in ROUNDS.values())
-    for row, (_, seeds) in ROUNDS.items():
+def best_reading(found: dict[str, Found], data: str) -> float | None:
+    """mIoU of the ViT's best reading without training."""
+    return max((s for name in READINGS if (s := score(found, f"{data}/vit/{name}")) is not None), default=None)
+
+
+def _students(found: dict[str, Found]) -> list[str | Figure]:
+    """The ViT's students, seed by seed, beside their teacher's best reading; their curves on the scenes."""
+    rows, lines = [], {}
+    most = max(len(seeds) for *_, seeds in STUDENTS.values())
+    for row, (data, _, seeds) in STUDENTS.items():
+        best = best_reading(found, data)
         known = [found[seed_key(row, seed)].scores for seed in seeds]
-        lines |= {f"{row}, seed {seed}": dict(s.get("curve", [])) for seed, s in zip(seeds, known, strict=True) if s}
+        if data == "scenes":
+            lines |= {f"{row}, seed {n}": dict(s.get("curve", [])) for n, s in zip(seeds, known, strict=True) if s}
         scores = [None if s is None else s["mIoU"] for s in known]
         mean, deviation = spread(scores)
-        over = None if mean is None else f"{mean - best:+.1f}"
-        rows.append((row, *scores, *[""] * (most - len(scores)), mean, deviation, over))
-    head = ("", *(f"seed {n}" for n in range(most)), "mean", "standard deviation", f"over {best:.1f}")
+        over = None if mean is None or best is None else f"{mean - best:+.1f}"
+        rows.append((row, *scores, *[""] * (most - len(scores)), mean, deviation, best, over))
+    head = ("", *(f"seed {n}" for n in range(most)), "mean", "standard deviation", "the teacher's best", "over it")
     out: list[str | Figure] = [
-        f"The ResNet's students, mIoU in % on the scenes, and how far their mean is over the best of their teacher's "
-        f"readings above ({best:.1f}):\n",
+        "The ViT's students, mIoU in %, and how far their mean is over the best of their teacher's readings above:\n",
         table([head, *rows]),
     ]
     if steps := sorted({step for line in lines.values() for step in line}):
         series = {name: [line.get(step) for step in steps] for name, line in lines.items()}
-        series["the teacher's best"] = [best] * len(steps)
-        caption = "The ResNet's students while they train"
+        series["the teacher's best"] = [best_reading(found, "scenes")] * len(steps)
+        caption = "The ViT's students while they train"
         out.append(curves(f"{NAME}_students", steps, series, ("step", "mIoU (%)"), caption))
     return out
 
@@ -164,7 +170,7 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         note,
         table([("", *heads), *rows]),
         *empty,
-        *_rounds(found),
+        *_students(found),
         bars(NAME, names, series, "mIoU (%)"),
         *pictures,
     ]

@@ -35,7 +35,7 @@ from maskclip_jax.segment.predict import iter_segmentations, prediction_settings
 NAME = "fine_grained"
 TITLE = "Fine-grained classes and novel prompts"
 SCENES = 200
-MODELS = {"resnet": "embedded", "vit": "embedded-vit"}
+MODELS = {"resnet": "embedded-resnet", "vit": "embedded"}
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
 # The paper's prompts for web images and what stands beside them; the last column is what to look for.
 PROMPTS = {

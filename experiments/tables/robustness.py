@@ -30,7 +30,7 @@ NAME = "robustness"
 TITLE = "Robustness under input corruption"
 SCENES = 100
 LEVELS = range(1, 6)
-MODELS = {"resnet": "embedded", "vit": "embedded-vit"}
+MODELS = {"resnet": "embedded-resnet", "vit": "embedded"}
 PUBLISHED = {"voc20/r50/speckle_noise/1": 30.9, "voc20/r50/clean": 41.5}
 
 

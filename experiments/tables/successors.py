@@ -33,7 +33,7 @@ from maskclip_jax.segment.protocols import PROTOCOLS, protocol_options
 NAME = "successors"
 TITLE = "MaskCLIP and its training-free successors"
 SCENES = 100
-MODELS = {"resnet": "embedded", "vit": "embedded-vit"}
+MODELS = {"resnet": "embedded-resnet", "vit": "embedded"}
 READINGS: dict[str, dict[str, Any]] = {"raw": {}, "PD": {}, "KS": {"key_smoothing": 1.0}, "PAMR": {"pamr": 10}}
 ASKING = [method for method in METHODS if method not in ALONE]
 FULL = ("voc20", "context59", "cocostuff171")

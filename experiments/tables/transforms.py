@@ -37,7 +37,7 @@ from maskclip_jax.segment.refine import dense_logits, grid_confidence, probabili
 
 NAME = "transforms"
 TITLE = "Functional transforms"
-MODELS = {"resnet": "embedded", "vit": "embedded-vit"}
+MODELS = {"resnet": "embedded-resnet", "vit": "embedded"}
 GRID_SCENES, TUNE_SCENES, LEVEL_SCENES = 100, 200, 48
 DENOISING = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)  # 0 drops nothing
 SMOOTHING = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # 0 smooths nothing

@@ -76,17 +76,17 @@ class View(NamedTuple):
     right: int = 0
 
 
-# A ViT's cells are 8 pixels wide at 96: moved by half of that, four readings interleave. A ResNet's overlap already.
+# A ViT's cells are 8 pixels wide: moved by half of that, four readings interleave. A ResNet's overlap already.
 VIEWS = {
-    "embedded": (View(128), View(144), View(144, True), View(192)),
-    "embedded-vit": (
-        View(96),
-        View(96, True, 4, 4),
-        View(96, False, 0, 4),
-        View(96, True, 4, 0),
-        View(128),
-        View(128, True),
+    "embedded": (
+        View(144),
+        View(144, True, 4, 4),
+        View(144, False, 0, 4),
+        View(144, True, 4, 0),
+        View(160),
+        View(160, True),
     ),
+    "embedded-resnet": (View(128), View(144), View(144, True), View(192)),
 }
 STUDENT_VIEWS = (View(128), View(128, True, 4, 4), View(160, True))
 
@@ -246,7 +246,7 @@ def surest(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=Path, required=True, help="a folder that make_scenes wrote (images.npy)")
-    parser.add_argument("--model", default="embedded-vit", help=f"{', '.join(VIEWS)}, or the folder of a student's run")
+    parser.add_argument("--model", default="embedded", help=f"{', '.join(VIEWS)}, or the folder of a student's run")
     parser.add_argument("--count", type=int, default=6000)
     parser.add_argument("--prompt-denoising", type=float, default=0.5)
     parser.add_argument("--pamr", type=int, default=0, metavar="N", help="steps of PAMR")

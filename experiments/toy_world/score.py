@@ -1,6 +1,6 @@
 """The bars of the embedded CLIPs: mIoU on 500 held-out scenes, 66 names as prompts, in style and redrawn in Twemoji.
 
-    python -m experiments.toy_world.score --model embedded --out experiments/toy_world/results/resnet.json
+    python -m experiments.toy_world.score --model embedded-resnet --out experiments/toy_world/results/resnet.json
 
 Needs only what is in the repository (`heldout.zip`), no fonts. Thresholds of prompt denoising are swept. With
 `--scenes`, those of another data source (an `.npz` file of `make_scenes` or `other_scenes`) are scored instead.

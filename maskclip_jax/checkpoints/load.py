@@ -25,7 +25,7 @@ from maskclip_jax.encoders.layers import Dtype
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.errors import UserError
 
-EMBEDDED = {"embedded": "clip_resnet", "embedded-vit": "clip_vit"}  # the checkpoints in maskclip_jax/assets
+EMBEDDED = {"embedded": "clip_vit", "embedded-resnet": "clip_resnet"}  # the checkpoints in maskclip_jax/assets
 OPENAI_LOGIT_SCALE = float(np.log(100.0))  # where OpenAI's models end up: their training clips it there
 
 
@@ -43,7 +43,7 @@ def load_clip(
 
     Args:
       source: one of
-        "embedded" (ResNet) or "embedded-vit", the small CLIPs that ship with the project;
+        "embedded" (a ViT) or "embedded-resnet", the small CLIPs that ship with the project;
         a hub id ("openai/clip-vit-base-patch16", "google/siglip2-base-patch16-256", "timm/resnet50_clip.openai");
         a folder: Hugging Face's, open_clip's, one with a TIPS' two files, or one that `orbax_io.save_converted` wrote;
         a file: `.safetensors`, `.msgpack`, `.bin`, `.pth`, OpenAI's `.pt`, big_vision's or (either of two) TIPS' `.npz`

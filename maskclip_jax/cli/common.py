@@ -53,7 +53,7 @@ def complain(message: Exception | str, kind: str = "error") -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, source: bool = False) -> None:
     """The model, `--model` or (with `source`) the first argument, and how to load it."""
-    kinds = {"help": "embedded, embedded-vit, embedded-student, a hub id, or a checkpoint's folder or file"}
+    kinds = {"help": "embedded, embedded-resnet, embedded-student, a hub id, or a checkpoint's folder or file"}
     if source:
         parser.add_argument("model", metavar="SOURCE", **kinds)
     else:

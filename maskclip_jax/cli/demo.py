@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=common.place, default=Path("out/demo"), help="folder to write to")
     parser.add_argument("--train", action="store_true", help="train the student here, in under three minutes")
     common.add_model_arguments(parser)
-    parser.set_defaults(model="embedded-vit")
+    parser.set_defaults(model="embedded")
 
 
 def load_scenes():

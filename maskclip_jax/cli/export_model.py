@@ -1,7 +1,7 @@
 """A model as a file of another runtime: StableHLO, which JAX runs without this package, or ONNX.
 
     python run.py export-model runs/scenes --to stablehlo --out student.stablehlo
-    python run.py export-model embedded-vit --to onnx --size 448 448 --out words.onnx --classes "dog, sofa"
+    python run.py export-model embedded --to onnx --size 448 448 --out words.onnx --classes "dog, sofa"
 
 SOURCE is a student (a run's folder, a plain one, a hub id): then the file takes an image, uint8 RGB [1, H, W, 3]. Or it
 is a CLIP: then it takes a text classifier [C, E] too, and any words are looked for; with --classes their rows are

@@ -9,6 +9,7 @@ pseudo-labelled. With `background`, class 0 is the background and the named clas
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -222,12 +223,12 @@ class DistillConfig:
                 f"student.num_classes must be that of the labels, {self.num_classes}, not {self.student.num_classes}"
             )
 
-    @property
+    @functools.cached_property
     def class_names(self) -> tuple[ClassName, ...]:
         """The named classes in label order, without background."""
         return parse_classes(self.classes) if isinstance(self.classes, str) else as_classes(self.classes)
 
-    @property
+    @functools.cached_property
     def label_names(self) -> tuple[str, ...]:
         """What each label value is called, the background first where there is one."""
         return ("background",) * self.background + tuple(str(name) for name in self.class_names)
@@ -237,12 +238,12 @@ class DistillConfig:
         """Label values: the named classes and the background."""
         return len(self.class_names) + self.background
 
-    @property
+    @functools.cached_property
     def unseen_labels(self) -> tuple[int, ...]:
         """Label values of the unseen classes, ascending."""
         return tuple(i for i, name in enumerate(self.label_names) if name in self.unseen)
 
-    @property
+    @functools.cached_property
     def candidates(self) -> tuple[int, ...]:
         """Label values that a pseudo label can be: the unseen classes, or without annotation all but the background."""
         if self.mode == "zero-shot":

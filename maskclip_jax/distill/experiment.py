@@ -30,7 +30,7 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Distil
       source: "FILE.py", or "FILE.py:NAME" for a variant. The file is run as Python: use files you trust.
       overrides: "key=value", keys as in `DistillConfig`, dotted inside ("student.backbone=resnet50",
         "teacher.method=naclip", "augmentation.scale=0.5,1.5"); values are parsed by the field's type, null is None,
-        commas make tuples. The teacher's keys of older versions ("teacher=embedded-vit", "key_smoothing=1") are
+        commas make tuples. The teacher's keys of older versions ("teacher=embedded", "key_smoothing=1") are
         "teacher.model", "teacher.key_smoothing" ….
 
     Raises:

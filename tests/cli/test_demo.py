@@ -37,7 +37,7 @@ def test_demo(tmp_path, capsys):
     assert mask > naive + 8  # the paper's point: the last values know where, the last attention forgets it
     assert denoised > mask
     assert student > naive + 8
-    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["settings"]["model"] == "embedded-vit"
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["settings"]["model"] == "embedded"
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_the_shipped_student_is_small_and_known_by_name():
     assert sum(file.stat().st_size for file in files) < 2e6
     student = load_student("embedded-student")
     assert list(student.config.label_names) == demo.load_scenes()[2]
-    assert student.config.teacher.model == "embedded-vit"
+    assert student.config.teacher.model == "embedded"
 
 
 def test_a_row_of_the_sheet_shows_each_mask_with_the_truths_borders():

@@ -27,7 +27,7 @@ from maskclip_jax.cli import demo, run_command
 
 images, labels, names = demo.load_scenes()
 demo.load_scenes, demo.SHOWN = lambda: (images[:1], labels[:1], names), (0,)
-words = ["--classes", "sheep, ball, sand", "--no-compile-cache", "--model", "embedded-vit"]
+words = ["--classes", "sheep, ball, sand", "--no-compile-cache", "--model", "embedded"]
 print("codes", [run_command(["segment", "photo.jpg", *words, "--out", "masks"]),
     run_command(["export", "masks", "--to", "coco", "--out", "coco"]),
     run_command(["demo", "--out", "shown", "--no-compile-cache"])])

@@ -91,7 +91,7 @@ def test_a_backbone_is_no_model(tmp_path, golden):
         with pytest.raises(UserError, match=r"got one without text tower .dinov2.: give it as the affinity"):
             load_clip(source)
     with pytest.raises(UserError, match="got embedded, a ResNet"):
-        load_backbone("embedded")
-    own = load_backbone("embedded-vit")  # a CLIP's own image tower will do, too
+        load_backbone("embedded-resnet")
+    own = load_backbone("embedded")  # a CLIP's own image tower will do, too
     read = functools.partial(own.model.apply, method="encode_tokens")
     assert jax.eval_shape(read, own.variables, jnp.zeros((1, 16, 24, 3))).shape == (1, 2, 3, 128)

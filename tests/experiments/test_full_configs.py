@@ -153,7 +153,7 @@ def test_every_variant_of_the_scenes_is_built():
 def test_the_scenes_students_start_from_clips_tower(variant):
     """The weights that each variant names fit its student."""
     config = load_experiment(f"{ROOT / 'experiments' / 'configs' / 'scenes.py'}:{variant}")
-    student, clip = create_student(config.student_config), load_clip("embedded").variables
+    student, clip = create_student(config.student_config), load_clip("embedded-resnet").variables
     text = np.ones((66, 128), np.float32)
     state = create_train_state(config, student, text, jax.random.key(0), clip=clip)
     kernel = np.asarray(state.params["backbone"]["conv1"]["kernel"])

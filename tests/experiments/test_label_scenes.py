@@ -99,7 +99,7 @@ def test_masks_of_the_shipped_scenes(tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "scenes" / "images.npy", np.stack([scene.image for scene in shipped]))
 
     def masks(name, *options):
-        arguments = "--model embedded --pamr 2 --prompt-denoising 0 --keep 1 --keep-stuff 1".split()
+        arguments = "--model embedded-resnet --pamr 2 --prompt-denoising 0 --keep 1 --keep-stuff 1".split()
         arguments += ["--scenes", str(tmp_path / "scenes"), "--out", str(tmp_path / name)]
         monkeypatch.setattr(sys, "argv", ["label_scenes", *arguments, *options])
         label_scenes.main()

@@ -193,7 +193,7 @@ def test_tables_and_their_html():
 
 def test_the_grid_is_what_single_calls_give():
     """The vmapped program against one pair of thresholds at a time."""
-    clip, classifier = transforms._loaded("embedded")
+    clip, classifier = transforms._loaded("embedded-resnet")
     ((images, labels),) = list(transforms._batches(1, 1))
     up, pixels = transforms.to_pixels(clip, 128), transforms.pixels_of(clip, images)
     found = transforms.grid_confusions(clip.model, clip.variables, pixels, labels, classifier, up)

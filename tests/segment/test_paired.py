@@ -134,13 +134,13 @@ def test_spreading_over_pixels_needs_no_backbone(pretrained, images):
 def test_what_does_not_go_together_is_one_line(pretrained):
     cases = {
         "add --affinity": {"method": "lposs"},
-        "leave it out": {"affinity": "embedded-vit"},
+        "leave it out": {"affinity": "embedded"},
         "whole number": {"spread": -1},
     }
     for line, options in cases.items():
         with pytest.raises(UserError, match=line):
             Options(**options)
-    for other in ("embedded", pretrained("resnet")):
+    for other in ("embedded-resnet", pretrained("resnet")):
         with pytest.raises(UserError, match="ResNet"):
             paired(pretrained("vit"), "lposs", other)
     with pytest.raises(UserError, match="add --affinity"):

@@ -16,7 +16,7 @@ PROGRAM_BYTES = 2**26  # so few that they are reached
 
 @pytest.fixture(scope="session")
 def models():
-    return Models(["embedded", "embedded-vit"], load_clip)
+    return Models(["embedded", "embedded-resnet"], load_clip)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from maskclip_jax.web.models import OVERHEAD, WORD_BYTES, Reader
 WORDS = as_classes(["dog", "sand"])
 
 
-def settings_of(models, window=None, stride=None, model="embedded-vit", short_side=144):
+def settings_of(models, window=None, stride=None, model="embedded", short_side=144):
     """As `segment` takes them, for a model that knows no longest side."""
     reader = models.reader(model)
     rows = reader.classifier(WORDS, "single")

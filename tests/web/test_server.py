@@ -39,7 +39,7 @@ def test_the_page_and_nothing_from_outside(server):
 def test_choices(server):
     url, _ = server
     found = call(f"{url}/api/options").content
-    assert found["models"] == ["embedded", "embedded-vit"]
+    assert found["models"] == ["embedded", "embedded-resnet"]
     assert found["methods"][:2] == ["maskclip", "naive"]
     assert len(found["class_sets"]["pascal_voc20"]) == 20
     assert all(len(words) <= found["limits"]["classes"] for words in found["class_sets"].values())

@@ -209,7 +209,7 @@ def test_what_the_settings_refuse(session):
         ({"stride": 8}, "stride"),
         ({"window": 8, "stride": 4}, "at most 256 windows, got 1225: make the stride larger"),
         ({"window": 8, "stride": 1}, "at most 4096 windows, but windows of 8 every 1 pixels make 18769"),
-        ({"model": "other"}, "a model is one of embedded, embedded-vit, got 'other'"),
+        ({"model": "other"}, "a model is one of embedded, embedded-resnet, got 'other'"),
         ({"background": "sun"}, "in one class only"),
         ({"templates": "no place for the name"}, "prompt templates must be one of"),
     ]:
