@@ -4,7 +4,7 @@
     python run.py distill experiments/configs/scenes.py:demo --out runs/demo
 
     python -m experiments.toy_world.make_scenes --train 40000 --heldout 500 --out data/scenes
-    python -m experiments.toy_world.label_scenes --pamr 4 --balance 0.5 --count 16000 --keep 0.5 --keep-stuff 0.65 \
+    python -m experiments.toy_world.label_scenes --pamr 4 --balance 0.5 --count 16000 --keep 0.7 --keep-stuff 0.85 \
         --scenes data/scenes/train --out data/labels
     python -m experiments.toy_world.label_scenes --model embedded-resnet --pamr 4 --balance 0.5 --count 16000 \
         --keep 0.5 --keep-stuff 0.65 --scenes data/scenes/train --out data/labels-resnet
@@ -23,7 +23,7 @@ Variants (`FILE.py:NAME`):
                       ones start from the ResNet's image tower, which has seen captions alone too
     large_resnet      large with the ResNet as teacher
     second_round      large once more, with large's student as the teacher of the next (labels by `label_scenes --model
-                      runs/large-0 --pamr 4 --keep 0.5 --keep-stuff 0.65 --prompt-denoising 0 --count 16000`)
+                      runs/large-0 --pamr 4 --keep 0.7 --keep-stuff 0.85 --prompt-denoising 0 --count 16000`)
     zero_shot         six classes without annotation: teacher's labels, then the student's own
     zero_shot_guided  zero_shot without its second phase: the teacher labels to the end
     supervised        all annotations, the upper bound of zero_shot
@@ -77,6 +77,7 @@ FROM_CLIP = {
 
 # What ships: 0.94 M weights, 1.9 MB in float16.
 LARGE = {"student": SMALL_STUDENT, "backbone_rate": 0.3, "batch_size": 32, "steps": 5000, "evaluate_every": 1000}
+LARGE |= {"crop_size": 128, "checkpoint_every": 500}
 
 
 def config(name: str = "annotation_free") -> DistillConfig:
@@ -90,7 +91,8 @@ def config(name: str = "annotation_free") -> DistillConfig:
     }
     splits = {"unseen": UNSEEN}
     labels = lambda name: {"labels_from": str(ROOT / "data" / name)}  # noqa: E731
-    large = generated | labels("labels") | LARGE
+    larger = dataclasses.replace(AUGMENTATION, short_side=160)  # scenes are 128: cells of 6.4 of their pixels
+    large = generated | labels("labels") | LARGE | {"augmentation": larger}
     ablation = generated | {"steps": 400, "evaluate_every": 200, "checkpoint_every": 200}
     short = {"steps": 500, "evaluate_every": 250, "checkpoint_every": 250}
     variants = {
@@ -125,6 +127,8 @@ def config(name: str = "annotation_free") -> DistillConfig:
     return DistillConfig(**(COMMON | variants[name]))
 
 
+# Colours are what tells some glyphs apart, and sizes vary within the scenes. Crops are chosen by what is annotated.
+AUGMENTATION = AugmentConfig(scale=(0.8, 1.3), photometric=False, least_classes=0, count_unlabelled=False)
 COMMON = {
     "classes": "scenes66",
     "student": STUDENT,
@@ -135,6 +139,5 @@ COMMON = {
     "learning_rate": 2e-3,
     "min_learning_rate": 1e-5,
     "weight_decay": 0.02,
-    # Colours are what tells some glyphs apart, and sizes vary within the scenes. Crops are chosen by what is annotated.
-    "augmentation": AugmentConfig(scale=(0.8, 1.3), photometric=False, least_classes=0, count_unlabelled=False),
+    "augmentation": AUGMENTATION,
 }
