@@ -42,9 +42,9 @@ def test_commands(command, tmp_path, monkeypatch, capsys):
         cli.main(shlex.split(command)[2:])
     assert stop.value.code == 0, capsys.readouterr().err
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "0005_overlay.png",
-        "0005_labels.png",
-        "0005.json",
+        "0046_overlay.png",
+        "0046_labels.png",
+        "0046.json",
         "segment.json",
     }
 

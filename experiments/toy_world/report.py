@@ -46,7 +46,7 @@ def with_table(readme: str, results: list[dict]) -> str:
 
 def load_results() -> list[dict]:
     """The committed results, the default model first."""
-    return [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("resnet", "vit")]
+    return [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("vit", "resnet")]
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """mIoU of a model on images with masks.
 
     python run.py evaluate scenes --classes scenes66
-    python run.py evaluate scenes --classes scenes66 --model embedded --protocol naclip
+    python run.py evaluate scenes --classes scenes66 --protocol naclip
     python run.py evaluate scenes --model runs/scenes
 
 DATA is "scenes" (the 64 that ship), a folder with images/ and labels/, an .npz, a folder of .npy, a .zip!split, or
