@@ -112,7 +112,7 @@ def what_does_not_reproduce(found: dict[str, dict[str, Found]]) -> str:
         )
         both = [keys.get(f"templates/{short}/maskclip"), keys.get(f"chosen smoothing/{short}")]
         if len(scores := _scores(both)) == len(both):
-            row, (plain, changed) = ablations.CHOSEN[-1], scores
+            row, (plain, changed) = ablations.OURS[short], scores
             lines[-1] += f" Ours ({row}), on {changed['scenes']} scenes: {plain['mIoU']:.1f} -> {changed[row]:.1f}."
     return "\n".join(lines) + "\n" if lines else ""
 

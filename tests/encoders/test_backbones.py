@@ -90,7 +90,7 @@ def test_a_backbone_is_no_model(tmp_path, golden):
     for source in (write(tmp_path, golden, "dinov2"), tmp_path / "model.safetensors"):
         with pytest.raises(UserError, match=r"got one without text tower .dinov2.: give it as the affinity"):
             load_clip(source)
-    with pytest.raises(UserError, match="got embedded, a ResNet"):
+    with pytest.raises(UserError, match="got embedded-resnet, a ResNet"):
         load_backbone("embedded-resnet")
     own = load_backbone("embedded")  # a CLIP's own image tower will do, too
     read = functools.partial(own.model.apply, method="encode_tokens")
