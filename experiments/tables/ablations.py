@@ -233,7 +233,7 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         "Key smoothing in other ways, on validation scenes (temperature: weights are a softmax of cosines over it):\n",
         table([("", *smoothed), *((row, *(f"{s[row]:.1f}" for s in smoothed.values())) for row in SMOOTHINGS)]),
         "The paper's, and those chosen there (ours: 0.1 for the ViT, 0.03 for the ResNet), on the held-out scenes\n"
-        "above; none too upsamples probabilities, where MaskCLIP upsamples logits (the last of the templates' columns):\n",
+        "above; none too upsamples probabilities, MaskCLIP logits (the last of the templates' columns):\n",
         table([("", *chosen), *((row, *(f"{s[row]:.1f}" for s in chosen.values())) for row in CHOSEN)]),
         *last,
     ]
