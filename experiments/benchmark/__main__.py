@@ -20,6 +20,7 @@ from typing import Any
 from experiments.benchmark.cases import SECTIONS, groups
 from experiments.benchmark.interleave import Rival, interleave
 from experiments.benchmark.table import markdown
+from maskclip_jax.checkpoints.load import EMBEDDED
 from maskclip_jax.cli.common import complain, positive, progress
 from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.errors import UserError
@@ -67,7 +68,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything asked for, as JSON."""
     from experiments.benchmark.work import variant
 
-    if args.model is not None:
+    if args.model is not None and not (args.section == "first-mask" and args.model in EMBEDDED):
         variant(args.model)
     sections = SECTIONS if args.section == "all" else (args.section,)
     if args.torch_python is not None:

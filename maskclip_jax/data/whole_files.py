@@ -271,8 +271,11 @@ def _lock(path: Path, what: str) -> int | None:
 
 
 def cache_folder() -> Path | None:
-    """$MASKCLIP_JAX_CACHE, else ~/.cache/maskclip_jax; None where there is no home (an unknown user without $HOME)."""
-    named = os.environ.get("MASKCLIP_JAX_CACHE")
+    """$MASKCLIP_JAX_CACHE, else maskclip_jax in $XDG_CACHE_HOME or in ~/.cache; None where there is no home (an unknown
+    user without $HOME). A relative $XDG_CACHE_HOME is none, as its specification says."""
+    if named := os.environ.get("MASKCLIP_JAX_CACHE"):
+        return Path(named)
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with contextlib.suppress(RuntimeError):
-        return Path(named) if named else Path.home() / ".cache" / "maskclip_jax"
+        return (caches if caches.is_absolute() else Path.home() / ".cache") / "maskclip_jax"
     return None

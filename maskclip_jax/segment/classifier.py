@@ -57,7 +57,7 @@ def text_classifier(
       templates: sentences with one "{}", or the name of a set of them (`prompt_templates`); None takes the
         checkpoint's recommendation, else the published 85.
       batch_size: prompts embedded at once; the last batch is filled up, so that one program serves all.
-      cache: whether and where to keep the result: True is $MASKCLIP_JAX_CACHE, else ~/.cache/maskclip_jax. The file's
+      cache: whether and where to keep the result: True is `data.whole_files.cache_folder()`. The file's
         name is a fingerprint of the text tower's parameters and the token ids. A damaged file is computed again.
       progress: called with (prompts done, prompts in all).
 

@@ -334,8 +334,13 @@ def test_no_home_is_no_cache(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("MASKCLIP_JAX_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", home)
     assert cache_folder() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # is to be ignored
+    assert cache_folder() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_folder() == Path("/caches/maskclip_jax")
     monkeypatch.setenv("MASKCLIP_JAX_CACHE", "somewhere")
     assert cache_folder() == Path("somewhere")
 
