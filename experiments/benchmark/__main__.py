@@ -20,7 +20,6 @@ from typing import Any
 from experiments.benchmark.cases import SECTIONS, groups
 from experiments.benchmark.interleave import Rival, interleave
 from experiments.benchmark.table import markdown
-from maskclip_jax.checkpoints.load import EMBEDDED
 from maskclip_jax.cli.common import complain, positive, progress
 from maskclip_jax.data.whole_files import write_json
 from maskclip_jax.errors import UserError
@@ -67,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything asked for, as JSON."""
     from experiments.benchmark.work import variant
+    from maskclip_jax.checkpoints.load import EMBEDDED
 
     if args.model is not None and not (args.section == "first-mask" and args.model in EMBEDDED):
         variant(args.model)

@@ -68,9 +68,7 @@ SMALL_STUDENT = dataclasses.replace(CLIP_STUDENT, bottleneck=128, rates=(1, 3))
 FROM_CLIP = {
     "student": CLIP_STUDENT,
     "backbone_rate": 0.1,
-    "backbone_weights": str(
-        ROOT / "maskclip_jax" / "assets" / EMBEDDED["embedded-resnet"] / "open_clip_model.safetensors"
-    ),
+    "backbone_weights": str(ASSETS / EMBEDDED["embedded-resnet"] / "open_clip_model.safetensors"),
     "image_mean": OPENAI_MEAN,  # what those weights were trained with
     "image_std": OPENAI_STD,
 }

@@ -195,7 +195,7 @@ def examples(shown: int = 6) -> np.ndarray:
     from maskclip_jax.segment.predict import segment_images
     from maskclip_jax.visualize import comparison_sheet, overlay
 
-    clip, scenes = pretrained("embedded"), coloured_scenes(120)
+    clip, scenes = pretrained(MODELS["resnet"]), coloured_scenes(120)
     scenes.sort(key=lambda scene: -max((scene.labels == label).sum() for label in scene.phrases))
     large = lambda x: np.repeat(np.repeat(x, 2, 0), 2, 1)  # noqa: E731
     rows, captions = [], []

@@ -35,7 +35,7 @@ def test_demo(tmp_path, capsys):
     scores = run(capsys, tmp_path / "demo")
     naive, mask, denoised, student = (found["mIoU"] for found in scores.values())
     assert mask > naive + 25  # the paper's point: the last values know where, the last attention forgets it
-    assert denoised > mask - 0.5  # few words are left that no patch is sure of: it leaves all as it is
+    assert denoised > mask
     assert student > mask + 3  # MaskCLIP+ is better than what taught it
     assert json.loads((tmp_path / "demo" / "demo.json").read_text())["settings"]["model"] == "embedded"
 
