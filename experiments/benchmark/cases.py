@@ -77,13 +77,15 @@ def _label(dtype: str, images: int, model: str) -> dict:
 
 
 def _first_mask(torch: str | None, model: str | None) -> dict:
+    from maskclip_jax.checkpoints.load import EMBEDDED  # here: `--help` needs no JAX
+
     out = {}
     for name in [model] if model else ["ViT-B/16", "embedded"]:
         rivals = [
             Rival("ours, second run", "first mask", {"model": name}),
             Rival("ours, nothing compiled yet", "first mask", {"model": name, "compiled": False}),
         ]
-        if torch and not name.startswith("embedded"):
+        if torch and name not in EMBEDDED:
             rivals.append(Rival("PyTorch and transformers", "first mask", {"model": name, "torch": torch}))
         out[f"first mask, one JPEG of 500×375, {name}"] = rivals
     return out

@@ -21,6 +21,7 @@ from experiments.benchmark.work import Case, random_variables, variant
 from experiments.benchmark.worker_pipe import peak_mib
 from maskclip_jax.checkpoints.architecture import to_hf
 from maskclip_jax.checkpoints.folders import OPENAI_MEAN, OPENAI_STD
+from maskclip_jax.checkpoints.load import EMBEDDED
 from maskclip_jax.checkpoints.tokenizer import openai_tokenizer
 from maskclip_jax.checkpoints.weights import to_names
 from maskclip_jax.encoders.model import CLIP
@@ -54,7 +55,7 @@ def first_mask(model: str = "ViT-B/16", *, compiled: bool = True, torch: str | N
     folder = Path(tempfile.mkdtemp(prefix="first-mask-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     photo = str(write_photos(folder / "photos", 1)[0])
-    source = model if model.startswith("embedded") else str(write_folder(folder / "clip", model))
+    source = model if model in EMBEDDED else str(write_folder(folder / "clip", model))
     if torch is None:
         command = [sys.executable, "run.py", "segment", photo, "--classes", WORDS, "--model", source]
         command += ["--short-side", "512", "--templates", "single", "--out", str(folder / "out")]

@@ -60,7 +60,8 @@ class Case(NamedTuple):
 def variant(name: str) -> CLIPConfig:
     """One of OpenAI's architectures, or of its kin, by name. Raises UserError for another."""
     if name not in (*families.VARIANTS, *KIN):
-        raise UserError(f"variant is one of {', '.join((*families.VARIANTS, *KIN))}, not {name!r}: choose one of them")
+        known = ", ".join((*families.VARIANTS, *KIN))
+        raise UserError(f"a model is one of {known} (first-mask: embedded ones too), got {name!r}: choose one of them")
     return KIN[name] if name in KIN else families.variant(name)
 
 

@@ -43,14 +43,13 @@ import dataclasses
 from pathlib import Path
 
 from maskclip_jax.checkpoints.folders import OPENAI_MEAN, OPENAI_STD
-from maskclip_jax.checkpoints.load import EMBEDDED
+from maskclip_jax.checkpoints.load import embedded_folder
 from maskclip_jax.data.augment import AugmentConfig
 from maskclip_jax.distill.config import DistillConfig, TeacherConfig
 from maskclip_jax.errors import UserError
 from maskclip_jax.students import StudentConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-ASSETS = ROOT / "maskclip_jax" / "assets"
 ARCHIVE = ROOT / "experiments" / "toy_world" / "heldout.zip"
 UNSEEN = ("cow", "bus", "banana", "guitar", "castle", "snowman")
 
@@ -68,7 +67,7 @@ SMALL_STUDENT = dataclasses.replace(CLIP_STUDENT, bottleneck=128, rates=(1, 3))
 FROM_CLIP = {
     "student": CLIP_STUDENT,
     "backbone_rate": 0.1,
-    "backbone_weights": str(ASSETS / EMBEDDED["embedded-resnet"] / "open_clip_model.safetensors"),
+    "backbone_weights": str(embedded_folder("embedded-resnet") / "open_clip_model.safetensors"),
     "image_mean": OPENAI_MEAN,  # what those weights were trained with
     "image_std": OPENAI_STD,
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.harness.records import ROOT, Cell, Missing, Settings, percent
 from maskclip_jax import load_clip
-from maskclip_jax.checkpoints.load import EMBEDDED
+from maskclip_jax.checkpoints.load import EMBEDDED, embedded_folder
 from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.cli.common import progress
 from maskclip_jax.cli.demo import SHOWN, sheet_row
@@ -101,7 +101,7 @@ def fingerprint(model: str) -> str | None:
     if model not in EMBEDDED:
         return None
     digest = hashlib.sha256()
-    for file in sorted((ROOT / "maskclip_jax" / "assets" / EMBEDDED[model]).glob("*")):
+    for file in sorted(embedded_folder(model).glob("*")):
         if file.suffix == ".safetensors" or file.name == "maskclip.json":
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
@@ -110,7 +110,7 @@ def fingerprint(model: str) -> str | None:
 def recommended_denoising(model: str) -> float:
     """The threshold that a shipped checkpoint recommends, else the paper's; read without loading the checkpoint."""
     if model in EMBEDDED:
-        file = ROOT / "maskclip_jax" / "assets" / EMBEDDED[model] / "maskclip.json"
+        file = embedded_folder(model) / "maskclip.json"
         return json.loads(file.read_text(encoding="utf-8"))["prompt_denoising"] or 0.5
     return 0.5
 

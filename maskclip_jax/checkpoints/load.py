@@ -180,12 +180,17 @@ def _preprocess(parts: Any, config: CLIPConfig) -> Preprocess:
     return dataclasses.replace(parts.preprocess, **changes)
 
 
+def embedded_folder(name: str) -> Path:
+    """Where one of the `EMBEDDED` checkpoints lies. Raises UserError where the installed package lacks it."""
+    folder = Path(str(resources.files("maskclip_jax") / "assets" / EMBEDDED[name]))
+    if not folder.is_dir():
+        raise UserError(f"the embedded checkpoint {folder} is missing: install the package again")
+    return folder
+
+
 def _located(source: str | Path, backbone: bool) -> Path:
     if source in EMBEDDED:
-        folder = Path(str(resources.files("maskclip_jax") / "assets" / EMBEDDED[source]))
-        if not folder.is_dir():
-            raise UserError(f"the embedded checkpoint {folder} is missing: install the package again")
-        return folder
+        return embedded_folder(str(source))
     path = _existing(source)
     if path is not None:
         return path

@@ -8,6 +8,7 @@ scenic). Every layout knows its inverse: the tables also write checkpoints (`wei
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
@@ -211,7 +212,17 @@ def abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def _abstract_variables(config: CLIPConfig) -> dict[str, jax.ShapeDtypeStruct]:
     side = config.vision.grid * (config.vision.patch_size if isinstance(config.vision, ViTConfig) else 32)
     images, ids = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    return flatten_dict(shapes_of(CLIP(config), images, ids), sep="/")
+    # A transformer's blocks differ in their numbers alone: the first is traced, the others are its copies.
+    depths = {"params/text/transformer/": config.text.layers}
+    short = dataclasses.replace(config, text=dataclasses.replace(config.text, layers=1))
+    if isinstance(config.vision, ViTConfig):
+        depths["params/visual/transformer/"] = config.vision.layers
+        short = dataclasses.replace(short, vision=dataclasses.replace(config.vision, layers=1))
+    out = {}
+    for path, shape in flatten_dict(shapes_of(CLIP(short), images, ids), sep="/").items():
+        before, first, behind = path.partition("resblocks_0/")
+        out |= {f"{before}resblocks_{i}/{behind}": shape for i in range(depths[before])} if first else {path: shape}
+    return out
 
 
 def _path(module: str, leaf: str) -> str:

@@ -210,6 +210,13 @@ def apply_folded(folded: dict, x: Float[Array, "*batch i"], dtype: Dtype) -> Flo
     return product(x, folded["kernel"], dtype) + folded["bias"].astype(dtype)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _behind(block: Block, variables: dict, x: Array, mask: Array | None, rotation: Rotation | None) -> Array:
+    """The tokens behind a block. Traced, and on CPUs compiled, once for all blocks of a tower, which differ in their
+    weights alone."""
+    return block.apply(variables, x, mask, rotation)
+
+
 class Walk(NamedTuple):
     """What `Transformer.walk` brings: the last tokens, those asked for by their block's number, and a mean attention.
 
@@ -257,7 +264,10 @@ class Transformer(nn.Module):
             if i in maps:
                 matrix = block.matrix(x, mask, rotation) * (maps.count(i) / len(maps))
                 attention = matrix if attention is None else attention + matrix
-            x = block(x, mask, rotation)
+            if self.is_initializing():
+                x = block(x, mask, rotation)
+            else:
+                x = _behind(Block(self.config, self.dtype, parent=None), block.variables, x, mask, rotation)
             if i in keep:
                 kept[i] = x
         return Walk(x, kept, attention)

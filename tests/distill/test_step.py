@@ -138,6 +138,7 @@ def test_gradients_against_finite_differences():
         state.params,
         after.params,
     )
+    moved = jax.jit(lambda params, along, by: jax.tree.map(lambda p, d: p + by * d, params, along))
     for seed in (5, 6):
         rng = np.random.default_rng(seed)
         size = lambda g: np.sqrt((np.asarray(g) ** 2).mean())  # noqa: E731
@@ -147,13 +148,7 @@ def test_gradients_against_finite_differences():
         slope = sum(float((g * d).sum()) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
         epsilon = 1e-7 / length  # small, for ReLUs turn at every larger step
         losses = [
-            float(
-                step(
-                    state._replace(params=jax.tree.map(lambda p, d: p + sign * epsilon * d, state.params, direction)),  # noqa: B023
-                    frozen,
-                    batch,
-                )[1]["loss"]
-            )
+            float(step(state._replace(params=moved(state.params, direction, sign * epsilon)), frozen, batch)[1]["loss"])
             for sign in (1, -1)
         ]
         np.testing.assert_allclose((losses[0] - losses[1]) / (2 * epsilon), slope, rtol=1e-5)

@@ -53,8 +53,8 @@ def test_against_transformers(tmp_path, golden, name):
     for side, ours, (h, w) in zip(("image", "wide"), padded, grid, strict=True):
         theirs = golden[f"{name}/{side}"]
         agree(ours[:h, :w].reshape(h * w, -1), theirs[first:])
-    agree(found.model.apply(found.variables, jnp.asarray(images[1])[None], method="encode_tokens")[0], theirs[first:])
-    whole = found.model.apply(found.variables, jnp.asarray(images[0])[None], method="encode_image")
+    agree(read(found.variables, jnp.asarray(images[1])[None], method="encode_tokens")[0], theirs[first:])
+    whole = read(found.variables, jnp.asarray(images[0])[None], method="encode_image")
     agree(whole[0], golden[f"{name}/image"][0])
     assert np.isfinite(padded).all()
     assert found.preprocess.mean == dino.PREPROCESS.mean

@@ -21,6 +21,7 @@ from maskclip_jax.errors import UserError
 
 SHAPE, SIGMA = (2, 3), 1.5
 VIT = CLIPConfig(ViTConfig(32, 8, 32, 4, 2, 48), architecture.NO_TEXT, 16)
+LARGER_VIT = dataclasses.replace(VIT, vision=dataclasses.replace(VIT.vision, image_size=48))
 RESNET = CLIPConfig(ResNetConfig(64, 4, (1, 1, 1, 1), 4, 16), architecture.NO_TEXT, 16)
 
 
@@ -52,7 +53,8 @@ def test_gradients_are_finite():
     q = jax.random.normal(jax.random.key(0), (1, 7, 2, 4))
     around = Around(SHAPE, None, jnp.ones(1), SIGMA, jnp.ones((1, 2, 7, 7)), 0.4, jnp.eye(7)[None])
     for function in (*ATTENTIONS.values(), dense.pool_value_value):
-        gradient = jax.grad(lambda x, f=function: jnp.square(f(x, 2 * x, x.at[0, 0].set(0), around)).sum())(q)
+        loss = lambda x, f=function: jnp.square(f(x, 2 * x, x.at[0, 0].set(0), around)).sum()  # noqa: E731
+        gradient = jax.jit(jax.grad(loss))(q)
         assert np.isfinite(gradient).all(), function.__name__
 
 
@@ -79,11 +81,13 @@ READINGS = {name: dense_method(name, VIT) for name in ALONE} | {
 
 @pytest.mark.parametrize("name", READINGS)
 def test_forward_of_a_vit(name):
-    method, variables, image = READINGS[name], variables_of(VIT), image_of(VIT)
-    ours = reader(VIT, method)(variables, image)
-    expected = vit_by_definition(VIT.vision, variables["params"]["visual"], np.asarray(image[0], np.float64), method)
+    # Of 31 patches or fewer the two that lie farthest apart are outliers alike: rounding would choose.
+    vit = LARGER_VIT if name == "sc_clip" else VIT
+    method, variables, image = READINGS[name], variables_of(vit), image_of(vit)
+    ours = reader(vit, method)(variables, image)
+    expected = vit_by_definition(vit.vision, variables["params"]["visual"], np.asarray(image[0], np.float64), method)
     np.testing.assert_allclose(ours.features[0], expected, atol=1e-5)
-    np.testing.assert_allclose(ours.keys, reader(VIT, METHODS["maskclip"])(variables, image).keys, atol=1e-5)
+    np.testing.assert_allclose(ours.keys, reader(vit, METHODS["maskclip"])(variables, image).keys, atol=1e-5)
 
 
 def test_presets_differ():

@@ -115,7 +115,7 @@ def test_a_worker_that_dies_is_one_line(monkeypatch, tmp_path, capfd):
 
 def test_wrong_arguments_are_one_line(tmp_path, capsys):
     assert benchmarks.main(["dense", "--model", "ViT-Z", "--out", str(tmp_path / "b")]) == 2
-    assert "variant is one of" in capsys.readouterr().err
+    assert "a model is one of" in capsys.readouterr().err
     assert benchmarks.main(["dense", "--torch-python", str(tmp_path / "no"), "--out", str(tmp_path / "b")]) == 2
     assert "--torch-python is an interpreter" in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 """CLIPs of any architecture with random weights, drawn without compiling an initialiser: the one place that does."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -38,3 +39,8 @@ def random_pretrained(config, tokenizer, *, seed=0, logit_scale=30.0, reading=No
         preprocess = dataclasses.replace(preprocess, interpolation="opencv")
     variables = random_variables(config, seed, logit_scale)
     return Pretrained(CLIP(config), variables, config, tokenizer, preprocess, reading or Reading())
+
+
+def compiled_apply(module, variables, *arrays, **options):
+    """`module.apply(…)` as one program: operation by operation, XLA would be asked some hundred times."""
+    return jax.jit(functools.partial(module.apply, **options))(variables, *arrays)

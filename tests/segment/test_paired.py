@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_clip import random_pretrained, random_variables
+from random_clip import compiled_apply, random_pretrained, random_variables
 
 from maskclip_jax.checkpoints.pretrained import Reading
 from maskclip_jax.encoders.config import SIGLIP_VIT, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
@@ -72,7 +72,7 @@ def test_features_are_pooled_before_they_are_normalised():
     config = CLIPConfig(VIT, TEXT, 16)
     images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 16, 16, 3)), jnp.float32)
     dense = lambda m, x: m.visual.dense(x, None)[0]  # noqa: E731
-    raw = np.asarray(CLIP(config).apply(random_variables(config), images, method=dense)).reshape(2, 4, -1)
+    raw = np.asarray(compiled_apply(CLIP(config), random_variables(config), images, method=dense)).reshape(2, 4, -1)
     weights = np.random.default_rng(2).dirichlet(np.ones(4), size=(2, 4)).astype(np.float32)
     wanted = weights @ raw
     wanted /= np.linalg.norm(wanted, axis=-1, keepdims=True)
@@ -88,11 +88,13 @@ def test_a_pair_shows_both_towers_the_same_picture(pretrained, name):
     both, reading = paired(clip, name, other), dataclasses.asdict(METHODS[name])
     apply = jax.jit(lambda v, x: both.model.apply(v, x, method="encode_dense", **reading).features)
     found = apply(both.variables, ours)
-    tokens = other.model.apply(other.variables, theirs, method="encode_tokens")
+    tokens = compiled_apply(other.model, other.variables, theirs, method="encode_tokens")
     make = {"proxyclip": proxy_attention, "clip_dinoiser": pooling_weights}.get(name)
-    own = reading | {"propagate": False, "affinity": make and make(tokens)}
-    wanted = clip.model.apply(clip.variables, ours, method="encode_dense", **own).features
-    wanted = wanted if make else lposs(wanted, tokens, cell=8)
+    own = {key: value for key, value in reading.items() if key != "affinity"} | {"propagate": False}
+    alike = {"affinity": jax.jit(make)(tokens)} if make else {"affinity": None}
+    read = jax.jit(functools.partial(clip.model.apply, method="encode_dense", **own))
+    wanted = read(clip.variables, ours, **alike).features
+    wanted = wanted if make else jax.jit(functools.partial(lposs, cell=8))(wanted, tokens)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_clip import random_pretrained
+from random_clip import compiled_apply, random_pretrained
 
 from maskclip_jax import segment_images
 from maskclip_jax.encoders.dense import ALONE
@@ -96,8 +96,8 @@ def test_windows_may_average_probabilities(probability):
     options = {"window": 56, "stride": 56, "probability": probability}
     settings = prediction_settings(WORDS, pretrained, classifier=rows(pretrained), **options)
     prepared = settings.prepare(IMAGE)
-    features, _ = pretrained.model.apply(
-        pretrained.variables, jnp.asarray(prepared.pixels[None]), method="encode_dense"
+    features, _ = compiled_apply(
+        pretrained.model, pretrained.variables, jnp.asarray(prepared.pixels[None]), method="encode_dense"
     )
     logits = Logits(jnp.einsum("hwe,ce->hwc", features[0], rows(pretrained)))
     cells = to_probabilities(logits, settings.scale)

@@ -175,7 +175,7 @@ def test_gradients_are_finite_and_right():
     p, keys = random_case(4, 1, 5, 3, 2)
     keys[0, 4] = 0  # a zero key has no direction
     weights = np.random.default_rng(0).normal(size=p.shape).astype(np.float32)
-    loss = lambda x, k: (weights * key_smoothing(jax.nn.softmax(x, -1), k, threshold=1.1)).sum()  # noqa: E731
+    loss = jax.jit(lambda x, k: (weights * key_smoothing(jax.nn.softmax(x, -1), k, threshold=1.1)).sum())
     x = jnp.log(jnp.asarray(p) + 0.1)
     for gradient in jax.grad(loss, (0, 1))(x, jnp.asarray(keys)):
         assert np.isfinite(gradient).all()
