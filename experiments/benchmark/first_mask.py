@@ -48,7 +48,7 @@ def first_mask(model: str = "ViT-B/16", *, compiled: bool = True, torch: str | N
     """`run.py segment` of one photograph and three words, with the programs of the run before or with none.
 
     Args:
-      model: an architecture, whose folder is written first, or an embedded model.
+      model: an architecture, whose folder is written first, at short side 512; or an embedded model at its own size.
       compiled: as the second run finds it.
       torch: an interpreter of PyTorch and transformers, which do the same.
     """
@@ -58,7 +58,9 @@ def first_mask(model: str = "ViT-B/16", *, compiled: bool = True, torch: str | N
     source = model if model in EMBEDDED else str(write_folder(folder / "clip", model))
     if torch is None:
         command = [sys.executable, "run.py", "segment", photo, "--classes", WORDS, "--model", source]
-        command += ["--short-side", "512", "--templates", "single", "--out", str(folder / "out")]
+        command += ["--out", str(folder / "out")]
+        if model not in EMBEDDED:
+            command += ["--short-side", "512", "--templates", "single"]
     else:
         script = str(Path(__file__).with_name("torch_first_mask.py"))
         command = [torch, script, source, photo, WORDS, str(folder / "labels.png")]

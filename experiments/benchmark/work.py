@@ -120,14 +120,16 @@ def compiled(function: Callable, *args: Any) -> tuple[Callable[[], None], dict[s
     return run, facts
 
 
-def dense(model: str = "ViT-B/16", batch: int = 1, size: int = 512, dtype: str = "float32") -> Case:
-    """MaskCLIP's dense logits of a batch of square images, padded to whole patches: image tower and classifier."""
+def dense(
+    model: str = "ViT-B/16", batch: int = 1, size: int = 512, width: int | None = None, dtype: str = "float32"
+) -> Case:
+    """MaskCLIP's dense logits of a batch of images, padded to whole patches: image tower and classifier."""
     clip, variables = random_clip(model, dtype)
-    size = clip.config.padded(size)
-    images = jnp.asarray(np.random.default_rng(2).standard_normal((batch, size, size, 3), np.float32))
+    size, width = (clip.config.padded(side) for side in (size, width or size))
+    images = jnp.asarray(np.random.default_rng(2).standard_normal((batch, size, width, 3), np.float32))
     text = jnp.asarray(unit_rows(CLASSES, clip.config.embed_dim))
     run, facts = compiled(lambda v, x, t: dense_logits(clip, v, x, t).logits, variables, images, text)
-    return Case(run, batch * flops.dense(clip.config, size, size, CLASSES), batch, facts)
+    return Case(run, batch * flops.dense(clip.config, size, width, CLASSES), batch, facts)
 
 
 def beside(method: str, model: str = "ViT-B/16", size: int = 512, dtype: str = "float32") -> Case:

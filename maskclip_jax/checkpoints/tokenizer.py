@@ -14,7 +14,7 @@ from jaxtyping import Int32
 from maskclip_jax.checkpoints.byte_pairs import OPENAI_WORDS, WORD_END, byte_pairs, clean, openai_byte_pairs
 from maskclip_jax.checkpoints.pieces import JSONPieces, SentencePieces, ascii_lower, canonical, lower
 from maskclip_jax.data import schema
-from maskclip_jax.data.whole_files import cut, read_bytes, read_json
+from maskclip_jax.data.whole_files import cut, parse_json, read_bytes, read_json
 from maskclip_jax.encoders.config import TextConfig
 from maskclip_jax.errors import UserError
 
@@ -188,12 +188,14 @@ def load_tokenizer(folder: Path, text: TextConfig) -> Tokenizer | MissingTokeniz
             return load_sentencepiece(found, text)
     file, vocab, merges = (folder / name for name in TOKENIZER_FILES)
     if file.is_file():
-        content = read_json(file)
+        data = read_bytes(file)
+        content = parse_json(data, file)
         rules = {"model": schema.OBJECT}
         model = schema.fields(content, rules, f"{file} cannot be read: it", needed=rules)["model"]
         # What changes ids at random, or pads and cuts them, is none of a checkpoint's business.
         plain = content | {"truncation": None, "padding": None, "model": model | {"dropout": None}}
-        return _guarded(folder, lambda tokenizers: tokenizers.Tokenizer.from_str(json.dumps(plain)), text)
+        written = data.decode("utf-8-sig") if plain == content else json.dumps(plain)
+        return _guarded(folder, lambda tokenizers: tokenizers.Tokenizer.from_str(written), text)
     if vocab.is_file() and merges.is_file() and text.pool == "eot":
         ids = read_json(vocab)
         token = schema.whole(0, 2**24)

@@ -12,6 +12,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import time
@@ -27,6 +28,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # how JSON writes half of a pair of surrogates
 MOST_JSON = 64 * 2**20  # bytes: a tokenizer.json has a few MB, the JSON of a shard of 100,000 images 40
 
 
@@ -98,7 +100,7 @@ def parse_json(data: bytes, where: str | os.PathLike, *, kind: type | None = dic
     """
     try:
         value = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
-        if not surrogates:
+        if not surrogates and _HALF.search(data):
             json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates has no bytes
     except (ValueError, RecursionError) as error:  # UnicodeError, JSONDecodeError, 5,000 digits
         why = "nothing is in it" if not data.strip() else cut(str(error))

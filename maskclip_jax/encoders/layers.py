@@ -197,6 +197,7 @@ class Block(Module):
         return x * self.ls_1.astype(x.dtype) if self.config.layer_scale else x
 
 
+@jax.jit
 def fold_linear(first: dict, second: dict) -> dict:
     """One `{kernel, bias}` for `second(first(x))`: `W = W1 W2`, `b = b1 W2 + b2`."""
     return {
