@@ -72,7 +72,8 @@ class SafetensorsFile(ArrayFile):
             reason = cut(str(error))
             raise UserError(f"{path} is not a whole safetensors file ({reason}): copy or download it again") from error
         header.pop("__metadata__", None)
-        self._path, self._start, self._header = path, 8 + size, header
+        self._path, self._header = path, header
+        self._numbers = np.asarray(np.memmap(path, np.uint8, "r"))[8 + size :]
         self._shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
 
     def __getitem__(self, key: str) -> np.ndarray:
@@ -83,7 +84,7 @@ class SafetensorsFile(ArrayFile):
         dtype, shape = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), self._shapes[key]
         if 0 in shape:
             return np.zeros(shape, dtype)
-        return np.memmap(self._path, dtype, "r", self._start + entry["data_offsets"][0], shape or (1,)).reshape(shape)
+        return self._numbers[slice(*entry["data_offsets"])].view(dtype).reshape(shape)
 
 
 class Shards(ArrayFile):

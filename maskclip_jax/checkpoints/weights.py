@@ -167,7 +167,11 @@ def why_unusable(name: str, dtype: np.dtype, numbers: Sequence[np.ndarray]) -> s
     """Why the numbers of an array are no weights: of an integer type, not finite, a negative variance; None if not."""
     if not _is_floating(dtype):
         return f"is of type {dtype}"
-    if not all(np.isfinite((part.min(), part.max())).all() for part in numbers if part.size):  # no array of answers
+    # A sum is finite where all are, but for one that overflows; the least and the largest decide then.
+    with np.errstate(all="ignore"):
+        finite = (np.isfinite(x.sum()) or np.isfinite((x.min(), x.max())).all() for x in numbers if x.size)
+        usable = all(finite)
+    if not usable:
         return "holds NaN or infinity"
     negative = name.endswith("running_var") and numbers[0].min(initial=0) < 0
     return "is a negative variance" if negative else None
