@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=common.place, required=True, help="the run's folder")
     parser.add_argument("--method", help="how the teacher's last blocks are read (teacher.method of the config)")
+    parser.add_argument(
+        "--workers",
+        type=common.positive,
+        metavar="N",
+        help="processes that prepare batches, where the device waits for them; threads do unless given",
+    )
     parser.add_argument("--cluster", action="store_true", help="one of several hosts of a cluster (TPU pod, Slurm)")
 
 
@@ -43,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     with ending_together(args.out):
         changes = args.set if args.method is None else [*args.set, f"teacher.method={args.method}"]
         config = load_experiment(args.experiment, changes)
-        state = train_and_evaluate(config, args.out)
+        state = train_and_evaluate(config, args.out, workers=args.workers or 0)
     if is_first_host():
         print(f"{args.out} holds the student after {int(state.step)} steps")
         print(f"next: python run.py evaluate {config.eval_data or 'DATA'} --model {args.out}")

@@ -3,25 +3,33 @@
 The examples form one endless stream, an epoch's random order after another's. Optimiser step t takes positions
 t·B … t·B + B − 1 of it; each device gets its share of every micro-batch, so that accumulation has the same
 micro-batches on any number of devices. Nothing but the step is needed to go on: a checkpoint holds no iterator.
-Grain does what needs threads: it runs that function ahead of the step, in order.
+Grain does what needs threads or processes: it runs that function ahead of the step, in order.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
+import itertools
 import os
-from collections.abc import Iterator
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import flags
+from grain.experimental import DatasetOptions, WithOptionsIterDataset
 from jaxtyping import Array, Int, Integer
 
 from maskclip_jax.data.augment import UNLABELLED, augment, example_rng
 from maskclip_jax.data.images import IGNORE, read_label_png
-from maskclip_jax.data.sources import DataSource
+from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.pseudo_labels import check_no_leak, training_annotation
 from maskclip_jax.errors import UserError
@@ -106,14 +114,95 @@ def train_batch(
 
 
 def train_batches(
-    config: DistillConfig, source: DataSource, start: int, *, threads: int | None = None, **placement: Any
-) -> Iterator[Batch]:
-    """The batches of steps `start` … `config.steps` − 1 in order, prepared ahead by `threads` threads."""
-    threads = min(os.cpu_count() or 1, 16) if threads is None else threads
-    make = functools.partial(train_batch, config, source, **placement)
-    steps = grain.MapDataset.range(start, config.steps).map(lambda step: make(int(step)))
+    config: DistillConfig,
+    source: DataSource,
+    start: int,
+    *,
+    threads: int | None = None,
+    workers: int = 0,
+    devices: int | None = None,
+    local: range | None = None,
+) -> Generator[Batch]:
+    """The batches of steps `start` … `config.steps` − 1 in order, prepared ahead.
+
+    Args:
+      threads: that prepare them, of this process or of each worker (None: as there are cores; in a worker one).
+      workers: processes that do so, each of which opens `config.train_data` anew, as `source` was; 0: this one. A few
+        seconds to start, then faster than threads, which wait for one another's Python (docs/performance.md).
+      devices, local: those of `train_batch`.
+    """
+    placement = {
+        "devices": jax.device_count() if devices is None else devices,  # a worker starts no device
+        "local": local_range() if local is None else local,
+    }
+    if threads is None:
+        threads = 1 if workers else min(os.cpu_count() or 1, 16)
+    make = _BatchOrError(config, None if workers else source, placement)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(AHEAD, threads))
-    return iter(steps.to_iter_dataset(options))
+    prepared = grain.MapDataset.range(start, config.steps).map(make).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain asks for flags of its own
+            flags.FLAGS.mark_as_parsed()
+        # Through a pipe: of blocks in shared memory that are left at the end Python warns.
+        piped = WithOptionsIterDataset(prepared, DatasetOptions(min_shm_size=2**40))
+        prepared = piped.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    with _signals_ignored() if workers else contextlib.nullcontext():
+        batches = iter(prepared)
+        first = list(itertools.islice(batches, max(workers, 1)))  # a worker starts with its first batch
+    atexit.register(batches.close)  # before multiprocessing's own end, which would ask the workers in vain
+    try:
+        for batch in itertools.chain(first, batches):
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        atexit.unregister(batches.close)
+        batches.close()
+
+
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """A process that is started within hears neither Ctrl-C nor SIGTERM, which reach all of a group: the first one
+    saves what there is, and then stops the others."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this worker when the process that started it is gone, killed perhaps."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+class _BatchOrError:
+    """`train_batch`; a UserError is returned, since to one that is raised grain adds lines of its own.
+
+    Without a source it opens the config's where it is called: what travels to a worker is a name.
+    """
+
+    def __init__(self, config: DistillConfig, source: DataSource | None, placement: dict[str, Any]):
+        self._config, self._given, self._placement, self._parent = config, source, placement, os.getpid()
+
+    @functools.cached_property
+    def _source(self) -> DataSource:
+        if self._given is not None:
+            return self._given
+        threading.Thread(target=_end_with, args=(self._parent,), daemon=True).start()
+        return open_source(self._config.train_data)
+
+    def __call__(self, step: int) -> Batch | UserError:
+        try:
+            return train_batch(self._config, self._source, int(step), **self._placement)
+        except UserError as error:
+            return error
 
 
 def on_devices(batches: Iterator[Batch]) -> Iterator[dict[str, Array]]:

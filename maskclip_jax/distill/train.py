@@ -43,6 +43,7 @@ def train_and_evaluate(
     resume: bool = True,
     loaded: tuple[Teacher | None, Frozen] | None = None,
     clip: Any = None,
+    workers: int = 0,
     quiet: bool = False,
 ) -> TrainState:
     """Trains to `config.steps`, from the folder's last checkpoint where it has one.
@@ -57,6 +58,7 @@ def train_and_evaluate(
       resume: False refuses a folder that holds this run already.
       loaded: what `load_teacher` gives, where it is loaded already.
       clip: variables of the CLIP that finetuned-clip starts from; None loads that of `config.teacher`.
+      workers: processes that prepare batches (`input_pipeline.train_batches`); they change no number.
       quiet: print nothing.
 
     Returns:
@@ -97,7 +99,7 @@ def train_and_evaluate(
             state = replicate(state)
         state, frozen = hosts.local_view((state, frozen))
         start, several = int(state.step), jax.process_count() > 1
-        batches = train_batches(config, source, start)
+        batches = stack.enter_context(contextlib.closing(train_batches(config, source, start, workers=workers)))
         first = list(itertools.islice(batches, 1))  # data that do not fit the config show here
         undo.pop_all()  # the run can begin: from here on its folder stays
         with RunLog(workdir, start, config.steps, active=hosts.is_first_host(), quiet=quiet) as log:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from maskclip_jax.encoders.config import TextConfig, ViTConfig
 from maskclip_jax.encoders.positions import Rotation, rotated
 from maskclip_jax.ops.matmul import attend as attend
-from maskclip_jax.ops.matmul import attention_matrix, full_precision, in_full_precision, product
+from maskclip_jax.ops.matmul import attention_matrix, full_precision, in_full_precision, jitted, product
 from maskclip_jax.ops.module import LayerNorm, Module
 
 Dtype = jnp.dtype | type
@@ -211,10 +211,9 @@ def apply_folded(folded: dict, x: Float[Array, "*batch i"], dtype: Dtype) -> Flo
     return product(x, folded["kernel"], dtype) + folded["bias"].astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jitted, static_argnames="block")
 def _behind(block: Block, variables: dict, x: Array, mask: Array | None, rotation: Rotation | None) -> Array:
-    """The tokens behind a block. Traced, and on CPUs compiled, once for all blocks of a tower, which differ in their
-    weights alone."""
+    """The tokens behind a block; the blocks of a tower differ in their weights alone."""
     return block.apply(variables, x, mask, rotation)
 
 

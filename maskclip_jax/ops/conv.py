@@ -6,16 +6,16 @@ computed never depends on the route. `docs/performance.md` has what each of them
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskclip_jax.ops import winograd
-from maskclip_jax.ops.matmul import for_cpu, is_portable, product
+from maskclip_jax.ops.matmul import for_cpu, is_portable, jitted, product
 
 # Up to this many input channels, a k×k convolution is k² slices and one matrix product (a stem, on RGB).
 IM2COL_CHANNELS = 4
@@ -41,10 +41,11 @@ def convolve(
     `train`: it will run many times, and its gradient with it: then a route may take seconds to compile.
     """
     taken = route(x.shape, kernel.shape, stride=stride, dilation=dilation, dtype=dtype, train=train)
-    run = _by_route if is_portable() else _by_route_once
-    return run(x, kernel, taken, stride, dilation, jnp.dtype(dtype))
+    return _by_route(x, kernel, taken, stride, dilation, jnp.dtype(dtype))
 
 
+# Of a ResNet-101's layers nine tenths have another's shapes.
+@functools.partial(jitted, static_argnames=("taken", "stride", "dilation", "dtype"))
 def _by_route(x: Array, kernel: Array, taken: Route, stride: int, dilation: int, dtype: DTypeLike) -> Array:
     k, outputs = kernel.shape[0], kernel.shape[-1]
     if taken == "product":
@@ -65,10 +66,6 @@ def _by_route(x: Array, kernel: Array, taken: Route, stride: int, dilation: int,
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-
-
-# Traced once for all layers of a shape: of a ResNet-101 these are nine tenths.
-_by_route_once = jax.jit(_by_route, static_argnums=(2, 3, 4, 5))
 
 
 def route(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 _HEAD_BY_HEAD = 2**17
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 _PORTABLE = contextvars.ContextVar("portable", default=False)
 
 
@@ -41,6 +44,20 @@ def is_portable() -> bool:
 def for_cpu() -> bool:
     """Whether what is traced runs on this machine's CPU, so that its routes are worth taking."""
     return not is_portable() and jax.default_backend() == "cpu"
+
+
+def jitted(function: Function, static_argnames: str | Sequence[str] = ()) -> Function:
+    """`jax.jit`, for functions whose routes `portable` changes: within that they are traced as part of their caller.
+
+    Within another program such a function is traced once for all places with the same shapes.
+    """
+    compiled = jax.jit(function, static_argnames=static_argnames)
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        return (function if is_portable() else compiled)(*args, **options)
+
+    return cast(Function, call)
 
 
 def full_precision(dtype: DTypeLike) -> jnp.dtype:

@@ -2,13 +2,15 @@
 
 Equation 4 of the paper, prompt denoising and key smoothing (its section 3.3; docs/method.md, section 3).
 
-Pure functions, safe under `jit`, `vmap` and `grad`; thresholds may be traced, so a whole grid of them is one `vmap`.
+Pure functions, safe under `jit`, `vmap` and `grad`, denoising and smoothing compiled by themselves where they are
+called alone; thresholds may be traced, so a whole grid of them is one `vmap`.
 Where images of different sizes share a padded batch, `grid` or `valid` says which positions are image.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,7 +24,7 @@ from maskclip_jax.encoders.dense import MASKCLIP, DenseMethod
 from maskclip_jax.encoders.model import CLIP
 from maskclip_jax.encoders.positions import valid_mask
 from maskclip_jax.errors import UserError
-from maskclip_jax.ops.matmul import in_full_precision, is_portable, unit
+from maskclip_jax.ops.matmul import in_full_precision, is_portable, jitted, unit
 
 Arrays = Array | np.ndarray
 DROPPED = -100.0  # the logit of a denoised class; a cosine is never below -1
@@ -230,6 +232,7 @@ def flat_mask(grid: Int[Arrays, "B 2"] | None, shape: tuple[int, int], config: C
     return None if mask is None else mask.reshape(mask.shape[0], -1)
 
 
+@functools.partial(jitted, static_argnames="all_denoised")
 def prompt_denoising(
     logits: Float[Arrays, "B L C"],
     *,
@@ -277,6 +280,7 @@ def drop_classes(
     return jnp.where(keep[:, None], logits, DROPPED)
 
 
+@functools.partial(jitted, static_argnames="normalize")
 def key_smoothing(
     probabilities: Float[Arrays, "B L C"],
     keys: Float[Arrays, "B L D"],

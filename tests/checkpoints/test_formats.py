@@ -51,7 +51,7 @@ def test_mapping_of_openai_names(checkpoints, kind, prefix):
     pretrained = load_clip(arrays, fold=False)
     assert pretrained.config == config
     assert "folded" not in pretrained.variables
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), pretrained.variables, variables)
+    same = jax.tree.map(np.array_equal, pretrained.variables, variables)
     assert all(jax.tree.leaves(same))
 
 
@@ -95,7 +95,7 @@ def test_openai_names_written_out_by_hand():
                 arrays[f"{a}.mlp.c_proj.{part}"] = hf[f"{b}.mlp.fc2.{part}"]
     original = load_clip(GOLDEN, fold=False)
     renamed = to_variables(arrays, original.config)
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), original.variables, renamed)
+    same = jax.tree.map(np.array_equal, original.variables, renamed)
     assert all(jax.tree.leaves(same))
 
 
@@ -104,7 +104,7 @@ def test_names_there_and_back(checkpoints, kind, naming):
     config, variables = checkpoints.random_clip(kind)
     back = to_variables(to_names(variables, config, naming), config)
     assert jax.tree.structure(back) == jax.tree.structure(variables)
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), back, variables)))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, back, variables)))
 
 
 def test_config_from_hf_uses_transformers_defaults():

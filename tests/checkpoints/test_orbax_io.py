@@ -14,7 +14,7 @@ from maskclip_jax.errors import UserError
 
 
 def same(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
 
 
 @pytest.fixture(params=["vit", "resnet"])

@@ -95,6 +95,30 @@ def test_reading_ahead_changes_nothing_and_starts_anywhere():
             np.testing.assert_array_equal(batch[name], value)
 
 
+@pytest.fixture
+def on_disk(tmp_path):
+    np.savez(tmp_path / "data.npz", images=IMAGES, labels=LABELS.astype(np.uint8))
+    return str(tmp_path / "data.npz")
+
+
+def test_worker_processes_change_nothing(on_disk):
+    """Two of them, whose batches come in the steps' order, from the source opened by its name."""
+    config = config_of(batch_size=4, steps=7, mode="supervised", train_data=on_disk)
+    place = {"devices": 1, "local": range(1)}
+    found = list(train_batches(config, SOURCE, 2, workers=2, **place))
+    assert len(found) == 5
+    for step, batch in enumerate(found, 2):
+        for name, value in train_batch(config, SOURCE, step, **place).items():
+            np.testing.assert_array_equal(batch[name], value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_ahead_is_said_in_one_line(on_disk, workers):
+    config = config_of(mode="supervised", classes=("dog", "cat"), train_data=on_disk)
+    with pytest.raises(UserError, match=r"\Aannotation is 0\.\.1 or 255, but 0000.* has .: check classes and \w+\Z"):
+        list(train_batches(config, SOURCE, 0, workers=workers, devices=1, local=range(1)))
+
+
 def test_annotation_free_never_looks_at_the_annotation():
     free = config_of(batch_size=4)
     with_labels = train_batch(free, SOURCE, 0, devices=1, local=range(1))

@@ -22,7 +22,7 @@ def tiny():
     )
     model, key = CLIP(config), jax.random.key(0)
     images = jax.random.normal(key, (2, 16, 24, 3))
-    return model, model.init(key, images, jnp.zeros((1, 8), jnp.int32)), images
+    return model, jax.jit(model.init)(key, images, jnp.zeros((1, 8), jnp.int32)), images
 
 
 def test_both_readings_are_the_librarys(tiny):
@@ -51,7 +51,7 @@ def test_multi_positive_by_hand():
     right = jnp.asarray([[True, True, False, False]])
     wrong = jnp.asarray([[False, False, True, False]])
     expected = np.mean([np.log(1 + np.exp(0.5 - s)) for s in (2.0, 1.0)])
-    assert float(multi_positive(scores, right, wrong)) == pytest.approx(expected, rel=1e-6)
+    assert float(jax.jit(multi_positive)(scores, right, wrong)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_unnamed_by_hand():
@@ -63,14 +63,15 @@ def test_unnamed_by_hand():
     shown = 1 / (1 + np.exp([-2.5, 2.5]))  # objects by 2 and -3 nats, and -0.5 lies between them
     s = np.asarray(scores[0])
     expected = np.log(np.exp(s[:, :3]).sum(1)) - shown * s[:, 0] - (1 - shown) * s[:, 1]
-    assert float(unnamed(scores, right, wrong, stuff, 0.5)) == pytest.approx(expected.mean(), rel=1e-6)
+    assert float(jax.jit(unnamed)(scores, right, wrong, stuff, 0.5)) == pytest.approx(expected.mean(), rel=1e-6)
 
 
 def test_stuff_that_is_named_does_not_answer_for_objects():
     """Of two positions one shows an object, so that calling both stuff costs more than calling one the object."""
     right = jnp.asarray([[[True, True, False]]])
     stuff = jnp.asarray([False, True, False])
-    cost = lambda first: float(unnamed(jnp.asarray([[first, [0.0, 5.0, 0.0]]]), right, ~right, stuff, 0.5))  # noqa: E731
+    run = jax.jit(unnamed)
+    cost = lambda first: float(run(jnp.asarray([[first, [0.0, 5.0, 0.0]]]), right, ~right, stuff, 0.5))  # noqa: E731
     assert cost([5.0, 0.0, 0.0]) < cost([1.0, 5.0, 0.0]) - 1
 
 
@@ -87,14 +88,15 @@ def test_a_batch_holds_all_names_and_the_coloured_phrases_that_are_named():
         "wide": jnp.asarray(8),
     }
     closeups = (0.0, 1.0)
-    batch = draw_batch(jax.random.key(0), corpus, 8, closeups, jnp.asarray(0.0))
+    draw = jax.jit(lambda progress: draw_batch(jax.random.key(0), corpus, 8, closeups, progress))
+    batch = draw(0.0)
     slots = np.asarray(batch["phrases"])[:, 0]
     assert slots[:classes].tolist() == list(range(classes))
     assert {100, 200} <= set(slots[classes:].tolist())
     assert batch["named"][:, [3]].all()
     assert np.asarray(batch["named"]).sum() == 3 * 8
     assert batch["images"].max() < 8  # no close-up at a share of zero, nothing else at a share of one
-    assert draw_batch(jax.random.key(0), corpus, 8, closeups, jnp.asarray(1.0))["images"].min() >= 8
+    assert draw(1.0)["images"].min() >= 8
 
 
 def test_uniformity_is_least_where_nouns_differ():
