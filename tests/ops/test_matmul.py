@@ -1,4 +1,4 @@
-"""Every route of `clip.products` against the plain computation, values and gradients."""
+"""Every route of `ops.matmul` against the plain computation, values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -41,3 +41,22 @@ def test_low_precision_products_sum_in_float32():
     weights = np.cos(np.arange(30)).reshape(6, 5).astype(np.float32)
     np.testing.assert_allclose(to_x.reshape(6, -1), weights @ np.asarray(kernel).T, atol=2e-4)
     np.testing.assert_allclose(to_kernel[0], weights.sum(axis=0), atol=2e-2)
+
+
+def test_what_is_for_any_machine_is_traced_anew():
+    """A program kept from before `portable` would have a CPU's routes in it; outside, one trace serves all calls."""
+    traced = []
+
+    def seen(x, times):
+        traced.append(matmul.is_portable())
+        return times * x
+
+    function = matmul.jitted(seen, static_argnames="times")
+    twice = lambda x: function(x, times=2) + function(x, times=2)  # noqa: E731
+    np.testing.assert_array_equal(jax.jit(twice)(np.ones(3)), 4)
+    assert traced == [False]
+    with matmul.portable():
+        np.testing.assert_array_equal(jax.jit(lambda x: twice(x))(np.ones(3)), 4)
+    assert traced == [False, True, True]
+    np.testing.assert_array_equal(function(np.ones(3), times=2), 2)
+    assert traced == [False, True, True]
