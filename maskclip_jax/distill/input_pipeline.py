@@ -163,7 +163,7 @@ def train_batches(
 @contextlib.contextmanager
 def _signals_ignored() -> Iterator[None]:
     """A process that is started within hears neither Ctrl-C nor SIGTERM, which reach all of a group: the first one
-    saves what there is, and then stops the others."""
+    saves what there is, and then stops the others. For the seconds that they take to start, nor does this one."""
     if threading.current_thread() is not threading.main_thread():  # which alone may say so
         yield
         return
@@ -172,7 +172,7 @@ def _signals_ignored() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by no Python
 
 
 def _end_with(parent: int) -> None:
