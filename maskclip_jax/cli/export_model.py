@@ -47,11 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from maskclip_jax.deploy.formats import write_model
+    from maskclip_jax.deploy.formats import check_format, write_model
     from maskclip_jax.deploy.functions import deployed_segmenter, deployed_student
     from maskclip_jax.distill import is_student
 
     common.output_file(args.out, (args.model,))
+    check_format(args.out, args.to)  # before anything is loaded
     size, rows = None if args.size is None else tuple(args.size), None
     if is_student(args.model):
         common.refuse_for_students(args, (), ("classes",))

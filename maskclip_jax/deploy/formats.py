@@ -30,15 +30,20 @@ def write_model(model: Deployed, path: Path, to: str) -> dict[str, Any]:
     Raises:
       UserError: an unknown format, a converter that is not installed or cannot convert this model, no room.
     """
-    if to not in FORMATS:
-        raise UserError(f"a format is {' or '.join(FORMATS)}, got {cut(to)}: choose one of them")
-    if (other := path.suffix[1:].casefold()) in FORMATS and other != to:
-        raise UserError(f"a file is called as its format is, got {path.name} for {to}: take --to {other}, or rename it")
+    check_format(path, to)
     content, specific = FORMATS[to](model)
     about = _about(model, to) | specific
     write_bytes(path, content(about) if callable(content) else content)
     write_json(path.with_name(path.name + ".json"), about)
     return about
+
+
+def check_format(path: Path, to: str) -> None:
+    """Raises UserError for an unknown format, or for a file named after the other one."""
+    if to not in FORMATS:
+        raise UserError(f"a format is {' or '.join(FORMATS)}, got {cut(to)}: choose one of them")
+    if (other := path.suffix[1:].casefold()) in FORMATS and other != to:
+        raise UserError(f"a file is called as its format is, got {path.name} for {to}: take --to {other}, or rename it")
 
 
 def _about(model: Deployed, to: str) -> dict[str, Any]:
