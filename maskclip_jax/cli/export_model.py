@@ -52,10 +52,12 @@ def run(args: argparse.Namespace) -> None:
     from maskclip_jax.distill import is_student
 
     common.output_file(args.out, (args.model,))
-    check_format(args.out, args.to)  # before anything is loaded
     size, rows = None if args.size is None else tuple(args.size), None
-    if is_student(args.model):
+    student = is_student(args.model)
+    if student:
         common.refuse_for_students(args, (), ("classes",))
+    check_format(args.out, args.to)  # before anything is loaded
+    if student:
         model = deployed_student(common.load_run(args), size)
     else:
         from maskclip_jax.data.vocabulary import class_palette, parse_classes

@@ -138,7 +138,7 @@ def test_what_a_segmenter_cannot(options, size, words):
         deployed_segmenter(pretrained_clip(), Options(**options), size)
 
 
-def test_the_command(student_folder, tmp_path, capsys):
+def test_the_command(student_folder, tmp_path, capsys, monkeypatch):
     def run(*options):
         code = cli.run_command(["export-model", str(student_folder), "--no-compile-cache", *map(str, options)])
         return code, *capsys.readouterr()
@@ -150,13 +150,16 @@ def test_the_command(student_folder, tmp_path, capsys):
     assert code == 2
     assert "a student is read as it was trained, got --key-smoothing" in errors
     assert not list(out.parent.glob("*"))
-    code, _, errors = run("--to", "stablehlo", "--out", out, "--size", 32, 5)
+    fitting = out.with_suffix(".stablehlo")
+    code, _, errors = run("--to", "stablehlo", "--out", fitting, "--size", 32, 5)
     assert code == 2
     assert "a size is two multiples of 1 from 8 to 8192 pixels, got (32, 5)" in errors
-    code, _, errors = run("--to", "stablehlo", "--out", out, "--size", 32, 40)
+    with monkeypatch.context() as patched:  # before anything is loaded
+        patched.setattr("maskclip_jax.cli.common.load_run", None)
+        code, _, errors = run("--to", "stablehlo", "--out", out, "--size", 32, 40)
     assert code == 2
     assert "a file is called as its format is, got student.onnx for stablehlo: take --to onnx" in errors
-    code, printed, _ = run("--to", "stablehlo", "--out", out.with_suffix(".stablehlo"), "--size", 32, 40)
+    code, printed, _ = run("--to", "stablehlo", "--out", fitting, "--size", 32, 40)
     assert code == 0
     assert "inputs: image uint8 [1, 32, 40, 3]" in printed
     with pytest.raises(SystemExit) as stop:

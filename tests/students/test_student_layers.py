@@ -90,7 +90,8 @@ def test_adaptive_pool_matrix_by_hand():
 def test_matrices_of_images_in_a_batch_are_those_of_each_alone():
     sizes = [(5, 7), (3, 12), (6, 1), (1, 4)]
     old, new = (np.array(side, np.int32)[:, None, None] for side in zip(*sizes, strict=True))
-    found, pooled = layers.bilinear_matrix(old, new, (12, 6)), layers.adaptive_pool_matrix(old, 3, 6)
+    both = jax.jit(lambda old, new: (layers.bilinear_matrix(old, new, (12, 6)), layers.adaptive_pool_matrix(old, 3, 6)))
+    found, pooled = map(np.asarray, both(old, new))
     for (source, target), matrix, pool in zip(sizes, found, pooled, strict=True):
         np.testing.assert_allclose(matrix[:target, :source], layers.bilinear_matrix(source, target), atol=1e-6)
         np.testing.assert_allclose(pool[:, :source], layers.adaptive_pool_matrix(source, 3), atol=1e-6)
@@ -148,13 +149,14 @@ def test_sync_batch_norm_over_shards_is_batch_norm_of_the_whole(norm_case):
         out, updates = layers.BatchNorm(sync).apply(variables, x, True, mutable=["batch_stats"])
         return jnp.sin(out).sum(), (out, updates)
 
-    (_, (whole, stats)), grad = jax.value_and_grad(loss, argnums=1, has_aux=True)(variables, x, None)
+    alone = jax.jit(jax.value_and_grad(lambda x: loss(variables, x, None), has_aux=True))
+    (_, (whole, stats)), grad = alone(x)
 
     def summed(x):
         shards = jax.vmap(lambda x: loss(variables, x, "batch"), axis_name="batch")(x.reshape(2, 2, 1, 2, 3))
         return shards[0].sum(), shards[1]
 
-    (_, (parts, part_stats)), part_grad = jax.value_and_grad(summed, has_aux=True)(x)
+    (_, (parts, part_stats)), part_grad = jax.jit(jax.value_and_grad(summed, has_aux=True))(x)
     np.testing.assert_allclose(parts.reshape(x.shape), whole, atol=1e-5)
     np.testing.assert_allclose(part_grad, grad, atol=1e-5)
     jax.tree.map(lambda p, w: np.testing.assert_allclose(p, np.stack([w, w]), rtol=1e-5), part_stats, stats)
