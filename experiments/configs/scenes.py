@@ -17,7 +17,7 @@ Variants (`FILE.py:NAME`):
                       which are the archive's first: no image is both trained on and scored
     from_clip         the same, with a student whose backbone starts from the ResNet's image tower, as the paper's
                       starts from ImageNet: it needs far fewer steps
-    demo              from_clip, as much as two cores do in three minutes
+    demo              from_clip, as much as two cores do in three to five minutes
     large             what ships: 16,000 generated scenes with labels made before (`label_scenes`: of the ViT, every
                       object as often), scored on all 500 held-out scenes, as are those below; all but the finetuned
                       ones start from the ResNet's image tower, which has seen captions alone too

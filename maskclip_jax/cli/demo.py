@@ -6,7 +6,7 @@ Writes sheet.png (image, naive, MaskCLIP, + prompt denoising, student, truth), s
 mIoU on the held-out scenes. Training used neither masks nor these scenes.
 
 The student (MaskCLIP+) ships too: the ViT's masks taught it (experiments/configs/scenes.py:large). `--train`
-trains one here instead, in under three minutes, by `experiments/configs/scenes.py:demo` on 436 other scenes: too short
+trains one here instead, in three to five minutes, by `experiments/configs/scenes.py:demo` on 436 other scenes: too short
 to pass its teacher. It stays in OUT/student, where a second call finds it.
 """
 
@@ -37,7 +37,7 @@ NOTES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=common.place, default=Path("out/demo"), help="folder to write to")
-    parser.add_argument("--train", action="store_true", help="train the student here, in under three minutes")
+    parser.add_argument("--train", action="store_true", help="train the student here, in three to five minutes")
     common.add_model_arguments(parser)
     parser.set_defaults(model="embedded")
 
