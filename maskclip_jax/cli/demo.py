@@ -6,8 +6,8 @@ Writes sheet.png (image, naive, MaskCLIP, + prompt denoising, student, truth), s
 mIoU on the held-out scenes. Training used neither masks nor these scenes.
 
 The student (MaskCLIP+) ships too: the ViT's masks taught it (experiments/configs/scenes.py:large). `--train`
-trains one here instead, in three to five minutes, by `experiments/configs/scenes.py:demo` on 436 other scenes: too short
-to pass its teacher. It stays in OUT/student, where a second call finds it.
+trains one here instead, in three to five minutes, by `experiments/configs/scenes.py:demo` on 436 other scenes: too
+short to pass its teacher. It stays in OUT/student, where a second call finds it.
 """
 
 from __future__ import annotations
