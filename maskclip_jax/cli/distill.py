@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=common.positive,
+        default=0,
         metavar="N",
         help="processes that prepare batches, where the device waits for them; threads do unless given",
     )
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     with ending_together(args.out):
         changes = args.set if args.method is None else [*args.set, f"teacher.method={args.method}"]
         config = load_experiment(args.experiment, changes)
-        state = train_and_evaluate(config, args.out, workers=args.workers or 0)
+        state = train_and_evaluate(config, args.out, workers=args.workers)
     if is_first_host():
         print(f"{args.out} holds the student after {int(state.step)} steps")
         print(f"next: python run.py evaluate {config.eval_data or 'DATA'} --model {args.out}")

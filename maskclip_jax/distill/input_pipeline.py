@@ -96,17 +96,15 @@ def train_batch(
     source: DataSource,
     step: int,
     *,
-    devices: int | None = None,
-    local: range | None = None,
+    devices: int,
+    local: range,
 ) -> Batch:
     """This host's share of the batch of an optimiser step (from 0), each array uint8 [local devices, b, …].
 
     Args:
-      devices: of all hosts (None: as JAX has them).
-      local: which of them are this host's (None: as JAX has them).
+      devices: of all hosts.
+      local: which of them are this host's.
     """
-    devices = jax.device_count() if devices is None else devices
-    local = local_range() if local is None else local
     positions = device_positions(config, step, devices)[local.start : local.stop]
     examples = [train_example(config, source, int(position)) for position in positions.ravel()]
     stacked = {name: np.stack([e[name] for e in examples], dtype=np.uint8, casting="unsafe") for name in examples[0]}
@@ -129,7 +127,7 @@ def train_batches(
       threads: that prepare them, of this process or of each worker (None: as there are cores; in a worker one).
       workers: processes that do so, each of which opens `config.train_data` anew, as `source` was; 0: this one. A few
         seconds to start, then faster than threads, which wait for one another's Python (docs/performance.md).
-      devices, local: those of `train_batch`.
+      devices, local: those of `train_batch`; None: as JAX has them.
     """
     placement = {
         "devices": jax.device_count() if devices is None else devices,  # a worker starts no device
@@ -146,18 +144,16 @@ def train_batches(
         # Through a pipe: of blocks in shared memory that are left at the end Python warns.
         piped = WithOptionsIterDataset(prepared, DatasetOptions(min_shm_size=2**40))
         prepared = piped.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    with _signals_ignored() if workers else contextlib.nullcontext():
-        batches = iter(prepared)
-        first = list(itertools.islice(batches, max(workers, 1)))  # a worker starts with its first batch
-    atexit.register(batches.close)  # before multiprocessing's own end, which would ask the workers in vain
-    try:
+    with contextlib.ExitStack() as stack:
+        with _signals_ignored() if workers else contextlib.nullcontext():
+            batches = stack.enter_context(contextlib.closing(iter(prepared)))
+            first = list(itertools.islice(batches, max(workers, 1)))  # a worker starts with its first batch
+        atexit.register(batches.close)  # before multiprocessing's own end, which would ask the workers in vain
+        stack.callback(atexit.unregister, batches.close)
         for batch in itertools.chain(first, batches):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
-    finally:
-        atexit.unregister(batches.close)
-        batches.close()
 
 
 @contextlib.contextmanager

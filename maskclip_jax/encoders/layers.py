@@ -259,7 +259,7 @@ class Transformer(nn.Module):
         `keep` and `maps` are numbers of blocks, from 1: whose tokens are kept, whose attention is averaged (twice what
         comes twice).
         """
-        kept, attention = {}, None
+        kept, attention, alone = {}, None, Block(self.config, self.dtype, parent=None)
         for i, block in enumerate(self.resblocks[:blocks], 1):
             if i in maps:
                 matrix = block.matrix(x, mask, rotation) * (maps.count(i) / len(maps))
@@ -267,7 +267,7 @@ class Transformer(nn.Module):
             if self.is_initializing():
                 x = block(x, mask, rotation)
             else:
-                x = _behind(Block(self.config, self.dtype, parent=None), block.variables, x, mask, rotation)
+                x = _behind(alone, block.variables, x, mask, rotation)
             if i in keep:
                 kept[i] = x
         return Walk(x, kept, attention)

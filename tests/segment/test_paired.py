@@ -90,10 +90,10 @@ def test_a_pair_shows_both_towers_the_same_picture(pretrained, name):
     found = apply(both.variables, ours)
     tokens = compiled_apply(other.model, other.variables, theirs, method="encode_tokens")
     make = {"proxyclip": proxy_attention, "clip_dinoiser": pooling_weights}.get(name)
-    own = {key: value for key, value in reading.items() if key != "affinity"} | {"propagate": False}
-    alike = {"affinity": jax.jit(make)(tokens)} if make else {"affinity": None}
-    read = jax.jit(functools.partial(clip.model.apply, method="encode_dense", **own))
-    wanted = read(clip.variables, ours, **alike).features
+    affinity = jax.jit(make)(tokens) if make else None
+    own = reading | {"propagate": False}
+    read = jax.jit(lambda v, x, a: clip.model.apply(v, x, method="encode_dense", **own | {"affinity": a}).features)
+    wanted = read(clip.variables, ours, affinity)
     wanted = wanted if make else jax.jit(functools.partial(lposs, cell=8))(wanted, tokens)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
