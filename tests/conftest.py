@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no network in tests
+if os.environ["JAX_PLATFORMS"] != "cpu":  # float32 means float32: a GPU's own is TF32, a TPU's bfloat16
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 from compile_flags import QUICK
 
 os.environ.setdefault("XLA_FLAGS", QUICK)

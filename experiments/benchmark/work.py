@@ -121,7 +121,7 @@ def compiled(function: Callable, *args: Any) -> tuple[Callable[[], None], dict[s
 
 
 def dense(
-    model: str = "ViT-B/16", batch: int = 1, size: int = 512, width: int | None = None, dtype: str = "float32"
+    model: str = "ViT-B/16", batch: int = 1, size: int = 512, dtype: str = "float32", *, width: int | None = None
 ) -> Case:
     """MaskCLIP's dense logits of a batch of images, padded to whole patches: image tower and classifier."""
     clip, variables = random_clip(model, dtype)

@@ -1,8 +1,11 @@
 """The benchmark's counts against programs, its table, and a tiny run of it from end to end."""
 
 import ast
+import inspect
 import json
+import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import __main__ as benchmarks
-from experiments.benchmark import cases, flops, interleave, labelling, table, work, worker_pipe
+from experiments.benchmark import cases, flops, gpu, interleave, labelling, table, work, worker_pipe
 from maskclip_jax.encoders.config import SIGLIP_VIT, TIPS_VIT, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from maskclip_jax.encoders.model import CLIP, fold
 from maskclip_jax.ops.module import shapes_of
@@ -139,3 +142,21 @@ def test_labelling_and_its_bare_model(monkeypatch):
     whole.run()  # nothing of the first is left to find
     bare.run()
     assert whole.flops == bare.flops > 0
+
+
+@pytest.mark.parametrize(
+    ("case", "asked", "wanted"),
+    [
+        (gpu.dense, "dense", {"model": "ViT-B/16", "batch": 8, "size": 512, "dtype": "bfloat16"}),
+        (gpu.step, "train", {"backbone": "resnet101", "batch": 8, "size": 512, "dtype": "bfloat16"}),
+    ],
+)
+def test_a_gpu_case_asks_for_what_it_is_called(monkeypatch, case, asked, wanted):
+    """There is no GPU here, and the case is drawn by `work`: what it is asked for, by name."""
+    for module in ("torch", "torch_worker"):
+        monkeypatch.setitem(sys.modules, module, mock.MagicMock())
+    signature = inspect.signature(getattr(work, asked))
+    with mock.patch.object(work, asked) as drawn:
+        runs, _ = case("ViT-B/16", 8, "bfloat16", False)
+    assert "ours" in runs
+    assert signature.bind(*drawn.call_args.args, **drawn.call_args.kwargs).arguments == wanted

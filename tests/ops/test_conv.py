@@ -74,7 +74,14 @@ CASES = {  # (image, kernel, stride, dilation, dtype, train): the route on a CPU
 }
 
 
+@pytest.fixture
+def on_a_cpu(monkeypatch):
+    """Routes as on a CPU, whatever the tests run on: each computes the same everywhere."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+
+
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("on_a_cpu")
 def test_route(case):
     image, kernel, stride, dilation, dtype, train, wanted = CASES[case]
     options = {"stride": stride, "dilation": dilation, "dtype": dtype, "train": train}
@@ -89,6 +96,7 @@ def test_accelerators_keep_their_own_convolution(monkeypatch, accelerator):
 
 
 @pytest.mark.parametrize("channels", [3, 6, 128], ids=["im2col", "taps", "winograd"])
+@pytest.mark.usefixtures("on_a_cpu")
 def test_convolve_by_every_route(channels):
     x, kernel = draw(1, 11, 8, channels), draw(3, 3, channels, channels) / 3 / channels**0.5
     options = {"stride": 1, "dilation": 2, "dtype": jnp.float32, "train": True}
