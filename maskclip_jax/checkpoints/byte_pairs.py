@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 import html
 import re
-from importlib import resources
-from pathlib import Path
 from typing import Any
+
+from maskclip_jax.data.whole_files import shipped
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"  # in which the last piece of a word ends, in CLIP's byte-pair encoding and in no other's
@@ -19,7 +19,7 @@ _PATTERN = rf"{re.escape(START)}|{re.escape(END)}|'[sſ]|'t|'re|'ve|'m|'ll|'d|[\
 
 def openai_byte_pairs() -> Any:
     """OpenAI's own tokenizer as a `tokenizers.Tokenizer`."""
-    file = Path(str(resources.files("maskclip_jax") / "assets/openai_vocabulary/bpe_simple_vocab_16e6.txt.gz"))
+    file = shipped("assets", "openai_vocabulary", "bpe_simple_vocab_16e6.txt.gz")
     lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
     pairs = [tuple(line.split()) for line in lines[1 : 1 + _OPENAI_MERGES]]
     letters = _byte_letters()

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from maskclip_jax.checkpoints.pretrained import Pretrained
 from maskclip_jax.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from maskclip_jax.data.whole_files import cut
+from maskclip_jax.data.whole_files import cut, shipped
 from maskclip_jax.encoders import model as clip_model
 from maskclip_jax.encoders.config import CLIPConfig, Fidelity, ViTConfig, with_activation, with_fidelity
 from maskclip_jax.encoders.layers import Dtype
@@ -182,10 +181,7 @@ def _preprocess(parts: Any, config: CLIPConfig) -> Preprocess:
 
 def embedded_folder(name: str) -> Path:
     """Where one of the `EMBEDDED` checkpoints lies. Raises UserError where the installed package lacks it."""
-    folder = Path(str(resources.files("maskclip_jax") / "assets" / EMBEDDED[name]))
-    if not folder.is_dir():
-        raise UserError(f"the embedded checkpoint {folder} is missing: install the package again")
-    return folder
+    return shipped("assets", EMBEDDED[name])
 
 
 def _located(source: str | Path, backbone: bool) -> Path:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from importlib import resources
 from pathlib import Path
 
 from maskclip_jax.cli import common
@@ -45,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def load_scenes():
     """The shipped scenes: images, label maps, class names."""
     from maskclip_jax.data.images import read_image, read_label_png
+    from maskclip_jax.data.whole_files import shipped
 
-    folder = Path(str(resources.files("maskclip_jax") / "assets" / "scenes"))
+    folder = shipped("assets", "scenes")
     names = json.loads((folder / "classes.json").read_text())
     files = sorted((folder / "images").iterdir())
     images = [read_image(f) for f in files]

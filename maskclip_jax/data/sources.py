@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 import re
 import urllib.parse
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -30,7 +29,7 @@ from maskclip_jax.data.archives import Archive, Member
 from maskclip_jax.data.decode import SOME_SUFFIXES, SUFFIXES
 from maskclip_jax.data.images import read_image, read_label_png
 from maskclip_jax.data.walk import File, files_by_name
-from maskclip_jax.data.whole_files import reason
+from maskclip_jax.data.whole_files import reason, shipped
 from maskclip_jax.errors import UserError
 
 
@@ -179,7 +178,7 @@ def open_source(text: str) -> DataSource:
 
 def _open(name: str) -> DataSource:
     if name == "scenes":
-        return FolderSource(str(resources.files("maskclip_jax") / "assets" / "scenes"))
+        return FolderSource(shipped("assets", "scenes"))
     if name.startswith("tfds:"):
         return _open_tfds(name)
     path = Path(os.path.expanduser(name))

@@ -18,6 +18,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def reason(error: BaseException, most: int = 200) -> str:
         if os.strerror(number) in text or (number == errno.ENOSPC and "RESOURCE_EXHAUSTED" in text):
             return os.strerror(number)
     return cut(text, most) or type(error).__name__
+
+
+def shipped(*parts: str) -> Path:
+    """A file or folder of the installed package, `shipped("assets", "scenes")`. Raises UserError where it lacks it."""
+    path = Path(str(resources.files("maskclip_jax").joinpath(*parts)))
+    if not path.exists():
+        raise UserError(f"a part of the package, {path}, is missing: install the package again")
+    return path
 
 
 def read_bytes(path: str | os.PathLike, most: int = MOST_JSON) -> bytes:

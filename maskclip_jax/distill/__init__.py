@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from importlib import resources
 from pathlib import Path
 
-from maskclip_jax.data.whole_files import read_json
+from maskclip_jax.data.whole_files import read_json, shipped
 from maskclip_jax.errors import UserError
 
 CONFIG, TEXT = "config.json", "text.npy"  # of a run's folder
@@ -31,7 +30,7 @@ def folder_of(source: str | Path, files: tuple[str, ...] = (CONFIG, WEIGHTS)) ->
     """The folder that a student's name means: the shipped one's, one on disk, or what a hub id's `files` came to.
     Raises UserError where the hub has none."""
     if str(source) in EMBEDDED:
-        return Path(str(resources.files("maskclip_jax") / "assets" / EMBEDDED[str(source)]))
+        return shipped("assets", EMBEDDED[str(source)])
     folder = Path(os.path.expanduser(source))
     if not os.path.exists(folder) and str(source).count("/") == 1:
         from maskclip_jax.checkpoints.hub import snapshot

@@ -33,7 +33,7 @@ from maskclip_jax.data.sources import DataSource, open_source
 from maskclip_jax.distill.config import DistillConfig
 from maskclip_jax.distill.pseudo_labels import check_no_leak, training_annotation
 from maskclip_jax.errors import UserError
-from maskclip_jax.ops.hosts import shardings
+from maskclip_jax.ops import hosts
 
 AHEAD = 4  # batches that wait for their step
 
@@ -145,7 +145,9 @@ def train_batches(
         piped = WithOptionsIterDataset(prepared, DatasetOptions(min_shm_size=2**40))
         prepared = piped.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     with contextlib.ExitStack() as stack:
-        with _signals_ignored() if workers else contextlib.nullcontext():
+        # Ctrl-C and SIGTERM reach all of a group: workers hear neither, this process saves and then stops them. For the
+        # seconds that they take to start, nor does this one.
+        with hosts.stop_signals(signal.SIG_IGN) if workers else contextlib.nullcontext():
             batches = stack.enter_context(contextlib.closing(iter(prepared)))
             first = list(itertools.islice(batches, max(workers, 1)))  # a worker starts with its first batch
         atexit.register(batches.close)  # before multiprocessing's own end, which would ask the workers in vain
@@ -154,21 +156,6 @@ def train_batches(
             if isinstance(batch, UserError):
                 raise batch
             yield batch
-
-
-@contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """A process that is started within hears neither Ctrl-C nor SIGTERM, which reach all of a group: the first one
-    saves what there is, and then stops the others. For the seconds that they take to start, nor does this one."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may say so
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by no Python
 
 
 def _end_with(parent: int) -> None:
@@ -203,7 +190,7 @@ class _BatchOrError:
 
 def on_devices(batches: Iterator[Batch]) -> Iterator[dict[str, Array]]:
     """Each batch on this host's devices, the next one being copied to them while a step computes."""
-    (split, _), waiting = shardings(jax.local_devices()), None
+    (split, _), waiting = hosts.shardings(jax.local_devices()), None
     for batch in batches:
         waiting, placed = jax.device_put(batch, split), waiting
         if placed is not None:

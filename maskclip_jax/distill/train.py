@@ -10,9 +10,7 @@ import contextlib
 import itertools
 import math
 import os
-import signal
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +103,15 @@ def train_and_evaluate(
         with RunLog(workdir, start, config.steps, active=hosts.is_first_host(), quiet=quiet) as log:
             log.say(_opening(config, source, start))
             run = _Run(config, workdir, checkpoints, log, frozen, heldout)
-            with _StopSignal() as stop:
+            with _stop_asked_for() as asked:
                 if start and run.is_to_be_evaluated(start) and checkpoints.score(start) is None:
-                    run.evaluate(start, state, stop)  # what stopped the run there left it out
+                    run.evaluate(start, state, asked)  # what stopped the run there left it out
                 state = pack(state)
                 for step, batch in enumerate(on_devices(itertools.chain(first, batches)), start + 1):
                     if several:
-                        batch["stop"] = np.full(jax.local_device_count(), stop.requested, np.float32)
+                        batch["stop"] = np.full(jax.local_device_count(), asked(), np.float32)
                     state, metrics = p_step(state, frozen, batch)
-                    run.after(step, state, metrics, stop)
+                    run.after(step, state, metrics, asked)
             log.say(f"finished: {config.steps} steps, {workdir}")
     return unpack(state)
 
@@ -139,7 +137,7 @@ class _Run:
     def is_to_be_evaluated(self, step: int) -> bool:
         return self.heldout is not None and (step == self.config.steps or step % self.config.evaluate_every == 0)
 
-    def after(self, step: int, packed: Packed, metrics: Mapping[str, Any], asked: _StopSignal) -> None:
+    def after(self, step: int, packed: Packed, metrics: Mapping[str, Any], asked: Callable[[], bool]) -> None:
         """Waits for the step before, so that the device never waits; reads metrics, saves, evaluates when it is time.
 
         Several hosts stop at the same step without a word more: each says in its batch whether it was asked to, and
@@ -147,7 +145,7 @@ class _Run:
         """
         config, last = self.config, step == self.config.steps
         before, self.before = jax.block_until_ready(self.before), metrics
-        stop = bool(before.get("stop", 0)) if "stop" in metrics else asked.requested
+        stop = bool(before.get("stop", 0)) if "stop" in metrics else asked()
         self.pending.append((step, metrics))
         self.log.advance(step)
         evaluate = self.is_to_be_evaluated(step)
@@ -188,11 +186,11 @@ class _Run:
             f"{self.config.learning_rate:g}); {kept}: use a lower learning_rate in a new folder"
         )
 
-    def evaluate(self, step: int, state: TrainState, asked: _StopSignal) -> None:
+    def evaluate(self, step: int, state: TrainState, asked: Callable[[], bool]) -> None:
         """Scores of a step whose checkpoint is saved: whoever is asked to stop meanwhile can leave at once."""
 
         def leave_if_asked(*_: int) -> None:
-            if asked.requested:
+            if asked():
                 self.checkpoints.wait()
                 raise KeyboardInterrupt(f"in the evaluation after step {step}, checkpoint written")
 
@@ -208,28 +206,17 @@ class _Run:
         self.checkpoints.set_score(step, scores.mean_iou)
 
 
-class _StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a flag; the second one acts as it always did."""
+@contextlib.contextmanager
+def _stop_asked_for() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came within: the first one only says so, the second one acts as it always did."""
+    came: list[int] = []
 
-    def __init__(self):
-        self.requested = False
-        self._before: dict[int, Any] = {}
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        give_back()
 
-    def __enter__(self) -> _StopSignal:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._restore()
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+    with hosts.stop_signals(note) as give_back:
+        yield lambda: bool(came)
 
 
 def _opening(config: DistillConfig, source: DataSource, start: int) -> str:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,25 @@ def _say(line: str) -> None:
 
 def _exit(line: str) -> None:
     os._exit(130 if line.startswith("stopped") else 2)
+
+
+@contextlib.contextmanager
+def stop_signals(handler: Any) -> Iterator[Callable[[], None]]:
+    """Within, Ctrl-C and SIGTERM go to `handler` (`signal.SIG_IGN`: to nobody); yields what gives them back early.
+    Threads other than the main one, which alone may say where signals go, change nothing."""
+    before: dict[int, Any] = {}
+
+    def give_back() -> None:
+        while before:
+            number, own = before.popitem()
+            signal.signal(number, signal.SIG_DFL if own is None else own)  # None: no Python function's
+
+    if threading.current_thread() is threading.main_thread():
+        before |= {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield give_back
+    finally:
+        give_back()
 
 
 def is_first_host() -> bool:

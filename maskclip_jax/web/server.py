@@ -21,7 +21,6 @@ import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -33,7 +32,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maskclip_jax.data.vocabulary import class_set, class_set_names
-from maskclip_jax.data.whole_files import json_text
+from maskclip_jax.data.whole_files import json_text, shipped
 from maskclip_jax.errors import UserError
 from maskclip_jax.web.intake import Busy, Intake, Slow, TooLarge
 from maskclip_jax.web.limits import PROGRAM_BYTES, Programs
@@ -275,7 +274,7 @@ def choices(session: Session, most_upload: int) -> dict[str, Any]:
 
 def static_folder() -> Path:
     """Where the page's files lie."""
-    return Path(str(resources.files("maskclip_jax") / "web" / "static"))
+    return shipped("web", "static")
 
 
 def json_answer(obj: Any) -> Response:

@@ -11,7 +11,6 @@ import functools
 import io
 import secrets
 import time
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -22,7 +21,7 @@ from PIL import Image
 from maskclip_jax.data.buckets import Shape
 from maskclip_jax.data.images import encoded_png, label_png, read_image
 from maskclip_jax.data.vocabulary import class_palette
-from maskclip_jax.data.whole_files import json_text
+from maskclip_jax.data.whole_files import json_text, shipped
 from maskclip_jax.errors import UserError
 from maskclip_jax.segment.feature_cache import Kept, class_probability, keep_features, read_features, room_for
 from maskclip_jax.segment.files import output_names, result_record
@@ -273,7 +272,7 @@ def scene_names() -> tuple[str, ...]:
 
 
 def _scenes() -> Path:
-    return Path(str(resources.files("maskclip_jax") / "assets" / "scenes" / "images"))
+    return shipped("assets", "scenes", "images")
 
 
 def shown_size(size: Shape) -> Shape:

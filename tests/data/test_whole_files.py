@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from maskclip_jax.data import whole_files
-from maskclip_jax.data.whole_files import cut, is_count, json_bytes, locked, parse_json, read_json, reason, write_json
+from maskclip_jax.data.whole_files import (
+    cut,
+    is_count,
+    json_bytes,
+    locked,
+    parse_json,
+    read_json,
+    reason,
+    shipped,
+    write_json,
+)
 from maskclip_jax.errors import UserError
 
 DAMAGED = {
@@ -119,3 +129,9 @@ def test_a_lock_is_held_by_one_and_dies_with_its_process(tmp_path):
             pass
     with locked(path, "x"):
         pass
+
+
+def test_what_ships_is_there_or_one_line():
+    assert (shipped("assets", "scenes") / "classes.json").is_file()
+    with pytest.raises(UserError, match="install the package again"):
+        shipped("assets", "no_such_folder")
