@@ -15,6 +15,17 @@ def handlers():
     return [signal.getsignal(number) for number in SIGNALS]
 
 
+@pytest.fixture(autouse=True)
+def pythons_own():
+    """A shell's background job inherits that Ctrl-C is ignored: these tests begin with Python's own handlers."""
+    before = handlers()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_handler_hears_and_the_one_before_comes_back(number):
     before, heard = handlers(), []
