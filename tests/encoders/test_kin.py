@@ -56,10 +56,13 @@ def full_precision():
 
 @functools.cache
 def padded_batch():
-    """Two images of 2 × 3 and 5 × 1 patches in a batch of 5 × 3, what is beyond them being sevens."""
-    sizes, rng = [(2, 3), (5, 1)], np.random.default_rng(2)
+    """Two images of 6 × 7 and 9 × 4 patches in a batch of 9 × 7, what is beyond them being sevens.
+
+    Of 31 patches or fewer the two that lie farthest apart are SC-CLIP's outliers alike: rounding would choose.
+    """
+    sizes, rng = [(6, 7), (9, 4)], np.random.default_rng(2)
     images = [rng.normal(size=(8 * h, 8 * w, 3)) for h, w in sizes]
-    batch = np.full((2, 40, 24, 3), 7.0, np.float32)
+    batch = np.full((2, 72, 56, 3), 7.0, np.float32)
     for row, image in zip(batch, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     return images, jnp.asarray(batch), jnp.asarray(sizes)
