@@ -244,9 +244,8 @@ def surest(
     """Labels, 255 where a pixel is not among the surest `keep[class]` of its class (below its `1 - keep` quantile)."""
     counts = np.zeros((256, 256), np.int64)  # [class, probability]: one pass for all classes, and nothing is sorted
     for label, value in zip(labels, sure, strict=True):
-        counts += np.bincount(256 * label.ravel().astype(np.int64) + value.ravel(), minlength=256 * 256).reshape(
-            256, -1
-        )
+        places = 256 * label.ravel().astype(np.int64) + value.ravel()
+        counts += np.bincount(places, minlength=counts.size).reshape(counts.shape)
     least = np.zeros(256, np.uint8)
     for label in np.flatnonzero(counts.sum(axis=1)):
         upto = counts[label].cumsum()
@@ -286,10 +285,12 @@ def label_scenes(args: argparse.Namespace) -> None:
     found = read_scenes(labeller, images, parts, args.prompt_denoising, args.pamr, args.balance)
     labels = surest(*found, keep)
     palette = class_palette(list(SCENE_CLASSES))
+
+    def write(row: int) -> None:
+        write_label_png(args.out / f"{row:06d}.png", labels[row], palette)
+
     with ThreadPoolExecutor() as pool:  # zlib works outside Python's lock
-        list(
-            pool.map(lambda row: write_label_png(args.out / f"{row:06d}.png", labels[row], palette), range(len(labels)))
-        )
+        list(pool.map(write, range(len(labels))))
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"views": labeller.views}
     write_json(args.out / "labels.json", settings)
 

@@ -4,9 +4,9 @@
     python -m experiments.toy_world.make_student --workers 4               # some five minutes on one H100
     python -m experiments.toy_world.make_student --scenes 40000 --steps 12000 --workers 4 --runs runs/longer
 
-The runs of all seeds share the device, each with a log file beside its folder; the first one's is shown. What is there
-is kept, and what was stopped goes on: call it again. The student is written to RUNS/student, and takes the place of
-the shipped one by hand: `maskclip_jax/assets/student_scenes`.
+The runs of all seeds share the device; the first one's progress is shown, the others' go to RUNS/logs. What is there is
+kept, and what was stopped goes on: call it again. The student is written to RUNS/student, and takes the place of the
+shipped one by hand: `maskclip_jax/assets/student_scenes`.
 """
 
 from __future__ import annotations
@@ -112,6 +112,8 @@ def make_student(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} is at least 1, got {value}: give another number")
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds are different ones, got {args.seeds}: give each once")
+    if args.runs.exists() and not args.runs.is_dir():
+        raise UserError(f"--runs is a folder, but {args.runs} is a file: choose another name")
     for commands in stages(args):
         for command in commands:
             print(shlex.join(command), flush=True)

@@ -66,8 +66,11 @@ def test_one_that_fails_ends_the_others(command, monkeypatch, capsys, tmp_path):
     assert (tmp_path / "runs" / "logs" / "1.log").read_text().strip() == "saved"
 
 
-@pytest.mark.parametrize("options", [("--steps", "0"), ("--scenes", "-1"), ("--seeds", "1", "1")])
-def test_numbers_that_are_none(command, capsys, options):
+BAD = [("--steps", "0"), ("--scenes", "-1"), ("--seeds", "1", "1"), ("--runs", __file__)]
+
+
+@pytest.mark.parametrize("options", BAD)
+def test_what_is_refused_before_anything_runs(command, capsys, options):
     with pytest.raises(SystemExit) as ended:
         command("--show", *options)
     assert ended.value.code == 2
