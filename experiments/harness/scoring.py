@@ -285,7 +285,7 @@ def _run_inputs(folder: Path) -> dict[str, Any] | None:
     if not is_run(folder) or not (folder / FOLDER).is_dir():
         return None
     config = json.loads((folder / "config.json").read_text())
-    for name in ("train_data", "eval_data", "backbone_weights"):  # where things lie on this machine
+    for name in ("train_data", "eval_data", "backbone_weights", "init_from"):  # where things lie on this machine
         config.pop(name, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
     return {

@@ -9,7 +9,7 @@ COCO-Stuff171, MaskCLIP+ 58.0 / 23.9 / 13.8. Ours on the scenes: experiments/REA
 results/annotation_free.embedded.json. Not run at full size: data sets and checkpoints are the user's to download.
 
 MaskCLIP+ is scored where its student is in --runs; the variants are those of `configs/scenes.py` (`large`
-for the ViT teacher, `large_resnet` for the ResNet) and of `configs/paper.py`.
+and `refined` for the ViT teacher, `large_resnet` for the ResNet) and of `configs/paper.py`.
 """
 
 from __future__ import annotations
@@ -53,11 +53,14 @@ PUBLISHED = {  # MaskCLIP of the released README; the two of +KS+PD come from a 
 }
 READINGS = ("naive", "MaskCLIP", "+KS", "+PD", "+KS+PD")
 PLUS = "MaskCLIP+"
+REFINED = f"{PLUS} with a decoder"
 # The ViT's students: row -> data, variant, seeds. The second round learns from the labels of the first one's seed 0.
 STUDENTS = {
+    REFINED: ("scenes", "refined", (0, 1, 2)),
+    f"{REFINED}, on Twemoji": ("twemoji", "refined", (0, 1, 2)),
     PLUS: ("scenes", "large", (0, 1, 2)),
-    f"{PLUS}, second round": ("scenes", "second_round", (0, 1)),
     f"{PLUS}, on Twemoji": ("twemoji", "large", (0, 1, 2)),
+    f"{PLUS}, second round": ("scenes", "second_round", (0, 1)),
 }
 
 
@@ -94,7 +97,8 @@ def _embedded(settings: Settings) -> list[Cell]:
 def seed_key(row: str, seed: int) -> str:
     """The cell of a seed of one of the ViT's students."""
     data, variant, _ = STUDENTS[row]
-    return seeded(f"{data}/vit/{PLUS if variant == 'large' else row}", seed)
+    name = {"large": PLUS, "refined": REFINED}.get(variant, row)
+    return seeded(f"{data}/vit/{name}", seed)
 
 
 def best_reading(found: dict[str, Found], data: str) -> float | None:
@@ -150,7 +154,8 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         return ["Published / ours, mIoU in %.\n", table([("", *columns), *rows])]
     columns = [f"{data}/{model}" for data in ("scenes", "twemoji") for model in MODELS]
     heads = [c.replace("/", ", ") for c in columns]
-    rows = [(name, *(score(found, f"{c}/{name}") for c in columns)) for name in (*READINGS, PLUS)]
+    names = (*READINGS, PLUS, REFINED)
+    rows = [(name, *(score(found, f"{c}/{name}") for c in columns)) for name in names]
     thresholds = [recommended_denoising(model) for model in MODELS.values()]
     counts = {f.cell.config["count"] for f in found.values()}
     note = (
@@ -159,7 +164,6 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
     )
     missing = [f.cell.command for key, f in found.items() if PLUS in key and f.record is None]
     empty = [f"Empty until trained: `{command}`\n" for command in dict.fromkeys(missing)]
-    names = (*READINGS, PLUS)
     series = {head: [score(found, f"{c}/{n}") for n in names] for c, head in zip(columns, heads, strict=True)}
     pictures = [
         sheet(f"{NAME}_{short}", f"Some scenes, {short}", functools.partial(examples, model))

@@ -81,14 +81,7 @@ class View(NamedTuple):
 
 # A ViT's cells are 8 pixels wide: moved by half of that, four readings interleave. A ResNet's overlap already.
 VIEWS = {
-    "embedded": (
-        View(144),
-        View(144, True, 4, 4),
-        View(144, False, 0, 4),
-        View(144, True, 4, 0),
-        View(160),
-        View(160, True),
-    ),
+    "embedded": (View(176), View(176, True, 4, 4), View(176, False, 0, 4), View(176, True, 4, 0)),
     "embedded-resnet": (View(128), View(144), View(144, True), View(192)),
 }
 STUDENT_VIEWS = (View(128), View(128, True, 4, 4), View(160, True))

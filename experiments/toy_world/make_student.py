@@ -1,4 +1,4 @@
-"""The student that ships, by one command: scenes, their labels by the embedded ViT, a run per seed, scores, the folder.
+"""The student that ships, by one command: scenes, labels by the embedded ViT, two runs per seed, scores, the folder.
 
     python -m experiments.toy_world.make_student --show                    # the commands, and runs none
     python -m experiments.toy_world.make_student --workers 4               # some five minutes on one H100
@@ -28,8 +28,8 @@ from maskclip_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA, LABELS = ROOT / "data" / "scenes" / "train", ROOT / "data" / "labels"
-# Chosen on validation scenes (experiments/README.md); `configs/scenes.py:large` reads what they write.
-LABEL = "--pamr 4 --balance 0.5 --keep 0.7 --keep-stuff 0.85"
+# Chosen on validation scenes (experiments/README.md); `configs/scenes.py:large` and `:refined` read what they write.
+LABEL = "--pamr 8 --balance 0.5 --keep 0.8 --keep-stuff 0.9"
 LOOK_EVERY = 1.0  # seconds
 Command = list[str]
 
@@ -44,13 +44,25 @@ def stages(args: argparse.Namespace) -> Iterator[list[Command]]:
     yield [[*python, "experiments.toy_world.label_scenes", *LABEL.split(), *label]]
     changes = [f"train_data={DATA}[0:{args.scenes}]", *([f"steps={args.steps}"] if args.steps else [])]
     workers = ["--workers", str(args.workers)] if args.workers else []
-    distill = [sys.executable, "run.py", "distill", "experiments/configs/scenes.py:large", *workers, "--set", *changes]
-    yield [[*distill, f"seed={seed}", "--out", str(args.runs / f"large-{seed}")] for seed in args.seeds]
+    distill = [sys.executable, "run.py", "distill", *workers]
+    large = [*distill, "experiments/configs/scenes.py:large", "--set", *changes]
+    yield [[*large, f"seed={seed}", "--out", str(args.runs / f"large-{seed}")] for seed in args.seeds]
+    refined = [*distill, "experiments/configs/scenes.py:refined", "--set", f"train_data={DATA}[0:{args.scenes}]"]
+    yield [
+        [
+            *refined,
+            f"init_from={args.runs / f'large-{seed}'}",
+            f"seed={seed}",
+            "--out",
+            str(args.runs / f"refined-{seed}"),
+        ]
+        for seed in args.seeds
+    ]
     scored = ["--runs", str(args.runs), "--results", str(args.runs / "results"), "--only", "MaskCLIP"]
     yield [[*python, "experiments.tables.annotation_free", *scored]]
     student = args.runs / "student"
     if not student.exists():
-        source = str(args.runs / f"large-{args.seeds[0]}")
+        source = str(args.runs / f"refined-{args.seeds[0]}")
         yield [[sys.executable, "run.py", "convert", source, str(student), "--dtype", "float16"]]
 
 
@@ -94,7 +106,7 @@ def run_side_by_side(commands: Sequence[Command], logs: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=16000, help="how many the student learns from")
-    parser.add_argument("--steps", type=int, help="instead of the config's")
+    parser.add_argument("--steps", type=int, help="of the first run, instead of the config's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one's student is written")
     parser.add_argument("--workers", type=int, help="processes that prepare batches, of each run")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")

@@ -116,6 +116,7 @@ class DistillConfig:
       loss_mean: cross-entropy over the "labelled" pixels, or over "all", ignored ones too (the released code).
       mapper: M(t) of finetuned-clip.
       backbone_weights: ImageNet weights to start from (file, folder or hub id), or None.
+      init_from: a student to start from, all of whose weights this one has too: what `load_student` reads; or None.
       image_mean, image_std: the student's, per RGB channel in units of 0..1 (ImageNet's; finetuned-clip uses CLIP's).
       dtype: what student and teacher compute in; parameters are float32, or float64 where that is it (for comparisons:
         it needs JAX_ENABLE_X64).
@@ -154,6 +155,7 @@ class DistillConfig:
     loss_mean: str = "labelled"
     mapper: str | None = None
     backbone_weights: str | None = None
+    init_from: str | None = None
     image_mean: tuple[float, float, float] = IMAGENET_MEAN
     image_std: tuple[float, float, float] = IMAGENET_STD
     dtype: str = "float32"
@@ -195,7 +197,7 @@ class DistillConfig:
         splits = self.mode in ("zero-shot", "finetuned-clip")
         if splits and not 0 < len(self.unseen) < len(self.class_names):
             raise UserError(f"{self.mode} needs some unseen classes, not none or all: name them in unseen")
-        for name in ("labels_from", "backbone_weights"):
+        for name in ("labels_from", "backbone_weights", "init_from"):
             if (value := getattr(self, name)) is not None and not value.strip():
                 raise UserError(f"{name} has a name or a path, got nothing: name one ('.' is the working folder)")
         if self.labels_from == "data" and (self.mode != "annotation-free" or self.foreground != "none"):
@@ -214,6 +216,9 @@ class DistillConfig:
             raise UserError(
                 f"mapper is for finetuned-clip, which needs one, got {self.mode} with {self.mapper}: correct it"
             )
+        if self.init_from is not None and (self.backbone_weights is not None or self.mode == "finetuned-clip"):
+            other = "backbone_weights" if self.backbone_weights is not None else "finetuned-clip"
+            raise UserError(f"a student starts from one place, got init_from and {other}: leave one of them out")
         if self.mode == "finetuned-clip" and self.student.stem != "clip":
             raise UserError("finetuned-clip starts from CLIP's ResNet: set student.stem to 'clip'")
         if self.student.classifier == "learned" and self.mode != "supervised":

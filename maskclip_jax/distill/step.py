@@ -36,7 +36,7 @@ from maskclip_jax.ops.matmul import full_precision
 from maskclip_jax.segment.refine import Logits
 from maskclip_jax.students import Student
 from maskclip_jax.students.layers import resize_bilinear
-from maskclip_jax.students.weights import backbone_from_clip, load_backbone_weights
+from maskclip_jax.students.weights import backbone_from_clip, load_backbone_weights, start_from_student
 
 _NEVER = -1e9  # logit of a class that is no answer
 
@@ -77,13 +77,16 @@ def create_train_state(
     key: PRNGKeyArray,
     *,
     clip: Any = None,
+    start: Any = None,
 ) -> TrainState:
-    """Step 0: random parameters, the backbone's from `backbone_weights` or, for finetuned-clip, CLIP's image tower.
+    """Step 0: random parameters; the backbone's from `backbone_weights` or, for finetuned-clip, CLIP's image tower; or
+    those of another student.
 
     Args:
       student: `create_student(config.student_config)`.
       text: classifier rows of the named classes.
       clip: variables of the CLIP to start from (finetuned-clip); None loads that of `config.teacher`.
+      start: variables of the student that `config.init_from` names, or None.
 
     Raises:
       UserError: text embeddings of another width than the student's, or weights that do not fit it.
@@ -98,6 +101,8 @@ def create_train_state(
         tower = {name: clip[name]["visual"] for name in ("params", "batch_stats") if name in clip}
         tower = jax.tree.map(jnp.array, tower)  # copies: the first step uses up the state, and `clip` is the caller's
         variables = backbone_from_clip(tower, variables)
+    if start is not None:
+        variables = start_from_student(start, variables)
     variables = jax.tree.map(jnp.asarray, variables)
     params = variables["params"]
     return TrainState(

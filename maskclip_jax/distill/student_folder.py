@@ -170,7 +170,7 @@ def _without_paths(config: DistillConfig) -> DistillConfig:
         return PurePath(value).name if PurePath(value).is_absolute() or value.startswith(("~", "..")) else value
 
     with contextlib.suppress(UserError):  # a path of which no name is left
-        places = ("train_data", "eval_data", "labels_from", "backbone_weights")
+        places = ("train_data", "eval_data", "labels_from", "backbone_weights", "init_from")
         found = {name: last(value) for name in places if (value := getattr(config, name))}
         teacher = dataclasses.replace(config.teacher, model=last(config.teacher.model))
         return dataclasses.replace(config, **found, teacher=teacher)

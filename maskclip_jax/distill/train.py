@@ -27,6 +27,7 @@ from maskclip_jax.distill.input_pipeline import on_devices, train_batches
 from maskclip_jax.distill.run_folder import abandon, about, abstract_state, alone_in, claim, is_finite, keep_text
 from maskclip_jax.distill.run_log import RunLog, StepMeans
 from maskclip_jax.distill.step import TrainState, create_train_state, make_train_step
+from maskclip_jax.distill.student_folder import load_student
 from maskclip_jax.distill.teacher import Frozen, Teacher, load_teacher
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import known_labels
@@ -93,7 +94,9 @@ def train_and_evaluate(
         everywhere = jax.tree.leaves(frozen)[0].sharding
         state = checkpoints.restore_newest(abstract_state(config, student, frozen.text, everywhere))
         if state is None:
-            state = create_train_state(config, student, frozen.text, jax.random.key(config.seed), clip=clip)
+            start = None if config.init_from is None else load_student(config.init_from).variables
+            key = jax.random.key(config.seed)
+            state = create_train_state(config, student, frozen.text, key, clip=clip, start=start)
             state = replicate(state)
         state, frozen = hosts.local_view((state, frozen))
         start, several = int(state.step), jax.process_count() > 1

@@ -4,12 +4,22 @@ PSPNet (Zhao et al. 2017, 1612.01105).
 All stop one layer short of a segmentation network: the last 1×1 classifier is the text head's (paper, Fig. 3).
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from maskclip_jax.students.layers import ConvBNReLU, SeparableConv, SyncAxis, adaptive_average_pool, resize_bilinear
+from maskclip_jax.students.layers import (
+    BatchNorm,
+    Conv,
+    ConvBNReLU,
+    SeparableConv,
+    SyncAxis,
+    adaptive_average_pool,
+    resize_bilinear,
+)
 from maskclip_jax.students.resnet import Stages
 
 
@@ -20,24 +30,37 @@ class DeepLabV2(nn.Module):
         width: E, of every branch and of the features.
         dilations: one branch each.
         bottleneck: channels of a 1×1 convolution before the branches; None is without, as published.
+        decoder_width: channels of a decoder that brings the sum to stage 1's resolution (stride 4), as DeepLabv3+'s
+            does, by a residual: it begins as plain interpolation. None is without, as published.
     """
 
     width: int
     dilations: tuple[int, ...] = (6, 12, 18, 24)
     bottleneck: int | None = None
+    decoder_width: int | None = None
     sync: SyncAxis | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, stages: Stages, train: bool) -> Float[Array, "B h w E"]:
-        """Stage 4 [B, h, w, c] -> features [B, h, w, E]."""
+        """Stage 4 [B, h, w, c] -> features [B, h, w, E]; with a decoder stages 1 and 4, and stage 1's resolution."""
         x, common = stages.stage4, {"sync": self.sync, "dtype": self.dtype}
         if self.bottleneck is not None:
             x = ConvBNReLU(self.bottleneck, **common, name="bottleneck")(x, train, stages.valid4)
-        return sum(
+        x = sum(
             ConvBNReLU(self.width, 3, dilation=dilation, **common, name=f"aspp_{i}")(x, train, stages.valid4)
             for i, dilation in enumerate(self.dilations)
         )
+        return x if self.decoder_width is None else self._decoded(x, self.decoder_width, stages, train)
+
+    def _decoded(self, x: Any, channels: int, stages: Stages, train: bool) -> Float[Array, "B h w E"]:
+        common = {"sync": self.sync, "dtype": self.dtype}
+        x = resize_bilinear(x, stages.stage1.shape[1:3], stages.valid4, stages.valid1)
+        y = jnp.concatenate([x, stages.stage1], axis=-1)
+        for i, kernel in enumerate((1, 3, 3)):
+            y = ConvBNReLU(channels, kernel, **common, name=f"decoder_{i}")(y, train, stages.valid1)
+        y = Conv(self.width, dtype=self.dtype, name="decoder_out")(y)
+        return x + BatchNorm(self.sync, zero_scale=True, name="decoder_bn")(y, train)
 
 
 class DeepLabV3Plus(nn.Module):

@@ -28,7 +28,7 @@ CHOICES = {
 
 RANGES = {
     "width": (1, 2**16), "layers": (1, 1000), "base_width": (1, 2**12), "expansion": (1, 64), "rates": (1, 2**12),
-    "bottleneck": (1, 2**16), "low_level_width": (1, 2**16), "num_classes": (1, 2**16),
+    "bottleneck": (1, 2**16), "decoder_width": (1, 2**16), "low_level_width": (1, 2**16), "num_classes": (1, 2**16),
     "bn_group_size": (1, 2**16),
 }  # fmt: skip
 
@@ -47,6 +47,8 @@ class StudentConfig:
         rates: the ASPP's dilations or PSPNet's pool scales, or None for the head's own. The published dilations reach
             24–36 positions: on a 96-pixel image (12 positions) they reach only padding; choose smaller ones.
         bottleneck: channels that DeepLabv2's branches see, by a 1×1 convolution; None: the backbone's, as published.
+        decoder_width: channels of a decoder after DeepLabv2's branches, which makes its grid one of stride 4; None:
+            without, as published.
         low_level_width: DeepLabv3+'s branch from stage 1.
         dropout: rate before the classifier, whole channels; 0 in every released config.
         background: learnable embedding as class 0 (VOC 21).
@@ -73,6 +75,7 @@ class StudentConfig:
     output_stride: int = 8
     rates: tuple[int, ...] | None = None
     bottleneck: int | None = None
+    decoder_width: int | None = None
     low_level_width: int = 48
     dropout: float = 0.0
     background: bool = False
@@ -95,8 +98,9 @@ class StudentConfig:
                 raise UserError(f"student.{name} is {wanted}, got {cut(value)}: correct it")
         if not 0 <= self.dropout < 1:
             raise UserError(f"student.dropout is at least 0 and below 1, got {cut(self.dropout)}: correct it")
-        if self.bottleneck is not None and self.head != "deeplabv2":
-            raise UserError(f"student.bottleneck is deeplabv2's, got the head {self.head}: leave one of them out")
+        for name in ("bottleneck", "decoder_width"):
+            if getattr(self, name) is not None and self.head != "deeplabv2":
+                raise UserError(f"student.{name} is deeplabv2's, got the head {self.head}: leave one of them out")
         if self.classifier == "learned" and self.num_classes is None:
             raise UserError("a learned classifier needs num_classes: set it, or use classifier='text'")
         if self.classifier == "learned" and (self.background or self.norm_feat or self.mapper != "identity"):
@@ -111,7 +115,7 @@ class StudentConfig:
     @property
     def grid_stride(self) -> int:
         """Pixels from one of its cells to the next."""
-        return 4 if self.head == "deeplabv3plus" else self.output_stride
+        return 4 if self.head == "deeplabv3plus" or self.decoder_width is not None else self.output_stride
 
     def cells(self, pixels: int) -> int:
         """Of its grid along a side of so many pixels: what is left over at the end is a cell, but with CLIP's stem."""
@@ -126,7 +130,8 @@ class StudentConfig:
 
 
 class Student(nn.Module):
-    """Images to logits at feature resolution (stride 8; DeepLabv3+, 4). Upsampling to the labels is the caller's.
+    """Images to logits at feature resolution (stride 8; with a decoder, as DeepLabv3+ has, 4); upsampling is the
+    caller's.
 
     Use::
 
@@ -146,8 +151,9 @@ class Student(nn.Module):
         self.backbone = ResNet(config.variant, config.output_stride, config.stem, config.zero_init_residual, **common)
         if config.rates is not None:
             common["pool_scales" if config.head == "pspnet" else "dilations"] = config.rates
-        if config.bottleneck is not None:
-            common["bottleneck"] = config.bottleneck
+        for name in ("bottleneck", "decoder_width"):
+            if getattr(config, name) is not None:
+                common[name] = getattr(config, name)
         if config.head == "deeplabv3plus":
             self.head = DeepLabV3Plus(config.width, low_level_width=config.low_level_width, **common)
         else:

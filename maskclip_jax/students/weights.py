@@ -198,14 +198,35 @@ def backbone_from_clip(tower: Variables, variables: Variables) -> Variables:
     unused, missing = (
         ["/".join(path) for path in sorted(paths)] for paths in (set(theirs) - wanted, wanted - set(theirs))
     )
-    shapes = [
-        f"{theirs[path].shape} for {'/'.join(path)} {ours[path].shape}"
-        for path in sorted(wanted & set(theirs))
-        if theirs[path].shape != ours[path].shape
-    ]
+    shapes = _different_shapes(theirs, {path: ours[path] for path in wanted})
     remedy = "use stem='clip', expansion=4 and the tower's layers and base_width"
     _check_fit("CLIP's image tower does not fit this student's backbone", unused, missing, shapes, remedy)
     return traverse_util.unflatten_dict(ours | theirs)
+
+
+def start_from_student(theirs: Variables, variables: Variables) -> Variables:
+    """`variables` of a student that starts from another's: what it has beyond that one (a decoder) keeps its values.
+
+    Args:
+        theirs, variables: {"params", "batch_stats"} of a student each.
+
+    Raises:
+        UserError: listing their parameters that have no place, and shapes that differ.
+    """
+    given: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(theirs)
+    ours: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
+    unused = ["/".join(path) for path in sorted(set(given) - set(ours))]
+    shapes = _different_shapes(given, ours)
+    _check_fit("the student to start from does not fit this one", unused, [], shapes, "give it that one's config")
+    return traverse_util.unflatten_dict(ours | {path: value.astype(ours[path].dtype) for path, value in given.items()})
+
+
+def _different_shapes(theirs: Mapping[tuple[str, ...], Any], ours: Mapping[tuple[str, ...], Any]) -> list[str]:
+    return [
+        f"{theirs[path].shape} for {'/'.join(path)} {ours[path].shape}"
+        for path in sorted(set(theirs) & set(ours))
+        if theirs[path].shape != ours[path].shape
+    ]
 
 
 def read_state_dict(path: str | Path) -> Mapping[str, np.ndarray]:

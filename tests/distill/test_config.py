@@ -171,3 +171,12 @@ def test_which_modes_ask_the_teacher():
     asks |= {mode: config_of(mode=mode).uses_teacher for mode in ("feature", "supervised")}
     assert asks == {"annotation-free": True, "zero-shot": True, "feature": True, "supervised": False}
     assert not config_of(labels_from="masks/").uses_teacher
+
+
+def test_a_student_starts_from_one_place():
+    assert DistillConfig.from_dict(config_of(init_from="runs/a").to_dict()).init_from == "runs/a"
+    with pytest.raises(UserError, match="got init_from and backbone_weights: leave one of them out"):
+        config_of(init_from="runs/a", backbone_weights="resnet50c")
+    student = dataclasses.replace(STUDENT, stem="clip", expansion=4)
+    with pytest.raises(UserError, match="got init_from and finetuned-clip"):
+        config_of(init_from="runs/a", mode="finetuned-clip", mapper="identity", unseen=("cat",), student=student)

@@ -69,7 +69,7 @@ def test_labels_of_the_data_need_labels_and_no_annotation(labelled):
         config_of(labels_from="data", mode="zero-shot", unseen=("cat",))
     with pytest.raises(UserError, match="there is none"):
         config_of(labels_from="data", foreground="annotation")
-    for name in ("labels_from", "backbone_weights"):
+    for name in ("labels_from", "backbone_weights", "init_from"):
         with pytest.raises(UserError, match=f"{name} has a name or a path, got nothing"):
             config_of(**{name: ""})
     other = ArraySource(np.zeros((1, 40, 48, 3), np.uint8), np.full((1, 40, 48), 77, np.uint8))

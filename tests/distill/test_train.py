@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_distill import pretrained_clip, text_rows
 from tiny_run import arrays_of, failing_at, same, shared_step, train
 
 from maskclip_jax.cli import common, run_command
@@ -18,11 +19,13 @@ from maskclip_jax.data.sources import open_source
 from maskclip_jax.distill import is_run
 from maskclip_jax.distill import train as loop
 from maskclip_jax.distill.checkpoint import Checkpoints
+from maskclip_jax.distill.devices import unpack
 from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.predict import iter_student_segmentations
 from maskclip_jax.distill.run_folder import read_config
 from maskclip_jax.distill.run_log import read_metrics
 from maskclip_jax.distill.student_folder import load_student
+from maskclip_jax.distill.teacher import teacher_from
 from maskclip_jax.distill.train import train_and_evaluate
 from maskclip_jax.errors import UserError
 from maskclip_jax.ops import hosts
@@ -105,6 +108,28 @@ def test_a_checkpoint_of_what_is_no_run():
 def arrays_of_part(state, part):
     prefix = f".{part}"
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def test_a_run_starts_from_another_runs_student(whole, tmp_path, monkeypatch):
+    config, workdir, state = whole
+    seen = {}
+
+    def look(_, state, *rest):
+        seen.update(arrays_of(unpack(state)))
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(loop, "make_train_step", lambda *_: failing_at(1, look)(None))
+    loaded = teacher_from(config, pretrained_clip(), text_rows())
+    config = dataclasses.replace(config, init_from=str(workdir))
+    with pytest.raises(RuntimeError, match="seen"):
+        train_and_evaluate(config, tmp_path / "next", loaded=loaded, quiet=True)
+    assert seen[".step"] == 0
+    for part in ("params", "batch_stats"):
+        same(*(arrays_of_part(found, part) for found in (seen, state)))
+    nobody = dataclasses.replace(config, init_from=str(tmp_path / "nobody"))
+    with pytest.raises(UserError, match="nobody"):
+        train_and_evaluate(nobody, tmp_path / "last", loaded=loaded, quiet=True)
+    assert not (tmp_path / "last").exists()
 
 
 def test_a_crash_costs_nothing(whole, tmp_path):

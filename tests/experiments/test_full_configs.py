@@ -141,7 +141,7 @@ def test_a_step_of_every_other_kind(name):
 
 def test_every_variant_of_the_scenes_is_built():
     text = distill_scenes.__doc__
-    variants = "large large_resnet second_round zero_shot zero_shot_guided supervised ablation".split()
+    variants = "large refined large_resnet second_round zero_shot zero_shot_guided supervised ablation".split()
     variants += [f"ablation_{name}" for name in ("denoised", "raw", "feature", "resnet", "sclip", "psp", "v3plus")]
     for variant in [*variants, "finetuned_identity", "finetuned_linear", "finetuned_mlp"]:
         config = load_experiment(f"{ROOT / 'experiments' / 'configs' / 'scenes.py'}:{variant}")

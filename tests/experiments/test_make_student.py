@@ -28,11 +28,14 @@ def test_every_stage_is_shown_and_none_run(command, capsys, tmp_path):
     toy = "experiments.toy_world."
     assert parts == [
         *(toy + "make_scenes", toy + "label_scenes"),
-        *("distill", "distill", "experiments.tables.annotation_free", "convert"),
+        *("distill",) * 4,
+        *("experiments.tables.annotation_free", "convert"),
     ]
     assert [lines[2][i + 1] for i, word in enumerate(lines[2]) if word == "--out"] == [str(tmp_path / "runs/large-3")]
     assert {"seed=1", "steps=20", f"train_data={tmp_path}/scenes/train[0:600]"} <= set(lines[3])
-    assert str(tmp_path / "runs/large-3") in lines[-1]  # the first seed's student
+    assert {f"init_from={tmp_path}/runs/large-1", "seed=1", str(tmp_path / "runs/refined-1")} <= set(lines[5])
+    assert "steps=20" not in lines[5]
+    assert str(tmp_path / "runs/refined-3") in lines[-1]  # the first seed's student
     assert not list(tmp_path.iterdir())
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import StudentConfig, create_student
 from maskclip_jax.students.classifier import LearnedHead, Mapper, TextHead
+from maskclip_jax.students.layers import resize_bilinear
 from maskclip_jax.students.resnet import VARIANTS, ResNet, Variant
 
 KEY = jax.random.key(0)
@@ -116,6 +117,39 @@ def test_a_bottleneck_stands_before_the_branches():
     kernels = {name: part["conv"]["kernel"].shape for name, part in found["params"]["head"].items()}
     assert kernels == {"bottleneck": (1, 1, 64, 3), "aspp_0": (3, 3, 3, 8), "aspp_1": (3, 3, 3, 8)}
     assert logits.shape == shapes(StudentConfig(**TINY, rates=(1, 2)))[1].shape
+
+
+def test_a_decoder_brings_the_branches_to_stride_4():
+    config = StudentConfig(**TINY, rates=(1, 2), decoder_width=3)
+    found, logits = shapes(config, size=(64, 100))
+    kernels = {name: part["conv"]["kernel"].shape for name, part in found["params"]["head"].items() if "conv" in part}
+    assert {name: kernels[name] for name in kernels if name.startswith("decoder")} == {
+        "decoder_0": (1, 1, 8 + 8, 3),  # features beside stage 1
+        "decoder_1": (3, 3, 3, 3),
+        "decoder_2": (3, 3, 3, 3),
+    }
+    assert logits.shape == (2, config.cells(64), config.cells(100), 3) == (2, 16, 25, 3)
+
+
+def test_a_decoder_begins_as_interpolation_and_learns():
+    config = StudentConfig(**TINY, rates=(1, 2), decoder_width=3)
+    plain, decoded = create_student(replace(config, decoder_width=None)), create_student(config)
+    images, text = jax.random.normal(KEY, (1, 32, 40, 3)), jax.random.normal(KEY, (3, 8))
+    variables = jax.jit(decoded.init)(KEY, images, text)
+    logits = compiled_apply(decoded, variables, images, text)
+    before = {name: part | {"head": _branches(part["head"])} for name, part in variables.items()}
+    coarse = compiled_apply(plain, before, images, text)
+    np.testing.assert_allclose(logits, resize_bilinear(coarse, (8, 10)), atol=1e-4)
+
+    def loss(params):
+        return decoded.apply(variables | {"params": params}, images, text).std()
+
+    grads = jax.jit(jax.grad(loss))(variables["params"])["head"]
+    assert np.abs(grads["decoder_bn"]["scale"]).max() > 0
+
+
+def _branches(head):
+    return {name: value for name, value in head.items() if not name.startswith("decoder")}
 
 
 @pytest.mark.slow
@@ -239,6 +273,8 @@ def test_config_survives_json():
         ({"dtype": "float16"}, "student.dtype is one of .*, got float16"),
         ({"dropout": 1.0}, "student.dropout is at least 0 and below 1, got 1.0"),
         ({"bottleneck": 4, "head": "pspnet"}, "student.bottleneck is deeplabv2's, got the head pspnet"),
+        ({"decoder_width": 4, "head": "deeplabv3plus"}, "student.decoder_width is deeplabv2's, got the head"),
+        ({"decoder_width": 0}, "student.decoder_width is within 1"),
         ({"bottleneck": 0}, "student.bottleneck is within 1"),
         ({"classifier": "learned"}, "needs num_classes"),
         ({"classifier": "learned", "num_classes": 3, "background": True}, "belong to the text classifier"),

@@ -12,14 +12,21 @@ from maskclip_jax.ops.module import shapes_of
 from maskclip_jax.students import create_student
 
 SIZES = np.array([(45, 61), (64, 72), (50, 33)], np.int32)
-CASES = [("deeplabv2", "v1c", 8), ("deeplabv2", "clip", 8), ("deeplabv3plus", "clip", 16), ("pspnet", "v1", 32)]
+CASES = [
+    ("deeplabv2", "v1c", 8, {}),
+    ("deeplabv2", "clip", 8, {}),
+    ("deeplabv2", "clip", 16, {"decoder_width": 4}),
+    ("deeplabv3plus", "clip", 16, {}),
+    ("pspnet", "v1", 32, {}),
+]
 
 
-@pytest.mark.parametrize(("head", "stem", "stride"), CASES)
-def test_logits_of_a_padded_batch_are_those_of_each_image_alone(head, stem, stride):
+@pytest.mark.parametrize(("head", "stem", "stride", "more"), CASES)
+def test_logits_of_a_padded_batch_are_those_of_each_image_alone(head, stem, stride, more):
     """In float64, with noise for padding: what is not masked shows."""
     with jax.enable_x64(True):
-        config = dataclasses.replace(STUDENT, head=head, stem=stem, output_stride=stride, rates=None, dtype="float64")
+        fields = {"head": head, "stem": stem, "output_stride": stride, "rates": None, "dtype": "float64"} | more
+        config = dataclasses.replace(STUDENT, **fields)
         student, text = create_student(config), np.eye(config.width)[:5]
         rng = np.random.default_rng(0)
         images, text = jnp.asarray(rng.normal(size=(3, 64, 72, 3))), jnp.asarray(text)

@@ -256,3 +256,25 @@ def test_clip_tower_becomes_the_backbone():
     tower[("params", "layer9_0", "conv1", "kernel")] = tower.pop(("params", "layer1_0", "conv1", "kernel"))
     with pytest.raises(UserError, match=r"unused: params/backbone/layer9_0.*unfilled: params/backbone/layer1_0"):
         W.backbone_from_clip(traverse_util.unflatten_dict(tower), variables)
+
+
+def test_a_student_starts_from_another_and_keeps_what_is_its_own():
+    """All of the other's arrays are taken; what it has not, here a decoder, stays as it was."""
+    theirs, ours = variables_for("clip"), variables_for("clip")
+    ours["params"]["head"]["decoder_0"] = {"conv": {"kernel": np.ones((1, 1, 24, 3), np.float32)}}
+    theirs = jax.tree.map(lambda x: np.asarray(x + 1, np.float64), theirs)
+    found = W.start_from_student(theirs, ours)
+    kernel = found["params"]["head"].pop("decoder_0")["conv"]["kernel"]
+    np.testing.assert_array_equal(kernel, 1)
+    jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(np.float32, theirs))
+
+
+def test_a_student_that_does_not_fit_is_told_by_what():
+    theirs, ours = variables_for("clip"), variables_for("clip")
+    theirs["params"]["head"]["bottleneck"] = {"conv": {"kernel": np.ones((1, 1, 4, 4), np.float32)}}
+    theirs["params"]["head"]["aspp_0"]["conv"]["kernel"] = np.ones((3, 3, 2, 8), np.float32)
+    with pytest.raises(UserError) as error:
+        W.start_from_student(theirs, ours)
+    assert "the student to start from does not fit this one" in str(error.value)
+    assert "unused: params/head/bottleneck/conv/kernel" in str(error.value)
+    assert "(3, 3, 2, 8) for params/head/aspp_0/conv/kernel" in str(error.value)
