@@ -33,6 +33,7 @@ from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate.engine import known_labels
 from maskclip_jax.ops import hosts
 from maskclip_jax.students import create_student
+from maskclip_jax.students.weights import modules_beyond
 
 
 def train_and_evaluate(
@@ -93,10 +94,11 @@ def train_and_evaluate(
         checkpoints = stack.enter_context(Checkpoints(workdir, keep_last=config.keep_last, about=about(workdir)))
         everywhere = jax.tree.leaves(frozen)[0].sharding
         state = checkpoints.restore_newest(abstract_state(config, student, frozen.text, everywhere))
+        begins = None
         if state is None:
-            start = None if config.init_from is None else load_student(config.init_from).variables
-            key = jax.random.key(config.seed)
-            state = create_train_state(config, student, frozen.text, key, clip=clip, start=start)
+            origin, key = _origin(config), jax.random.key(config.seed)
+            state = create_train_state(config, student, frozen.text, key, clip=clip, start=origin)
+            begins = _beginning(config, origin, state)
             state = replicate(state)
         state, frozen = hosts.local_view((state, frozen))
         start, several = int(state.step), jax.process_count() > 1
@@ -104,7 +106,7 @@ def train_and_evaluate(
         first = list(itertools.islice(batches, 1))  # data that do not fit the config show here
         undo.pop_all()  # the run can begin: from here on its folder stays
         with RunLog(workdir, start, config.steps, active=hosts.is_first_host(), quiet=quiet) as log:
-            log.say(_opening(config, source, start))
+            log.say(_opening(config, source, begins or f"goes on after step {start}"))
             run = _Run(config, workdir, checkpoints, log, frozen, heldout)
             with _stop_asked_for() as asked:
                 if start and run.is_to_be_evaluated(start) and checkpoints.score(start) is None:
@@ -222,9 +224,30 @@ def _stop_asked_for() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(came)
 
 
-def _opening(config: DistillConfig, source: DataSource, start: int) -> str:
+def _origin(config: DistillConfig) -> Any:
+    """Variables of the student that a run starts from, or None. Raises UserError where it saw images otherwise."""
+    if config.init_from is None:
+        return None
+    origin = load_student(config.init_from)
+    for name in ("image_mean", "image_std"):
+        ours, theirs = getattr(config, name), getattr(origin.config, name)
+        if ours != theirs:
+            raise UserError(
+                f"a student goes on with the {name} that it began with, {','.join(map(str, theirs))} in "
+                f"{config.init_from}, got {','.join(map(str, ours))}: set {name} to the first"
+            )
+    return origin.variables
+
+
+def _beginning(config: DistillConfig, origin: Any, state: TrainState) -> str:
+    if origin is None:
+        return "starts"
+    new = modules_beyond({"params": origin["params"]}, {"params": state.params})
+    return f"starts from {config.init_from}" + (f" with {', '.join(new)} anew" if new else "")
+
+
+def _opening(config: DistillConfig, source: DataSource, begins: str) -> str:
     devices, count = jax.device_count(), jax.process_count()
     at = f"{devices} {jax.devices()[0].platform} device{'s' * (devices > 1)}" + f" of {count} hosts" * (count > 1)
-    begin = f"goes on after step {start}" if start else "starts"
     phases = f", {config.guided_steps} of them guided" if config.self_training else ""
-    return f"{config.mode} {begin}: {config.steps} steps{phases}, {len(source)} images, {at}"
+    return f"{config.mode} {begins}: {config.steps} steps{phases}, {len(source)} images, {at}"

@@ -221,6 +221,12 @@ def start_from_student(theirs: Variables, variables: Variables) -> Variables:
     return traverse_util.unflatten_dict(ours | {path: value.astype(ours[path].dtype) for path, value in given.items()})
 
 
+def modules_beyond(theirs: Variables, variables: Variables) -> list[str]:
+    """The modules of a student ("head/decoder_0") that the one it starts from has not."""
+    found = set(traverse_util.flatten_dict(variables)) - set(traverse_util.flatten_dict(theirs))
+    return sorted({"/".join(path[1:3]) for path in found})
+
+
 def _different_shapes(theirs: Mapping[tuple[str, ...], Any], ours: Mapping[tuple[str, ...], Any]) -> list[str]:
     return [
         f"{theirs[path].shape} for {'/'.join(path)} {ours[path].shape}"

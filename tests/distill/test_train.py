@@ -110,7 +110,7 @@ def arrays_of_part(state, part):
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def test_a_run_starts_from_another_runs_student(whole, tmp_path, monkeypatch):
+def test_a_run_starts_from_another_runs_student(whole, tmp_path, monkeypatch, capsys):
     config, workdir, state = whole
     seen = {}
 
@@ -122,14 +122,16 @@ def test_a_run_starts_from_another_runs_student(whole, tmp_path, monkeypatch):
     loaded = teacher_from(config, pretrained_clip(), text_rows())
     config = dataclasses.replace(config, init_from=str(workdir))
     with pytest.raises(RuntimeError, match="seen"):
-        train_and_evaluate(config, tmp_path / "next", loaded=loaded, quiet=True)
+        train_and_evaluate(config, tmp_path / "next", loaded=loaded)
+    assert f"starts from {workdir}: 8 steps" in capsys.readouterr().err
     assert seen[".step"] == 0
     for part in ("params", "batch_stats"):
         same(*(arrays_of_part(found, part) for found in (seen, state)))
-    nobody = dataclasses.replace(config, init_from=str(tmp_path / "nobody"))
-    with pytest.raises(UserError, match="nobody"):
-        train_and_evaluate(nobody, tmp_path / "last", loaded=loaded, quiet=True)
-    assert not (tmp_path / "last").exists()
+    bad = {"init_from": str(tmp_path / "nobody")}, {"image_mean": (0.5, 0.5, 0.5)}
+    for changes, words in zip(bad, ("nobody", "set image_mean to the first"), strict=True):
+        with pytest.raises(UserError, match=words):
+            train_and_evaluate(dataclasses.replace(config, **changes), tmp_path / "last", loaded=loaded, quiet=True)
+        assert not (tmp_path / "last").exists()
 
 
 def test_a_crash_costs_nothing(whole, tmp_path):
