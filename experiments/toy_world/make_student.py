@@ -1,7 +1,7 @@
 """The student that ships, by one command: scenes, labels by the embedded ViT, two runs per seed, scores, the folder.
 
     python -m experiments.toy_world.make_student --show                    # the commands, and runs none
-    python -m experiments.toy_world.make_student --workers 4               # some five minutes on one H100
+    python -m experiments.toy_world.make_student --workers 4               # minutes on one H100
     python -m experiments.toy_world.make_student --scenes 40000 --steps 12000 --workers 4 --runs runs/longer
 
 The runs of all seeds share the device; the first one's progress is shown, the others' go to RUNS/logs. What is there is
@@ -48,16 +48,8 @@ def stages(args: argparse.Namespace) -> Iterator[list[Command]]:
     large = [*distill, "experiments/configs/scenes.py:large", "--set", *changes]
     yield [[*large, f"seed={seed}", "--out", str(args.runs / f"large-{seed}")] for seed in args.seeds]
     refined = [*distill, "experiments/configs/scenes.py:refined", "--set", f"train_data={DATA}[0:{args.scenes}]"]
-    yield [
-        [
-            *refined,
-            f"init_from={args.runs / f'large-{seed}'}",
-            f"seed={seed}",
-            "--out",
-            str(args.runs / f"refined-{seed}"),
-        ]
-        for seed in args.seeds
-    ]
+    starts = {seed: f"init_from={args.runs / f'large-{seed}'}" for seed in args.seeds}
+    yield [[*refined, starts[n], f"seed={n}", "--out", str(args.runs / f"refined-{n}")] for n in args.seeds]
     scored = ["--runs", str(args.runs), "--results", str(args.runs / "results"), "--only", "MaskCLIP"]
     yield [[*python, "experiments.tables.annotation_free", *scored]]
     student = args.runs / "student"
