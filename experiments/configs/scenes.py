@@ -83,8 +83,9 @@ LARGE |= {"crop_size": 128, "checkpoint_every": 500}
 def config(name: str = "annotation_free") -> DistillConfig:
     """A variant by name."""
     shipped = {"train_data": f"{ARCHIVE}!heldout[64:]", "eval_data": "scenes", "teacher": DENOISED}
+    scenes = ROOT / "data" / "scenes" / "train"
     generated = FROM_CLIP | {
-        "train_data": f"{ROOT / 'data' / 'scenes' / 'train'}[0:16000]",
+        "train_data": f"{scenes}[0:16000]",
         "eval_data": f"{ARCHIVE}!heldout",
         "evaluate_every": 400,
         "checkpoint_every": 200,
@@ -94,7 +95,7 @@ def config(name: str = "annotation_free") -> DistillConfig:
     larger = dataclasses.replace(AUGMENTATION, short_side=160)  # scenes are 128: cells of 6.4 of their pixels
     large = generated | labels("labels") | LARGE | {"augmentation": larger}
     refined = {"student": REFINED_STUDENT, "backbone_weights": None, "init_from": str(ROOT / "runs" / "large-0")}
-    refined |= {"train_data": f"{ROOT / 'data' / 'scenes' / 'train'}[0:8000]", "steps": 500, "learning_rate": 1e-3}
+    refined |= {"train_data": f"{scenes}[0:8000]", "steps": 500, "learning_rate": 1e-3}
     refined |= {"evaluate_every": 250}
     ablation = generated | {"steps": 400, "evaluate_every": 200, "checkpoint_every": 200}
     short = {"steps": 500, "evaluate_every": 250, "checkpoint_every": 250}

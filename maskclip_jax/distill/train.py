@@ -242,7 +242,7 @@ def _origin(config: DistillConfig) -> Any:
 def _beginning(config: DistillConfig, origin: Any, state: TrainState) -> str:
     if origin is None:
         return "starts"
-    new = modules_beyond({"params": origin["params"]}, {"params": state.params})
+    new = modules_beyond(origin["params"], state.params)
     return f"starts from {config.init_from}" + (f" with {', '.join(new)} anew" if new else "")
 
 

@@ -221,10 +221,10 @@ def start_from_student(theirs: Variables, variables: Variables) -> Variables:
     return traverse_util.unflatten_dict(ours | {path: value.astype(ours[path].dtype) for path, value in given.items()})
 
 
-def modules_beyond(theirs: Variables, variables: Variables) -> list[str]:
-    """The modules of a student ("head/decoder_0") that the one it starts from has not."""
-    found = set(traverse_util.flatten_dict(variables)) - set(traverse_util.flatten_dict(theirs))
-    return sorted({"/".join(path[1:3]) for path in found})
+def modules_beyond(theirs: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+    """The modules ("head/decoder_0") among a student's parameters that are not among those that it starts from."""
+    found = set(traverse_util.flatten_dict(params)) - set(traverse_util.flatten_dict(theirs))
+    return sorted({"/".join(path[:2]) for path in found})
 
 
 def _different_shapes(theirs: Mapping[tuple[str, ...], Any], ours: Mapping[tuple[str, ...], Any]) -> list[str]:
