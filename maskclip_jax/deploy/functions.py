@@ -6,7 +6,6 @@ are resized before (`about["resize"]` says how), because the filters that decide
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from maskclip_jax.checkpoints.pretrained import Pretrained
-from maskclip_jax.data.preprocess import sized
 from maskclip_jax.data.vocabulary import class_palette
 from maskclip_jax.distill.evaluation import student_reader
 from maskclip_jax.distill.predict import TrainedStudent
@@ -82,8 +80,7 @@ def deployed_segmenter(pretrained: Pretrained, options: Options | None = None, s
     o, config = Options() if options is None else options, pretrained.config
     if unread := [name for name in o.changed() if name not in READ]:
         raise UserError(f"a file reads a whole image once, by {', '.join(READ)}, got {unread[0]}: leave it out")
-    preprocess = sized(pretrained.preprocess, o.short_side, o.within)
-    reader = teacher_reader(dataclasses.replace(pretrained, preprocess=preprocess), o)
+    reader = teacher_reader(pretrained, o)
     if size is None and reader.method.attention == "kk+gaussian":
         raise UserError(f"{o.method} weighs neighbours on one grid, got any size: give --size, or another method")
     _check_size(size, config.stride, config.stride)

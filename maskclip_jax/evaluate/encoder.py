@@ -91,21 +91,23 @@ def evaluate_teacher(
             f"evaluate_teacher counts whole images, by {', '.join(READ_HERE)}, got {unread[0]}: "
             "call evaluate_protocol, or leave it out"
         )
-    preprocess = sized(pretrained.preprocess, options.short_side, options.within)
-    pretrained = dataclasses.replace(with_backbone(pretrained, options), preprocess=preprocess)
+    pretrained = with_backbone(pretrained, options)
+    reader = teacher_reader(pretrained, options)
+    if counter is None:
+        counter = Counter(reader, len(names))
+    elif counter.reader.preprocess != reader.preprocess:
+        raise UserError("a counter is of the same model and options, but this one sizes images otherwise: make another")
     protocol = {
         "scales": list(options.scales),
         "flip": options.flip,
-        "short side": pretrained.preprocess.short_side,
-        "within": pretrained.preprocess.within,
+        "short side": reader.preprocess.short_side,
+        "within": reader.preprocess.within,
         "prompt denoising": options.prompt_denoising,
         "key smoothing": options.key_smoothing,
         **named_method(options),
         "stride": pretrained.config.stride,
         "fidelity": dataclasses.asdict(pretrained.config.fidelity),
     }
-    if counter is None:
-        counter = Counter(teacher_reader(pretrained, options), len(names))
     return evaluate(
         counter,
         {"clip": pretrained.variables, "text": classifier},
@@ -126,8 +128,10 @@ def beyond_counting(options: Options) -> list[str]:
 
 
 def teacher_reader(pretrained: Pretrained, options: Options | None = None) -> Reader:
-    """MaskCLIP with its refinement: the options' thresholds and method; `pretrained` has their backbone beside it."""
+    """MaskCLIP with its refinement: the options' thresholds, method and size; `pretrained` has their backbone beside
+    it."""
     o, model = Options() if options is None else options, pretrained.model
+    preprocess = sized(pretrained.preprocess, o.short_side, o.within)
     method = dense_method(o.method, pretrained.config)
 
     def scores(v: Any, pixels: Array, grid: Array | None) -> Scores:
@@ -137,7 +141,7 @@ def teacher_reader(pretrained: Pretrained, options: Options | None = None) -> Re
     def probabilities(v: Any, found: Scores) -> Array:
         return to_probabilities(found, probability_scale(model, v["clip"]))
 
-    return Reader(scores, probabilities, pretrained.preprocess, model.config, method=method)
+    return Reader(scores, probabilities, preprocess, model.config, method=method)
 
 
 def evaluate(

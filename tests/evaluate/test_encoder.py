@@ -24,11 +24,12 @@ from maskclip_jax.distill.evaluation import evaluate_student
 from maskclip_jax.distill.step import make_eval_step
 from maskclip_jax.errors import UserError
 from maskclip_jax.evaluate import engine as views
-from maskclip_jax.evaluate.encoder import evaluate, evaluate_teacher
+from maskclip_jax.evaluate.encoder import evaluate, evaluate_teacher, teacher_reader
 from maskclip_jax.evaluate.engine import MOST_WAITING, Counter, Reader, batches, canvas_shape
 from maskclip_jax.evaluate.metrics import confusion_matrix
 from maskclip_jax.ops.compile_count import count_compiles
 from maskclip_jax.segment.grid import usual_sides
+from maskclip_jax.segment.options import Options
 from maskclip_jax.segment.predict import segment_images
 from maskclip_jax.segment.refine import Logits
 from maskclip_jax.students import create_student
@@ -79,6 +80,20 @@ def test_a_teacher_scores_as_its_masks_do():
     assert values["protocol"]["prompt denoising"] == 0.3
     assert set(values["per class"]) == set(CLASSES)
     assert np.count_nonzero(scores.confusion.sum(0)) > 1  # not one class everywhere
+
+
+def test_a_counter_reads_at_the_size_of_its_options():
+    clip = pretrained_clip()
+    options = Options(short_side=24)
+    expected = evaluate_teacher(clip, text_rows(), CLASSES, MIXED, options)
+    assert expected.protocol["short side"] == 24
+    counter = Counter(teacher_reader(clip, options), 5)
+    kept = evaluate_teacher(clip, text_rows(), CLASSES, MIXED, options, counter=counter)
+    np.testing.assert_array_equal(kept.confusion, expected.confusion)
+    other = evaluate_teacher(clip, text_rows(), CLASSES, MIXED, short_side=40)
+    assert (other.confusion != expected.confusion).any()
+    with pytest.raises(UserError, match="sizes images otherwise"):
+        evaluate_teacher(clip, text_rows(), CLASSES, MIXED, short_side=40, counter=counter)
 
 
 def test_a_student_scores_as_its_logits_do():
