@@ -4,7 +4,7 @@
     python run.py distill experiments/configs/scenes.py:demo --out runs/demo
 
     python -m experiments.toy_world.make_scenes --train 40000 --heldout 500 --out data/scenes
-    python -m experiments.toy_world.label_scenes --pamr 8 --balance 0.5 --count 16000 --keep 0.8 --keep-stuff 0.9 \
+    python -m experiments.toy_world.label_scenes --pamr 8 --balance 0.5 --count 40000 --keep 0.8 --keep-stuff 0.9 \
         --scenes data/scenes/train --out data/labels
     python -m experiments.toy_world.label_scenes --model embedded-resnet --pamr 4 --balance 0.5 --count 16000 \
         --keep 0.5 --keep-stuff 0.65 --scenes data/scenes/train --out data/labels-resnet
@@ -19,12 +19,12 @@ Variants (`FILE.py:NAME`):
     from_clip         the same, with a student whose backbone starts from the ResNet's image tower, as the paper's
                       starts from ImageNet: it needs far fewer steps
     demo              from_clip, as much as two cores do in three to five minutes
-    large             16,000 generated scenes with labels made before (`label_scenes`: of the ViT, every
+    large             40,000 generated scenes with labels made before (`label_scenes`: of the ViT, every
                       object as often), scored on all 500 held-out scenes, as are those below; all but the finetuned
                       ones start from the ResNet's image tower, which has seen captions alone too
-    refined           what ships: large-0 goes on with a decoder, which sees the things' edges at stride 4; minutes
+    refined           what ships: large-0 goes on with a decoder, which sees the things' edges at stride 4; half an hour
                       on two cores. Alone from the start it was never trained
-    large_resnet      large with the ResNet as teacher
+    large_resnet      large with the ResNet as teacher, 16,000 scenes and 5,000 steps
     second_round      large once more, with large's student as the teacher of the next (labels by `label_scenes --model
                       runs/large-0 --pamr 4 --keep 0.7 --keep-stuff 0.85 --prompt-denoising 0 --count 16000`)
     zero_shot         six classes without annotation: teacher's labels, then the student's own
@@ -76,7 +76,7 @@ FROM_CLIP = {
     "image_std": OPENAI_STD,
 }
 
-LARGE = {"student": SMALL_STUDENT, "backbone_rate": 0.3, "batch_size": 32, "steps": 5000, "evaluate_every": 1000}
+LARGE = {"student": SMALL_STUDENT, "backbone_rate": 0.3, "batch_size": 32, "steps": 4000, "evaluate_every": 1000}
 LARGE |= {"crop_size": 128, "checkpoint_every": 500}
 
 
@@ -93,10 +93,12 @@ def config(name: str = "annotation_free") -> DistillConfig:
     splits = {"unseen": UNSEEN}
     labels = lambda name: {"labels_from": str(ROOT / "data" / name)}  # noqa: E731
     larger = dataclasses.replace(AUGMENTATION, short_side=160)  # scenes are 128: cells of 6.4 of their pixels
-    large = generated | labels("labels") | LARGE | {"augmentation": larger}
+    large = generated | labels("labels") | LARGE | {"augmentation": larger, "train_data": f"{scenes}[0:40000]"}
+    fewer = {"train_data": generated["train_data"]}
     refined = {"student": REFINED_STUDENT, "backbone_weights": None, "init_from": str(ROOT / "runs" / "large-0")}
-    refined |= {"train_data": f"{scenes}[0:8000]", "steps": 500, "learning_rate": 1e-3}
-    refined |= {"evaluate_every": 250}
+    refined |= {"train_data": f"{scenes}[0:8000]", "steps": 2000, "learning_rate": 1e-3}
+    # Read at 192 px, as validation scenes chose; it trains at the sizes that `large` does, 128 to 208 px.
+    refined |= {"augmentation": dataclasses.replace(AUGMENTATION, short_side=192, scale=(2 / 3, 1.083))}
     ablation = generated | {"steps": 400, "evaluate_every": 200, "checkpoint_every": 200}
     short = {"steps": 500, "evaluate_every": 250, "checkpoint_every": 250}
     variants = {
@@ -105,8 +107,8 @@ def config(name: str = "annotation_free") -> DistillConfig:
         "demo": shipped | FROM_CLIP | {"steps": 250, "evaluate_every": 250, "checkpoint_every": 250},
         "large": large,
         "refined": large | refined,
-        "large_resnet": large | {"teacher": RESNET} | labels("labels-resnet"),
-        "second_round": large | labels("labels-second") | {"steps": 2000},
+        "large_resnet": large | fewer | {"teacher": RESNET, "steps": 5000} | labels("labels-resnet"),
+        "second_round": large | fewer | labels("labels-second") | {"steps": 2000},
         "ablation": ablation | labels("labels"),
         "ablation_denoised": ablation | {"teacher": DENOISED},
         "ablation_raw": ablation,

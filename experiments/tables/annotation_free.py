@@ -52,6 +52,8 @@ PUBLISHED = {  # MaskCLIP of the released README; the two of +KS+PD come from a 
     "cocostuff171/vit_b16/+KS+PD": "14.6 (secondary source)",
 }
 READINGS = ("naive", "MaskCLIP", "+KS", "+PD", "+KS+PD")
+SIZED = "MaskCLIP at its best size"
+SIZES = {"resnet": 160, "vit": 176}  # pixels; validation scenes chose (300, of the sizes from 128 to 192)
 PLUS = "MaskCLIP+"
 REFINED = f"{PLUS} with a decoder"
 # The ViT's students: row -> data, variant, seeds. The second round learns from the labels of the first one's seed 0.
@@ -85,6 +87,8 @@ def _embedded(settings: Settings) -> list[Cell]:
             for name in READINGS:
                 options = reading_options(name, threshold)
                 found.append(teacher_cell(f"{data}/{short}/{name}", model, data, count, **options))
+            options = reading_options(SIZED, threshold) | {"short_side": SIZES[short]}
+            found.append(teacher_cell(f"{data}/{short}/{SIZED}", model, data, count, **options))
             variant = {"resnet": "large_resnet", "vit": "large"}[short]
             found.append(student_cell(settings, f"{data}/{short}/{PLUS}", variant, data=data, count=count))
     known = {cell.key for cell in found}
@@ -103,7 +107,8 @@ def seed_key(row: str, seed: int) -> str:
 
 def best_reading(found: dict[str, Found], data: str) -> float | None:
     """mIoU of the ViT's best reading without training."""
-    return max((s for name in READINGS if (s := score(found, f"{data}/vit/{name}")) is not None), default=None)
+    scores = (score(found, f"{data}/vit/{name}") for name in (*READINGS, SIZED))
+    return max((s for s in scores if s is not None), default=None)
 
 
 def _students(found: dict[str, Found]) -> list[str | Figure]:
@@ -154,13 +159,14 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
         return ["Published / ours, mIoU in %.\n", table([("", *columns), *rows])]
     columns = [f"{data}/{model}" for data in ("scenes", "twemoji") for model in MODELS]
     heads = [c.replace("/", ", ") for c in columns]
-    names = (*READINGS, PLUS, REFINED)
+    names = (*READINGS, SIZED, PLUS, REFINED)
     rows = [(name, *(score(found, f"{c}/{name}") for c in columns)) for name in names]
     thresholds = [recommended_denoising(model) for model in MODELS.values()]
     counts = {f.cell.config["count"] for f in found.values()}
     note = (
         f"mIoU in % on {max(counts)} held-out scenes, 66 names as prompts; denoising at the checkpoints' thresholds "
-        f"({', '.join(f'{t:g}' for t in thresholds)}).\n"
+        f"({', '.join(f'{t:g}' for t in thresholds)}); the best sizes, by validation scenes, are "
+        f"{SIZES['resnet']} px (ResNet) and {SIZES['vit']} px (ViT), and 192 px for the student with a decoder.\n"
     )
     missing = [f.cell.command for key, f in found.items() if PLUS in key and f.record is None]
     empty = [f"Empty until trained: `{command}`\n" for command in dict.fromkeys(missing)]

@@ -2,7 +2,7 @@
 
     python -m experiments.toy_world.make_student --show                    # the commands, and runs none
     python -m experiments.toy_world.make_student --workers 4               # minutes on one H100
-    python -m experiments.toy_world.make_student --scenes 40000 --steps 12000 --workers 4 --runs runs/longer
+    python -m experiments.toy_world.make_student --steps 12000 --workers 4 --runs runs/longer
 
 The runs of all seeds share the device; the first one's progress is shown, the others' go to RUNS/logs. What is there is
 kept, and what was stopped goes on: call it again. The student is written to RUNS/student, and takes the place of the
@@ -97,7 +97,7 @@ def run_side_by_side(commands: Sequence[Command], logs: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=16000, help="how many the student learns from")
+    parser.add_argument("--scenes", type=int, default=40000, help="how many the student learns from")
     parser.add_argument("--steps", type=int, help="of the first run, instead of the config's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one's student is written")
     parser.add_argument("--workers", type=int, help="processes that prepare batches, of each run")
