@@ -21,8 +21,6 @@ from maskclip_jax.cli import common
 from maskclip_jax.errors import UserError
 
 EXPERIMENT = Path(__file__).resolve().parents[2] / "experiments" / "configs" / "scenes.py"
-# Pixels that the shipped student reads a scene at: chosen on validation scenes (its training's 160: 1.4 points less).
-STUDENT_SIDE = 192
 SHOWN = (48, 50, 19, 46, 5, 1)  # scenes on the sheet: some that come out well, some that do not
 NOTES = {
     "image": "Never seen in training. The prompts are all {classes} names.",
@@ -80,8 +78,6 @@ def run(args: argparse.Namespace) -> None:
             options = {"progress": lambda done, total, report=report: report(done)}
             if name in readings:
                 options |= {"classifier": classifier} | readings[name]
-            elif not args.train:
-                options["short_side"] = STUDENT_SIDE
             found = segment_images(images, names, pretrained if name in readings else student, **options)
         masks[name] = [result.labels for result in found]
         scores[name] = score(labels, masks[name], names) | {"seconds": time.monotonic() - start}
