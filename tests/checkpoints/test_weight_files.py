@@ -1,7 +1,5 @@
 """Weights as people have them: wrappers, numbers that are none, float8, weights without a config beside them."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ from safetensors.numpy import save_file
 from maskclip_jax.checkpoints.load import load_clip
 from maskclip_jax.checkpoints.tokenizer import MissingTokenizer
 from maskclip_jax.checkpoints.weights import to_names, to_variables
-from maskclip_jax.data.whole_files import cache_folder
 from maskclip_jax.errors import UserError
 
 
@@ -115,21 +112,3 @@ def test_a_tower_of_timm_is_called_one():
     for name in ("visual.trunk.blocks.0.attn.qkv.weight", "trunk.cls_token", "patch_embed.proj.weight"):
         with pytest.raises(UserError, match=r"got an image tower of timm"):
             load_clip({name: np.zeros(3, np.float32)})
-
-
-def test_no_home_is_no_cache(monkeypatch):
-    """No $HOME and a user whom the system does not know: words are read, nothing is kept."""
-
-    def home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("MASKCLIP_JAX_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", home)
-    assert cache_folder() is None
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # is to be ignored
-    assert cache_folder() is None
-    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert cache_folder() == Path("/caches/maskclip_jax")
-    monkeypatch.setenv("MASKCLIP_JAX_CACHE", "somewhere")
-    assert cache_folder() == Path("somewhere")

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from maskclip_jax.data import whole_files
 from maskclip_jax.data.whole_files import (
+    cache_folder,
     cut,
     is_count,
     json_bytes,
@@ -135,3 +137,21 @@ def test_what_ships_is_there_or_one_line():
     assert (shipped("assets", "scenes") / "classes.json").is_file()
     with pytest.raises(UserError, match="install the package again"):
         shipped("assets", "no_such_folder")
+
+
+def test_no_home_is_no_cache(monkeypatch):
+    """No $HOME and a user whom the system does not know: words are read, nothing is kept."""
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MASKCLIP_JAX_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    assert cache_folder() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # is to be ignored
+    assert cache_folder() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_folder() == Path("/caches/maskclip_jax")
+    monkeypatch.setenv("MASKCLIP_JAX_CACHE", "somewhere")
+    assert cache_folder() == Path("somewhere")
