@@ -96,6 +96,14 @@ def test_a_counter_reads_at_the_size_of_its_options():
         evaluate_teacher(clip, text_rows(), CLASSES, MIXED, short_side=40, counter=counter)
 
 
+def test_what_only_a_protocol_reads_is_refused():
+    for options in (Options(pamr=1), Options(window=32)):
+        with pytest.raises(UserError, match=f"got {next(iter(options.changed()))}: call evaluate_protocol"):
+            teacher_reader(pretrained_clip(), options)
+        with pytest.raises(UserError, match="call evaluate_protocol"):
+            evaluate_teacher(pretrained_clip(), text_rows(), CLASSES, MIXED, options)
+
+
 def test_a_student_scores_as_its_logits_do():
     config = config_of()
     _, frozen, student, state = setup(config)
