@@ -93,8 +93,7 @@ def config(name: str = "annotation_free") -> DistillConfig:
     splits = {"unseen": UNSEEN}
     labels = lambda name: {"labels_from": str(ROOT / "data" / name)}  # noqa: E731
     larger = dataclasses.replace(AUGMENTATION, short_side=160)  # scenes are 128: cells of 6.4 of their pixels
-    large = generated | labels("labels") | LARGE | {"augmentation": larger, "train_data": f"{scenes}[0:40000]"}
-    fewer = {"train_data": generated["train_data"]}
+    large = generated | labels("labels") | LARGE | {"augmentation": larger}
     refined = {"student": REFINED_STUDENT, "backbone_weights": None, "init_from": str(ROOT / "runs" / "large-0")}
     refined |= {"train_data": f"{scenes}[0:8000]", "steps": 2000, "learning_rate": 1e-3}
     # Read at 192 px, as validation scenes chose; it trains at the sizes that `large` does, 128 to 208 px.
@@ -105,10 +104,10 @@ def config(name: str = "annotation_free") -> DistillConfig:
         "annotation_free": shipped | {"steps": 1500, "evaluate_every": 250, "checkpoint_every": 250},
         "from_clip": shipped | FROM_CLIP | {"steps": 1000, "evaluate_every": 250, "checkpoint_every": 250},
         "demo": shipped | FROM_CLIP | {"steps": 250, "evaluate_every": 250, "checkpoint_every": 250},
-        "large": large,
+        "large": large | {"train_data": f"{scenes}[0:40000]"},
         "refined": large | refined,
-        "large_resnet": large | fewer | {"teacher": RESNET, "steps": 5000} | labels("labels-resnet"),
-        "second_round": large | fewer | labels("labels-second") | {"steps": 2000},
+        "large_resnet": large | {"teacher": RESNET, "steps": 5000} | labels("labels-resnet"),
+        "second_round": large | labels("labels-second") | {"steps": 2000},
         "ablation": ablation | labels("labels"),
         "ablation_denoised": ablation | {"teacher": DENOISED},
         "ablation_raw": ablation,

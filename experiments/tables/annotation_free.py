@@ -19,6 +19,7 @@ import sys
 
 import numpy as np
 
+from experiments.configs import scenes
 from experiments.configs.paper import TARGETS
 from experiments.harness import records
 from experiments.harness.figures import Figure, bars, curves, sheet
@@ -163,10 +164,11 @@ def blocks(settings: Settings, found: dict[str, Found]) -> list[str | Figure]:
     rows = [(name, *(score(found, f"{c}/{name}") for c in columns)) for name in names]
     thresholds = [recommended_denoising(model) for model in MODELS.values()]
     counts = {f.cell.config["count"] for f in found.values()}
+    side = scenes.config("refined").augmentation.short_side
     note = (
         f"mIoU in % on {max(counts)} held-out scenes, 66 names as prompts; denoising at the checkpoints' thresholds "
         f"({', '.join(f'{t:g}' for t in thresholds)}); the best sizes, by validation scenes, are "
-        f"{SIZES['resnet']} px (ResNet) and {SIZES['vit']} px (ViT), and 192 px for the student with a decoder.\n"
+        f"{SIZES['resnet']} px (ResNet) and {SIZES['vit']} px (ViT), and {side} px for the student with a decoder.\n"
     )
     missing = [f.cell.command for key, f in found.items() if PLUS in key and f.record is None]
     empty = [f"Empty until trained: `{command}`\n" for command in dict.fromkeys(missing)]

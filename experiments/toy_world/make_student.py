@@ -42,14 +42,17 @@ def stages(args: argparse.Namespace) -> Iterator[list[Command]]:
         yield [[*python, "experiments.toy_world.make_scenes", *made]]
     label = ["--scenes", str(DATA), "--count", str(args.scenes), "--out", str(LABELS)]
     yield [[*python, "experiments.toy_world.label_scenes", *LABEL.split(), *label]]
-    changes = [f"train_data={DATA}[0:{args.scenes}]", *([f"steps={args.steps}"] if args.steps else [])]
     workers = ["--workers", str(args.workers)] if args.workers else []
-    distill = [sys.executable, "run.py", "distill", *workers]
-    large = [*distill, "experiments/configs/scenes.py:large", "--set", *changes]
-    yield [[*large, f"seed={seed}", "--out", str(args.runs / f"large-{seed}")] for seed in args.seeds]
-    refined = [*distill, "experiments/configs/scenes.py:refined", "--set", f"train_data={DATA}[0:{args.scenes}]"]
-    starts = {seed: f"init_from={args.runs / f'large-{seed}'}" for seed in args.seeds}
-    yield [[*refined, starts[n], f"seed={n}", "--out", str(args.runs / f"refined-{n}")] for n in args.seeds]
+
+    def distill(variant: str, seed: int, *changes: str) -> Command:
+        change = ["--set", f"train_data={DATA}[0:{args.scenes}]", *changes, f"seed={seed}"]
+        experiment = f"experiments/configs/scenes.py:{variant}"
+        out = str(args.runs / f"{variant}-{seed}")
+        return [sys.executable, "run.py", "distill", *workers, experiment, *change, "--out", out]
+
+    steps = [f"steps={args.steps}"] if args.steps else []
+    yield [distill("large", seed, *steps) for seed in args.seeds]
+    yield [distill("refined", seed, f"init_from={args.runs / f'large-{seed}'}") for seed in args.seeds]
     scored = ["--runs", str(args.runs), "--results", str(args.runs / "results"), "--only", "MaskCLIP"]
     yield [[*python, "experiments.tables.annotation_free", *scored]]
     student = args.runs / "student"

@@ -86,6 +86,7 @@ def evaluate_teacher(
     `counter` keeps compiled programs from call to call: `Counter(teacher_reader(…), C)` of the same model and options.
     """
     options = with_overrides(options, overrides)
+    _check_counted(options)  # before a second backbone is fetched
     pretrained = with_backbone(pretrained, options)
     reader = teacher_reader(pretrained, options)
     if counter is None:
@@ -122,15 +123,19 @@ def beyond_counting(options: Options) -> list[str]:
     return [name for name in options.changed() if name not in READ_HERE]
 
 
-def teacher_reader(pretrained: Pretrained, options: Options | None = None) -> Reader:
-    """MaskCLIP with its refinement: the options' thresholds, method and size; `pretrained` has their backbone beside
-    it. Views, batches and words are its caller's. Raises UserError for what needs more than a whole image's scores."""
-    o, model = Options() if options is None else options, pretrained.model
-    if unread := beyond_counting(o):
+def _check_counted(options: Options) -> None:
+    if unread := beyond_counting(options):
         raise UserError(
             f"evaluate_teacher counts whole images, by {', '.join(READ_HERE)}, got {unread[0]}: "
             "call evaluate_protocol, or leave it out"
         )
+
+
+def teacher_reader(pretrained: Pretrained, options: Options | None = None) -> Reader:
+    """MaskCLIP with its refinement: the options' thresholds, method and size; `pretrained` has their backbone beside
+    it. Views, batches and words are its caller's. Raises UserError for what needs more than a whole image's scores."""
+    o, model = Options() if options is None else options, pretrained.model
+    _check_counted(o)
     preprocess = sized(pretrained.preprocess, o.short_side, o.within)
     method = dense_method(o.method, pretrained.config)
 

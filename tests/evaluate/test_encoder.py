@@ -96,7 +96,8 @@ def test_a_counter_reads_at_the_size_of_its_options():
         evaluate_teacher(clip, text_rows(), CLASSES, MIXED, short_side=40, counter=counter)
 
 
-def test_what_only_a_protocol_reads_is_refused():
+def test_what_only_a_protocol_reads_is_refused(monkeypatch):
+    monkeypatch.setattr("maskclip_jax.evaluate.encoder.with_backbone", lambda *_: pytest.fail("fetched first"))
     for options in (Options(pamr=1), Options(window=32)):
         with pytest.raises(UserError, match=f"got {next(iter(options.changed()))}: call evaluate_protocol"):
             teacher_reader(pretrained_clip(), options)
